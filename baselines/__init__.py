@@ -1,0 +1,1 @@
+"""Baselines, one readable file a method, built from sq parts only."""

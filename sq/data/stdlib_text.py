@@ -1,0 +1,58 @@
+"""Python source text that every interpreter carries: the standard library, split into train and held-out modules."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+
+# Left out: installed packages, test suites, two applications, and tables that are not prose (encodings).
+EXCLUDED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
+)
+HELD_OUT_SHARE = 16  # one module in sixteen is held out
+
+
+def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
+    """Map dotted module name -> source file for the standard library, sorted by name.
+
+    Args:
+        root: folder to walk instead of the running interpreter's standard library.
+
+    Raises:
+        FileNotFoundError: no source file was found (a stripped or zipped interpreter).
+    """
+    base = Path(sysconfig.get_paths()["stdlib"]) if root is None else Path(root)
+    found: dict[str, Path] = {}
+    for path in base.rglob("*.py"):
+        parts = path.relative_to(base).parts
+        # config-3.x-* holds build settings of one machine.
+        if EXCLUDED_FOLDERS.intersection(parts) or parts[0].startswith("config-") or path.name.startswith("_sysconfig"):
+            continue
+        found[".".join(parts).removesuffix(".py")] = path
+    if not found:
+        raise FileNotFoundError(
+            f"no Python source under {base}: this interpreter ships without its standard library's source. "
+            "Use a full CPython build, or name a text file with calibration.path=... and task.path=..."
+        )
+    return dict(sorted(found.items()))
+
+
+def is_held_out(module: str) -> bool:
+    """Whether a module belongs to the held-out split: sha256(name) mod 16 == 0, the same on every machine."""
+    return int(hashlib.sha256(module.encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+
+
+def stdlib_text(split: str, root: Path | None = None) -> list[tuple[str, str]]:
+    """List (module name, source) of one split, "train" or "held_out", in order of name.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in ("train", "held_out"):
+        raise ValueError(f"split={split!r} is unknown; allowed: 'train', 'held_out'")
+    texts = []
+    for name, path in stdlib_modules(root).items():
+        if is_held_out(name) == (split == "held_out"):
+            texts.append((name, path.read_text(encoding="utf-8", errors="replace")))
+    return texts

@@ -1,0 +1,1 @@
+"""The small trained model that the package carries, its training script, outliers and tasks."""

@@ -1,0 +1,1 @@
+"""Perplexity, divergence from the full-precision model, zero-shot tasks."""

@@ -1,0 +1,1 @@
+"""Integer quantizers, clip search, RTN, GPTQ and nibble packing."""
