@@ -1,0 +1,137 @@
+"""Decoder families as data: where the sites, norms and residual outputs of a model are.
+
+A family is one entry of `FAMILIES`; nothing else in the package knows a module's name. Vocabulary of sites:
+
+| site    | linears            | fed by                 | channels produced by (before the site) |
+|---------|--------------------|------------------------|----------------------------------------|
+| qkv     | q, k, v            | input norm             | the residual stream                    |
+| o       | o                  | attention of the values| v (one head_dim block a KV head)       |
+| gate_up | gate, up           | post-attention norm    | the residual stream                    |
+| down    | down               | act(gate) * up         | up (elementwise)                       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from sq.errors import CheckpointError
+
+SITES = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one decoder family's parts; paths inside a decoder layer are relative to it.
+
+    Attributes:
+        model_type: `config.model_type` of transformers.
+        linears: site -> the linears that read it, in the order GPTQ visits them.
+        norms: site -> the RMSNorm in front of it, for sites fed by the residual stream.
+        producers: site -> the linear whose output rows are the site's channels.
+        residual_outputs: linears that write into the residual stream.
+        head_norms: RMSNorms on q and k heads, between projection and RoPE (no transform touches them).
+    """
+
+    model_type: str
+    linears: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "o": ("self_attn.o_proj",),
+            "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+            "down": ("mlp.down_proj",),
+        }
+    )
+    norms: Mapping[str, str] = field(
+        default_factory=lambda: {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
+    )
+    producers: Mapping[str, str] = field(default_factory=lambda: {"o": "self_attn.v_proj", "down": "mlp.up_proj"})
+    residual_outputs: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    head_norms: tuple[str, ...] = ()
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    rotary: str = "model.rotary_emb"
+    head: str = "lm_head"
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("llama"),
+        Family("mistral"),
+        Family("qwen2"),
+        Family("qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm")),
+    )
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a model's config.
+
+    Raises:
+        CheckpointError: the architecture has no entry in `FAMILIES`.
+    """
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise CheckpointError(
+            f"model_type {config.model_type!r} has no entry in sq.models.families.FAMILIES; supported: "
+            f"{', '.join(FAMILIES)}. Add an entry and its invariance test (README, 'Add a model family')."
+        )
+    return family
+
+
+def check_layer(family: Family, layer: nn.Module) -> None:
+    """Refuse a decoder layer with parts that the family's entry does not name: a silent wrong mapping is worse.
+
+    Raises:
+        CheckpointError: a linear or norm is missing from the layer or unknown to the entry.
+    """
+    named = {path for paths in family.linears.values() for path in paths}
+    norms = {*family.norms.values(), *family.head_norms}
+    linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    owners = {name.rpartition(".")[0] for name, _ in layer.named_parameters()}
+    missing, unknown = (named | norms) - owners, owners - named - norms
+    if missing or unknown or linears != named:
+        raise CheckpointError(
+            f"a decoder layer of {family.model_type!r} does not match its entry in FAMILIES: missing "
+            f"{sorted(missing) or 'nothing'}, unknown {sorted(unknown | (linears - named)) or 'nothing'}. This variant "
+            "of the architecture needs an entry of its own."
+        )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a decoder layer. heads * head_dim may differ from hidden (Qwen3-0.6B, 4B, 32B)."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Geometry:
+        """Read the sizes from a transformers config."""
+        heads = config.num_attention_heads
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            layers=config.num_hidden_layers,
+        )
+
+    def width(self, site: str) -> int:
+        """Number of features n of a site."""
+        return {
+            "qkv": self.hidden,
+            "o": self.heads * self.head_dim,
+            "gate_up": self.hidden,
+            "down": self.intermediate,
+        }[site]

@@ -1,0 +1,129 @@
+"""Model folders: find one (local or hub) and read tensors from its safetensors on demand."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sq.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """A local folder with the model: `path` itself, or a hub id's snapshot (HF_HUB_OFFLINE and HF_HOME are honoured).
+
+    Raises:
+        CheckpointError: the folder does not exist, or the hub has no such model or cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise CheckpointError(
+            f"model.path={path!r} is neither an existing folder nor a hub id of the form owner/name. "
+            "Give a folder with config.json and *.safetensors, or a hub id."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"model {path!r} is not in the local hub cache and the hub cannot be reached (HF_HUB_OFFLINE set, or no "
+            "network). Download it once elsewhere and name its folder with model.path=FOLDER."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"the hub refused model {path!r}: {type(error).__name__}: {str(error).splitlines()[0]}. Check the name, accept "
+            "the model's licence and log in (`hf auth login`), or name a local folder with model.path=FOLDER."
+        ) from error
+
+
+class WeightSource:
+    """Tensors of a model folder, read by name; nothing stays open or resident between reads.
+
+    Args:
+        folder: holds model.safetensors, or an index and its shards.
+
+    Raises:
+        CheckpointError: no weights, a missing shard, or a file that is truncated or not safetensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._files = self._index()
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._files)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Copies of the named tensors in their stored dtype, on the CPU.
+
+        Raises:
+            CheckpointError: a name is absent, a file cannot be read, or a value is NaN or inf.
+        """
+        wanted: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            if name not in self._files:
+                raise CheckpointError(
+                    f"{self.folder} has no tensor {name!r}. The checkpoint is incomplete or config.json belongs to "
+                    "another model."
+                )
+            wanted[self._files[name]].append(name)
+        found: dict[str, Tensor] = {}
+        for file, keys in wanted.items():
+            # A handle maps the file and its touched pages count as resident: closed at once, tensors are copies.
+            with self._open(file) as handle:
+                for key in keys:
+                    found[key] = handle.get_tensor(key).clone()
+        for name, tensor in found.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise CheckpointError(
+                    f"tensor {name!r} in {self.folder / self._files[name]} has {bad} NaN or inf values of {tensor.numel()}. "
+                    "The file is damaged or was exported from a diverged run; fetch it again."
+                )
+        return found
+
+    def _index(self) -> dict[str, str]:
+        if not self.folder.is_dir():
+            raise CheckpointError(f"model folder {self.folder} does not exist")
+        if (self.folder / INDEX).is_file():
+            try:
+                files = dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
+            absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
+            if absent:
+                raise CheckpointError(f"{self.folder} lacks {len(absent)} shard(s) that its index names: {', '.join(absent)}")
+            for file in sorted(set(files.values())):
+                with self._open(file) as handle:
+                    lost = {name for name, owner in files.items() if owner == file}.difference(handle.keys())
+                if lost:
+                    raise CheckpointError(f"{self.folder / file} lacks tensors that the index promises: {sorted(lost)[:3]}")
+            return files
+        if (self.folder / SINGLE).is_file():
+            with self._open(SINGLE) as handle:
+                return dict.fromkeys(handle.keys(), SINGLE)
+        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".gguf"})
+        hint = f" It has {', '.join(others[:3])}: save it again with safe_serialization." if others else ""
+        raise CheckpointError(f"{self.folder} has no weights: neither {SINGLE} nor {INDEX} is there.{hint}")
+
+    def _open(self, file: str) -> safe_open:
+        try:
+            return safe_open(self.folder / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.folder / file} cannot be read as safetensors ({error}): truncated or not a safetensors file. "
+                "Fetch it again."
+            ) from error

@@ -1,0 +1,173 @@
+"""The layer stream: a decoder whose layers are read one at a time; the model itself stays on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sq.errors import CheckpointError
+from sq.models.families import Geometry, check_layer, family_of
+from sq.models.source import WeightSource
+
+
+@dataclass
+class Ends:
+    """The two ends of a decoder: what turns tokens into hidden states and hidden states into logits.
+
+    Attributes:
+        embedding: (vocab, hidden).
+        norm: final RMSNorm.
+        head: (vocab, hidden); a copy when the checkpoint ties it to the embedding, so that each end can be transformed.
+    """
+
+    embedding: Tensor
+    norm: nn.Module
+    head: Tensor
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Hidden states of token ids (B, S): (B, S, hidden)."""
+        return nn.functional.embedding(ids.to(self.embedding.device), self.embedding)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states (..., hidden): (..., vocab)."""
+        return nn.functional.linear(self.norm(hidden), self.head)
+
+
+class DecoderStream:
+    """A decoder LLM read from a folder layer by layer.
+
+    Args:
+        folder: a transformers model folder (config.json and safetensors).
+        dtype: of the computation, or None for the checkpoint's own.
+        device: of the computation.
+
+    Raises:
+        CheckpointError: no config, an unknown architecture, or weights that cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").is_file():
+            raise CheckpointError(f"{self.folder} has no config.json: it is not a transformers model folder")
+        self.config = AutoConfig.from_pretrained(self.folder)
+        self.family = family_of(self.config)
+        self.geometry = Geometry.of(self.config)
+        self.dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
+        self.device = torch.device(device)
+        self.source = WeightSource(self.folder)
+        with torch.device("meta"):
+            self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+                self.config, dtype=self.dtype, attn_implementation="sdpa"
+            )
+        self.skeleton.eval()
+        check_layer(self.family, self.meta_layer(0))
+        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of decoder layers."""
+        return self.geometry.layers
+
+    def meta_layer(self, index: int) -> nn.Module:
+        """The layer's skeleton on the meta device."""
+        return self.skeleton.get_submodule(f"{self.family.layers}.{index}")
+
+    def layer(self, index: int) -> nn.Module:
+        """A fresh decoder layer with its weights read from the checkpoint, in `dtype` on `device`."""
+        prefix = f"{self.family.layers}.{index}."
+        layer = copy.deepcopy(self.meta_layer(index))
+        names = [name for name, _ in layer.named_parameters()]
+        weights = self.source.read(prefix + name for name in names)
+        state = {name: self._place(weights[prefix + name]) for name in names}
+        for name, parameter in layer.named_parameters():
+            if state[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"tensor {prefix + name!r} has shape {tuple(state[name].shape)}, config.json asks for "
+                    f"{tuple(parameter.shape)}"
+                )
+        layer.load_state_dict(state, assign=True)
+        return layer.requires_grad_(False).eval()
+
+    def ends(self) -> Ends:
+        """Embedding, final norm and head; a tied head is copied."""
+        embedding, norm, head = f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight", f"{self.family.head}.weight"
+        names = [embedding, norm] + ([head] if head in self.source.names() else [])
+        if head not in names and not self.config.tie_word_embeddings:
+            raise CheckpointError(f"{self.folder} has no tensor {head!r} and config.json does not tie the embeddings")
+        weights = self.source.read(names)
+        module = copy.deepcopy(self.skeleton.get_submodule(self.family.final_norm))
+        module.load_state_dict({"weight": self._place(weights[norm])}, assign=True)
+        tied = self.config.tie_word_embeddings or head not in weights
+        return Ends(
+            embedding=self._place(weights[embedding]),
+            norm=module.requires_grad_(False).eval(),
+            head=self._place(weights[embedding].clone() if tied else weights[head]),
+        )
+
+    def arguments(self, batch: int, length: int) -> list[dict[str, Any]]:
+        """Keyword arguments that transformers passes to each decoder layer for a full batch: (B, S) tokens, no cache.
+
+        They are recorded from the model's own forward, so masks, sliding windows and rotary embeddings are its own.
+        """
+        key = (batch, length)
+        if key not in self._arguments:
+            # A copy of each part but the layers; the norm is skipped because its weight is on the meta device.
+            decoder = copy.copy(self.skeleton.get_submodule(self.family.layers.rpartition(".")[0]))
+            decoder._modules = dict(decoder._modules)
+            recorders = nn.ModuleList(_Recorder() for _ in range(self.count))
+            setattr(decoder, self.family.layers.rpartition(".")[2], recorders)
+            setattr(decoder, self.family.final_norm.rpartition(".")[2], nn.Identity())
+            setattr(decoder, self.family.rotary.rpartition(".")[2], self.rotary())
+            hidden = torch.zeros(batch, length, self.geometry.hidden, dtype=self.dtype, device=self.device)
+            decoder(inputs_embeds=hidden, use_cache=False)
+            self._arguments[key] = [recorder.arguments for recorder in recorders]  # type: ignore[misc]
+        return self._arguments[key]
+
+    def rotary(self) -> nn.Module:
+        """A working rotary embedding: the skeleton's has its frequencies on the meta device."""
+        return type(self.skeleton.get_submodule(self.family.rotary))(self.config).to(self.device)
+
+    def forward(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Run one layer on hidden states (B, S, hidden) of full windows."""
+        batch, length, _ = hidden.shape
+        out: Tensor = layer(hidden.to(self.device), **self.arguments(batch, length)[index])
+        return out
+
+    def layers(self) -> Iterator[nn.Module]:
+        """All layers in order, each fresh from the checkpoint."""
+        return (self.layer(index) for index in range(self.count))
+
+    def assemble(self, layers: list[nn.Module], ends: Ends) -> PreTrainedModel:
+        """A whole model in memory from its layers and ends; the head is untied when the ends differ."""
+        model = copy.deepcopy(self.skeleton)
+        stack = model.get_submodule(self.family.layers)
+        for index, layer in enumerate(layers):
+            stack[index] = layer  # type: ignore[operator]
+        model.config.tie_word_embeddings = False
+        for path, weight in ((self.family.embedding, ends.embedding), (self.family.head, ends.head)):
+            model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
+        owner, _, name = self.family.final_norm.rpartition(".")
+        setattr(model.get_submodule(owner), name, ends.norm)
+        owner, _, name = self.family.rotary.rpartition(".")
+        setattr(model.get_submodule(owner), name, self.rotary())
+        return model.eval()
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self.device, dtype=self.dtype)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer and keeps the keyword arguments it was called with."""
+
+    arguments: dict[str, Any]
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return hidden
