@@ -1,0 +1,169 @@
+"""Documents of wikitext2 and c4: from the hub, a folder saved by `datasets`, or parquet / JSON-lines files.
+
+Both texts are read with their original rows, so that the protocols of sq/data/texts.py join them as the peers do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sq.errors import DataError
+
+SUFFIXES = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class HubText:
+    """Where one text lives on the hub.
+
+    Attributes:
+        repository: dataset id on the hub.
+        config: dataset configuration, None where files are named instead.
+        files: split -> file inside the repository, for datasets of which one shard is enough.
+        splits: ours ("train", "evaluation") -> the dataset's own name of the split.
+    """
+
+    repository: str
+    config: str | None
+    files: dict[str, str]
+    splits: dict[str, str]
+
+
+HUB = {
+    "wikitext2": HubText(
+        "Salesforce/wikitext", "wikitext-2-raw-v1", files={}, splits={"train": "train", "evaluation": "test"}
+    ),
+    "c4": HubText(
+        "allenai/c4",
+        None,
+        files={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+        splits={"train": "train", "evaluation": "validation"},
+    ),
+}
+
+
+def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit: int | None = None) -> list[str]:
+    """The "text" column of one split, in order.
+
+    Args:
+        name: "wikitext2" or "c4".
+        split: "train" or "evaluation".
+        dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A folder
+            holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the split's name
+            in their path. A single file is taken as it is, whatever its name.
+        limit: read at most so many rows.
+
+    Raises:
+        DataError: nothing there, no such split, no "text" column, an unreadable file, or an unreachable hub; the
+            message tells what was tried and which overrides point to local data.
+    """
+    source = HUB[name]
+    wanted = source.splits[split]
+    if dataset_path is None:
+        table = _from_hub(name, source, wanted)
+    else:
+        path = Path(dataset_path).expanduser()
+        if not path.exists():
+            raise DataError(f"dataset_path={path} does not exist; {_forms(name, wanted)}")
+        saved = path.is_dir() and any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+        if not saved:
+            return _from_files(name, _choose_files(name, source, wanted, path), limit)
+        table = _from_saved(name, wanted, path)
+    if "text" not in table.column_names:
+        raise DataError(f"{name}: the dataset has columns {table.column_names}; a column 'text' is needed")
+    rows = table if limit is None else table.select(range(min(limit, len(table))))
+    return [str(text) for text in rows["text"]]
+
+
+def _from_hub(name: str, source: HubText, split: str) -> Any:
+    import datasets
+
+    arguments: dict[str, Any] = {"split": split}
+    if source.config is not None:
+        arguments["name"] = source.config
+    if split in source.files:
+        # One shard of many: the dataset's own split sizes would not match.
+        arguments |= {"data_files": {split: source.files[split]}, "verification_mode": "no_checks"}
+    try:
+        return datasets.load_dataset(source.repository, **arguments)
+    except Exception as error:  # the hub's stack raises its own, requests', httpx's and OS errors alike
+        flags = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        offline = [flag for flag in flags if os.environ.get(flag, "0") not in ("", "0")]
+        state = f"; {' and '.join(offline)} is set, so only the hub's local cache was searched" if offline else ""
+        raise DataError(
+            f"{name}: tried {source.repository} ({source.config or source.files.get(split)}, split {split}) through "
+            f"`datasets` and got {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{state}. "
+            f"{_forms(name, split)}"
+        ) from error
+
+
+def _from_saved(name: str, split: str, path: Path) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # arrow, JSON and OS errors
+        raise DataError(f"{name}: {path} looks saved by datasets.save_to_disk but cannot be read: {error}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise DataError(f"{name}: {path} has splits {sorted(loaded)}; split {split!r} is needed")
+        return loaded[split]
+    found = None if loaded.split is None else str(loaded.split).split("[")[0]
+    if found not in (None, split):
+        raise DataError(f"{name}: {path} holds split {found!r}; split {split!r} is needed")
+    return loaded
+
+
+def _choose_files(name: str, source: HubText, split: str, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+    chosen = [file for file in files if split in file.relative_to(path).as_posix()]
+    # A snapshot of the whole repository: keep the configuration, or the shard, that the protocol names.
+    for preferred in (source.config, Path(source.files.get(split, "")).name):
+        narrowed = [file for file in chosen if preferred and preferred in file.as_posix()]
+        chosen = narrowed or chosen
+    if not chosen:
+        seen = ", ".join(file.relative_to(path).as_posix() for file in files[:8]) or "no such file"
+        raise DataError(f"{name}: no file for split {split!r} under {path} (found: {seen}); {_forms(name, split)}")
+    return chosen
+
+
+def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str]:
+    import pandas as pd
+
+    rows: list[str] = []
+    for file in files:
+        left = None if limit is None else limit - len(rows)
+        if left == 0:
+            break
+        try:
+            if file.suffix == ".parquet":
+                frame = pd.read_parquet(file)
+            else:
+                # dtype and convert_dates off: a document "1999" stays a string.
+                frame = pd.read_json(file, lines=True, nrows=left, dtype=False, convert_dates=False)
+        except Exception as error:  # arrow, JSON, gzip and OS errors
+            raise DataError(
+                f"{name}: {file} cannot be read as {'parquet' if file.suffix == '.parquet' else 'JSON lines'} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if "text" not in frame.columns:
+            raise DataError(f"{name}: {file} has columns {list(frame.columns)}; a column 'text' is needed")
+        rows.extend(str(text) for text in frame["text"].iloc[:left])
+    return rows
+
+
+def _forms(name: str, split: str) -> str:
+    return (
+        f"Local data: dataset_path=<folder saved by datasets.save_to_disk, a folder with {split!r} files "
+        f"({', '.join(SUFFIXES)}), or one such file>, or path=<plain UTF-8 text file>; "
+        f"or use text=embedded, which needs no download ({name} was asked)"
+    )
