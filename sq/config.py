@@ -1,0 +1,306 @@
+"""From a composed config to typed settings: `parse` finds every mistake before anything is loaded.
+
+`as_config` is its inverse and writes the run directory's config.yaml. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sq.config_checks import (
+    check_file,
+    check_folder,
+    check_model_path,
+    check_target,
+    check_text,
+    check_writable,
+)
+from sq.config_reader import Reader
+from sq.errors import ConfigError
+from sq.settings import (
+    ActivationSettings,
+    BitsSettings,
+    CalibrationSettings,
+    ExperimentSettings,
+    MethodSettings,
+    ModelSettings,
+    PathSettings,
+    PerplexitySettings,
+    TaskSettings,
+    TrackerSettings,
+    WeightSettings,
+    ZeroShotSettings,
+)
+
+__all__ = [
+    "ActivationSettings",
+    "BitsSettings",
+    "CalibrationSettings",
+    "ExperimentSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "PathSettings",
+    "PerplexitySettings",
+    "TaskSettings",
+    "TrackerSettings",
+    "WeightSettings",
+    "ZeroShotSettings",
+    "as_config",
+    "options",
+    "parse",
+    "reference",
+]
+
+SCHEMES = ("symmetric", "asymmetric", "midrise")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PLACEMENTS = ("auto", "memory", "stream")
+TRACKERS = ("offline", "online", "none")
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
+CONF = Path(__file__).resolve().parent / "conf"
+
+
+def parse(cfg: DictConfig) -> ExperimentSettings:
+    """Check a composed config and turn it into settings.
+
+    Raises:
+        ConfigError: with every mistake of the config, one sentence each.
+    """
+    problems: list[str] = []
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ConfigError([str(error).splitlines()[0]]) from error
+    assert isinstance(values, dict)
+    root = Reader("", {str(key): value for key, value in values.items()}, problems)
+    method = _method(root.section("method"))
+    bits = _bits(root.section("bits"))
+    parsed = ExperimentSettings(
+        model=_model(root.section("model")),
+        method=method,
+        bits=bits if method.quantizes else FULL_PRECISION,
+        weights=_weights(root.section("weights")),
+        activations=_activations(root.section("activations")),
+        calibration=_calibration(root.section("calibration")),
+        task=_task(root.section("task")),
+        tracker=_tracker(root.section("tracker")),
+        paths=_paths(root.section("paths")),
+        seed=root.integer("seed", low=0),
+        force=root.boolean("force", default=False),
+        reference_methods=root.names("reference_methods", default=()),
+        executor=root.text("executor", default="sq.execute:execute"),
+    )
+    for name in parsed.reference_methods:
+        if not (CONF / "method" / f"{name}.yaml").is_file():
+            problems.append(f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}")
+    root.finish()
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return parsed
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group, sorted: the files of conf/<group>/ without those that start with "_"."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
+    """The run that `settings` is compared with: method `name` as its file states it, weights rounded to nearest.
+
+    Model, bits, activation quantizer, calibration text and task stay as asked, so only the transform and the weight
+    quantizer differ.
+    """
+    problems: list[str] = []
+    method = _method(Reader("method", _load("method", name), problems))
+    weights = _weights(Reader("weights", _load("weights", "rtn"), problems))
+    if problems:
+        raise ConfigError(problems)
+    bits = settings.bits if method.quantizes else FULL_PRECISION
+    return replace(settings, method=method, bits=bits, weights=weights)
+
+
+def as_config(settings: ExperimentSettings) -> dict[str, Any]:
+    """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
+    config: dict[str, Any] = plain(asdict(settings))
+    method = config["method"]
+    own = {"name": method["name"], "_target_": method["target"], "quantizes": method["quantizes"]}
+    config["method"] = {**own, **method["arguments"]}
+    return config
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, paths as texts, all the way down."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _load(group: str, name: str) -> dict[str, Any]:
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(loaded, dict)
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _model(read: Reader) -> ModelSettings:
+    path = read.text("path")
+    settings = ModelSettings(
+        name=read.name("name"),
+        path=check_model_path(path, read) if path else path,
+        revision=read.optional_text("revision"),
+        dtype=read.choice("dtype", DTYPES, default="auto"),
+        device=read.text("device", default="auto"),
+        placement=read.choice("placement", PLACEMENTS, default="auto"),
+        outliers=read.choice("outliers", ("planted", "none"), default="none"),
+        outlier_strength=read.number("outlier_strength", above=0.0, default=1.0),
+        texts=read.names("texts"),
+        window=read.integer("window", low=2),
+        evaluation_windows=read.optional_integer("evaluation_windows", low=1),
+        calibration_text=read.text("calibration_text"),
+        calibration_tokens=read.integer("calibration_tokens", low=1),
+        zeroshot_tasks=read.names("zeroshot_tasks", default=()),
+    )
+    device = settings.device
+    if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
+        read.problem("device", device, "auto, cpu, cuda, or one card such as cuda:0")
+    read.finish()
+    return settings
+
+
+def _method(read: Reader) -> MethodSettings:
+    name, target = read.name("name"), read.text("_target_")
+    quantizes = read.boolean("quantizes", default=True)
+    if target:
+        check_target(target, read)
+    return MethodSettings(name, target, read.rest(), quantizes)
+
+
+def _bits(read: Reader) -> BitsSettings:
+    words = "2 to 8, or 16 for no quantization"
+    settings = BitsSettings(
+        name=read.name("name"),
+        weights=read.one_of("weights", BITS, words),
+        activations=read.one_of("activations", BITS, words),
+        keys=read.one_of("keys", BITS, words),
+        values=read.one_of("values", BITS, words),
+    )
+    read.finish()
+    return settings
+
+
+def _weights(read: Reader) -> WeightSettings:
+    settings = WeightSettings(
+        name=read.choice("name", ("rtn", "gptq")),
+        scheme=read.choice("scheme", SCHEMES),
+        group_size=read.optional_integer("group_size", low=2),
+        clip_search=read.boolean("clip_search", default=True),
+        propagate=read.choice("propagate", ("quantized", "full_precision"), default="quantized"),
+        block=read.integer("block", low=1, default=128),
+        damping=read.number("damping", above=0.0, default=0.01),
+        act_order=read.boolean("act_order", default=False),
+        sequential=read.boolean("sequential", default=True),
+    )
+    read.finish()
+    return settings
+
+
+def _activations(read: Reader) -> ActivationSettings:
+    clip: float | Literal["search"] = "search"
+    if read.values.get("clip") == "search":
+        read.text("clip")
+    else:
+        clip = read.number("clip", above=0.0, most=1.0, also="'search'")
+    settings = ActivationSettings(
+        name=read.name("name"),
+        scheme=read.choice("scheme", SCHEMES),
+        clip=clip,
+        candidates=read.integer("candidates", low=2, default=9),
+        group_size=read.optional_integer("group_size", low=2),
+    )
+    read.finish()
+    return settings
+
+
+def _calibration(read: Reader) -> CalibrationSettings:
+    settings = CalibrationSettings(
+        name=read.name("name"),
+        text=read.text("text"),
+        path=check_file(read.optional_path("path"), read, "path"),
+        dataset_path=check_folder(read.optional_path("dataset_path"), read, "dataset_path"),
+        tokens=read.integer("tokens", low=1),
+        window=read.integer("window", low=2),
+        seed=read.integer("seed", low=0),
+    )
+    if settings.path is None:
+        check_text(settings.text, read, "text")
+    if 0 < settings.tokens < settings.window:
+        read.say(
+            f"calibration.tokens={settings.tokens} is less than one window (calibration.window={settings.window}); "
+            f"ask for at least {settings.window} tokens or shorten the window"
+        )
+    read.finish()
+    return settings
+
+
+def _task(read: Reader) -> TaskSettings:
+    perplexity: PerplexitySettings | None = None
+    zeroshot: ZeroShotSettings | None = None
+    if (part := read.optional_section("perplexity")) is not None:
+        perplexity = _perplexity(part)
+    if (part := read.optional_section("zeroshot")) is not None:
+        zeroshot = ZeroShotSettings(
+            tasks=part.names("tasks"),
+            limit=part.optional_integer("limit", low=1),
+            batch_size=part.integer("batch_size", low=1, default=8),
+        )
+        part.finish()
+    settings = TaskSettings(read.name("name"), perplexity, zeroshot)
+    read.finish()
+    return settings
+
+
+def _perplexity(read: Reader) -> PerplexitySettings:
+    settings = PerplexitySettings(
+        texts=read.names("texts"),
+        window=read.integer("window", low=2),
+        count=read.optional_integer("count", low=1),
+        path=check_file(read.optional_path("path"), read, "path"),
+        dataset_path=check_folder(read.optional_path("dataset_path"), read, "dataset_path"),
+        batch_size=read.integer("batch_size", low=1, default=8),
+    )
+    if settings.path is None:
+        for text in settings.texts:
+            check_text(text, read, "texts")
+    elif len(settings.texts) > 1:
+        read.say(
+            f"task.perplexity.path is one file but task.perplexity.texts names {len(settings.texts)} texts; "
+            "name one, for example task.perplexity.texts=[mine]"
+        )
+    read.finish()
+    return settings
+
+
+def _tracker(read: Reader) -> TrackerSettings:
+    settings = TrackerSettings(
+        name=read.choice("name", TRACKERS),
+        project=read.text("project", default="singlequant"),
+        entity=read.optional_text("entity"),
+        group=read.optional_text("group"),
+        tags=read.names("tags", default=()),
+        dir=read.optional_path("dir"),
+    )
+    read.finish()
+    return settings
+
+
+def _paths(read: Reader) -> PathSettings:
+    settings = PathSettings(read.path("results"), read.path("cache"))
+    check_writable(settings.results, read, "results")
+    read.finish()
+    return settings
