@@ -1,16 +1,24 @@
-"""The interface of every invertible transform T of a site's features, and the trivial ones."""
+"""The interface of every invertible transform T of a site's features, and the transforms that need no structure."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Self = TypeVar("Self", bound="Transform")
 
-class Transform(nn.Module):
+
+class Transform(nn.Module, ABC):
     """An invertible T acting on the last axis of x, shape (..., n).
 
-    The invariant every subclass keeps: forward(x) @ inverse_transpose(w).T == x @ w.T for weights w of shape (d_out, n).
-    Factors are built in float64, held as float32 buffers and applied in the dtype of x.
+    The invariant of every subclass: forward(x) @ inverse_transpose(w).T == x @ w.T for weights w of shape (d_out, n).
+
+    Factors are float64 buffers, applied in the dtype of x. `.to(device)` moves them; `.to(dtype)`, `.half()` and their
+    kin leave them in float64, so that casting a model never degrades a factor. The cast to the dtype of x is made once.
 
     Attributes:
         n: number of features.
@@ -18,37 +26,82 @@ class Transform(nn.Module):
     """
 
     n: int
-    orthogonal: bool = True
+    orthogonal: bool
 
+    def __init__(self, n: int, *, orthogonal: bool) -> None:
+        super().__init__()
+        if n < 1:
+            raise ValueError(f"{type(self).__name__} got {n} features; at least 1 is needed")
+        self.n = n
+        self.orthogonal = orthogonal
+        self._casts: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """x T, shape (..., n), dtype of x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, x: Tensor) -> Tensor:
         """x T^-1, shape (..., n), dtype of x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T^-T, the weight side of the transform, shape (d_out, n), dtype of w."""
-        if self.orthogonal:
-            return self(w)  # type: ignore[no-any-return]
-        raise NotImplementedError
+        """w T^-T, the weight side of the transform, shape (d_out, n), dtype of w. An orthogonal T has T^-T = T."""
 
+    @abstractmethod
     def multiply_adds(self) -> int:
         """Multiply-adds per token when T is applied online."""
-        raise NotImplementedError
 
     def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Dense T, shape (n, n): row i is e_i T."""
-        return self(torch.eye(self.n, dtype=dtype))  # type: ignore[no-any-return]
+        """Dense T, shape (n, n): row i is e_i T. On the device of the factors."""
+        device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+        return self.forward(torch.eye(self.n, dtype=dtype, device=device))
+
+    def extra_repr(self) -> str:
+        """Size and kind, for print(model)."""
+        return f"n={self.n}, orthogonal={self.orthogonal}"
+
+    def _hold(self, name: str, value: Tensor) -> None:
+        """Keep a float64 copy of a factor as a buffer; raises ValueError when it carries NaN or inf."""
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{type(self).__name__} got a {name} with NaN or inf; every entry must be finite")
+        # A tensor made under inference_mode could not take part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            self.register_buffer(name, value.detach().to(torch.float64, copy=True).contiguous())
+
+    def _factor(self, name: str, x: Tensor) -> Tensor:
+        """The factor in the dtype of x."""
+        master: Tensor = self.get_buffer(name)
+        if master.dtype == x.dtype:
+            return master
+        cast = self._casts.get((name, x.dtype))
+        if cast is None:
+            with torch.inference_mode(False), torch.no_grad():
+                cast = master.to(x.dtype)
+            self._casts[name, x.dtype] = cast
+        return cast
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Module.to and its kin: follow the device, refuse the dtype."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        self._casts.clear()
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._casts.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 class Identity(Transform):
     """T = I."""
 
     def __init__(self, n: int) -> None:
-        super().__init__()
-        self.n = n
+        super().__init__(n, orthogonal=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x itself."""
@@ -58,6 +111,180 @@ class Identity(Transform):
         """x itself."""
         return x
 
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w itself."""
+        return w
+
     def multiply_adds(self) -> int:
         """Nothing is computed."""
         return 0
+
+
+class Diagonal(Transform):
+    """T = diag(t): x_j times t_j.
+
+    Args:
+        t: nonzero factors, shape (n,).
+    """
+
+    def __init__(self, t: Tensor) -> None:
+        if t.dim() != 1:
+            raise ValueError(f"Diagonal got a tensor of shape {tuple(t.shape)}; it needs shape (n,)")
+        if bool((t == 0).any()):
+            raise ValueError(f"Diagonal got {int((t == 0).sum())} factors that are zero; each must be invertible")
+        super().__init__(t.numel(), orthogonal=bool((t.abs() == 1).all()))
+        self._hold("t", t)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x * t."""
+        return x * self._factor("t", x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x / t."""
+        return x / self._factor("t", x)
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w / t."""
+        return self.inverse(w)
+
+    def multiply_adds(self) -> int:
+        """One multiplication a feature."""
+        return self.n
+
+
+class Dense(Transform):
+    """T given as a matrix.
+
+    Args:
+        matrix: T, shape (n, n).
+        orthogonal: whether T^-1 = T^T; otherwise T^-1 is computed in float64 and held as well.
+    """
+
+    def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
+        _check_square("Dense", matrix, dim=2)
+        super().__init__(matrix.shape[-1], orthogonal=orthogonal)
+        self._hold("factor", matrix)
+        if orthogonal:
+            check_orthogonal("Dense", matrix)
+        else:
+            self._hold("factor_inverse", invert("Dense", matrix))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T."""
+        return x @ self._factor("factor", x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T^-1."""
+        return x @ (self._factor("factor", x).T if self.orthogonal else self._factor("factor_inverse", x))
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T^-T."""
+        return self.forward(w) if self.orthogonal else w @ self._factor("factor_inverse", w).T
+
+    def multiply_adds(self) -> int:
+        """n^2, one matrix-vector product."""
+        return self.n * self.n
+
+
+class PerHead(Transform):
+    """Block-diagonal T: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h.
+
+    Args:
+        blocks: shape (H, d, d), n = H d.
+        orthogonal: whether every block is.
+    """
+
+    def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
+        _check_square("PerHead", blocks, dim=3)
+        super().__init__(blocks.shape[0] * blocks.shape[1], orthogonal=orthogonal)
+        self._hold("blocks", blocks)
+        if orthogonal:
+            check_orthogonal("PerHead", blocks)
+        else:
+            self._hold("blocks_inverse", invert("PerHead", blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T."""
+        return self._multiply(x, self._factor("blocks", x))
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T^-1."""
+        return self._multiply(x, self._factor("blocks", x).mT if self.orthogonal else self._factor("blocks_inverse", x))
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T^-T."""
+        return self.forward(w) if self.orthogonal else self._multiply(w, self._factor("blocks_inverse", w).mT)
+
+    def multiply_adds(self) -> int:
+        """n d: each head is a d x d product."""
+        return self.n * self.get_buffer("blocks").shape[-1]
+
+    def _multiply(self, x: Tensor, blocks: Tensor) -> Tensor:
+        heads, width, _ = blocks.shape
+        by_head = x.reshape(-1, heads, width).transpose(0, 1)  # (H, T, d)
+        return torch.bmm(by_head, blocks).transpose(0, 1).reshape(x.shape)
+
+
+class Compose(Transform):
+    """T = T_1 T_2 ... T_k: the first of the list is applied first.
+
+    Args:
+        transforms: at least one, all of the same size.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        sizes = [transform.n for transform in transforms]
+        if not sizes or len(set(sizes)) > 1:
+            raise ValueError(f"Compose got transforms of sizes {sizes}; it needs at least one, all of one size")
+        super().__init__(sizes[0], orthogonal=all(transform.orthogonal for transform in transforms))
+        self.transforms: Sequence[Transform] = nn.ModuleList(transforms)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T_1 ... T_k."""
+        for transform in self.transforms:
+            x = transform.forward(x)
+        return x
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T_k^-1 ... T_1^-1."""
+        for transform in reversed(self.transforms):
+            x = transform.inverse(x)
+        return x
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T_1^-T ... T_k^-T."""
+        for transform in self.transforms:
+            w = transform.inverse_transpose(w)
+        return w
+
+    def multiply_adds(self) -> int:
+        """The sum over the parts."""
+        return sum(transform.multiply_adds() for transform in self.transforms)
+
+
+def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
+    """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)
+    exact = matrix.detach().to(torch.float64)
+    error = float((probe @ exact @ exact.mT - probe).abs().max())
+    if error > tolerance:
+        raise ValueError(
+            f"{owner} got a matrix that is not orthogonal (p M M^T differs from p by {error:.1e}, allowed is "
+            f"{tolerance:.0e}); orthonormalize it or pass orthogonal=False"
+        )
+
+
+def invert(owner: str, matrix: Tensor) -> Tensor:
+    """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
+    inverse: Tensor
+    inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
+    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
+        raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
+    return inverse
+
+
+def _check_square(owner: str, matrix: Tensor, dim: int) -> None:
+    if matrix.dim() != dim or matrix.shape[-1] != matrix.shape[-2]:
+        wanted = "(n, n)" if dim == 2 else "(H, d, d)"
+        raise ValueError(f"{owner} got a tensor of shape {tuple(matrix.shape)}; it needs {wanted}")

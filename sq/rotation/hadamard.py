@@ -1,0 +1,113 @@
+"""Hadamard matrices, their fast transform, and random rotations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sq.rotation.hadamard_orders import base_matrix, find_split, hadamard_split, sylvester
+from sq.rotation.transform import Transform
+
+BLOCK = 64  # largest power-of-two factor applied as one matmul; measured faster on CPU than butterflies
+
+
+def hadamard_matrix(order: int) -> Tensor:
+    """H with entries +-1 and H H^T = order I, shape (order, order), float64: H_K (x) H_{2^m} for order = K 2^m.
+
+    Raises:
+        ValueError: no Hadamard matrix of this order exists or is known here; names what works instead.
+    """
+    k, powers = hadamard_split(order)
+    h: Tensor = torch.kron(base_matrix(k), sylvester(powers))
+    return h
+
+
+def has_hadamard(order: int) -> bool:
+    """Whether hadamard_matrix(order) works."""
+    return find_split(order) is not None
+
+
+def random_signs(n: int, seed: int) -> Tensor:
+    """n independent signs +-1, float64, the same on every machine for one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (n,), generator=generator, dtype=torch.int64).to(torch.float64) * 2 - 1
+
+
+def random_orthogonal(n: int, seed: int) -> Tensor:
+    """Haar-distributed orthogonal matrix, shape (n, n), float64: Q of a Gaussian's QR, with the signs of diag(R) in Q.
+
+    Source: Mezzadri, How to generate random matrices from the classical compact groups, 2007.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return (signs * q).contiguous()
+
+
+class Hadamard(Transform):
+    """T = diag(signs) H / sqrt(n), H = H_K (x) H_{2^m}, applied in O(n (K + m)).
+
+    Args:
+        n: K 2^m.
+        signs: +-1, shape (n,); None for all +1. `random_signs(n, seed)` makes the randomized Hadamard of QuaRot.
+
+    Raises:
+        ValueError: an n without a Hadamard matrix, or signs other than +-1.
+    """
+
+    def __init__(self, n: int, signs: Tensor | None = None) -> None:
+        k, powers = hadamard_split(n)
+        super().__init__(n, orthogonal=True)
+        self.k, self.powers = k, powers
+        if signs is not None:
+            if signs.shape != (n,) or not bool((signs.abs() == 1).all()):
+                raise ValueError(f"Hadamard of size {n} got signs {tuple(signs.shape)}; it needs {n} values +1 or -1")
+            self._hold("signs", signs)
+        self._randomized = signs is not None
+        # Left to right the Kronecker factors of H. All but the first are powers of two, hence symmetric.
+        self._sizes = ([k] if k > 1 else []) + _blocks(powers)
+        for size in set(self._sizes):
+            self._hold(f"h{size}", base_matrix(k) if size == k else sylvester(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T."""
+        x = x * self.n**-0.5  # first, so that float16 sums stay below |x| sqrt(n)
+        if self._randomized:
+            x = x * self._factor("signs", x)
+        return self._multiply(x, transposed=False)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T^T."""
+        x = self._multiply(x * self.n**-0.5, transposed=True)
+        return x * self._factor("signs", x) if self._randomized else x
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T, T being orthogonal."""
+        return self.forward(w)
+
+    def multiply_adds(self) -> int:
+        """n (K + m) additions: K a feature for H_K, one for each of m butterflies. Signs and scale are not counted."""
+        return self.n * ((self.k if self.k > 1 else 0) + self.powers.bit_length() - 1)
+
+    def extra_repr(self) -> str:
+        """K and 2^m."""
+        return f"n={self.n} = {self.k} x {self.powers}, randomized={self._randomized}"
+
+    def _multiply(self, x: Tensor, transposed: bool) -> Tensor:
+        shape, left, right = x.shape, 1, self.n
+        for size in self._sizes:
+            right //= size
+            h = self._factor(f"h{size}", x)
+            if right == 1:
+                x = x.reshape(-1, size) @ (h.T if transposed else h)
+            else:
+                x = torch.matmul(h if transposed else h.T, x.reshape(-1, left, size, right))
+            left *= size
+        return x.reshape(shape)
+
+
+def _blocks(powers: int) -> list[int]:
+    """A power of two as a product of nearly equal powers of two of at most BLOCK."""
+    exponent = powers.bit_length() - 1
+    count = -(-exponent // (BLOCK.bit_length() - 1))
+    return [2 ** (exponent // count + (i < exponent % count)) for i in range(count)]

@@ -1,0 +1,87 @@
+"""Kronecker transforms T = R1 (x) R2, n = n1 n2: two small products in the place of one large one."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from sq.rotation.transform import Transform, check_orthogonal, invert
+
+
+def kronecker_factors(n: int) -> tuple[int, int]:
+    """The pair (n1, n2), n1 <= n2 and n1 n2 = n, closest to sqrt(n): it makes the online cost n (n1 + n2) least.
+
+    Raises:
+        ValueError: n has no divisor but 1 and itself.
+    """
+    n1 = next((divisor for divisor in range(isqrt(max(n, 0)), 1, -1) if n % divisor == 0), None)
+    if n1 is None:
+        raise ValueError(
+            f"a size of {n} has no Kronecker factor pair n1 n2 with both above 1; use a full-width rotation "
+            "(factors=None), a Hadamard or a per-head rotation at this site, or leave it without one"
+        )
+    return n1, n // n1
+
+
+class Kronecker(Transform):
+    """T = R1 (x) R2. With x viewed as X (..., n1, n2): x T = R1^T X R2.
+
+    Args:
+        r1: shape (n1, n1), or the int n1 for an identity, which costs nothing.
+        r2: shape (n2, n2), or the int n2.
+        orthogonal: whether both are; otherwise their inverses are computed in float64 and held as well.
+    """
+
+    def __init__(self, r1: Tensor | int, r2: Tensor | int, orthogonal: bool = True) -> None:
+        factors = {"r1": r1, "r2": r2}
+        sizes = []
+        for name, factor in factors.items():
+            if isinstance(factor, Tensor) and (factor.dim() != 2 or factor.shape[0] != factor.shape[1]):
+                raise ValueError(f"Kronecker got {name} of shape {tuple(factor.shape)}; it needs a square matrix")
+            sizes.append(factor.shape[0] if isinstance(factor, Tensor) else factor)
+        super().__init__(sizes[0] * sizes[1], orthogonal=orthogonal)
+        self.n1, self.n2 = sizes
+        self._active = [name for name, factor in factors.items() if isinstance(factor, Tensor)]
+        for name, factor in factors.items():
+            if not isinstance(factor, Tensor):
+                continue
+            self._hold(name, factor)
+            if orthogonal:
+                check_orthogonal("Kronecker", factor)
+            else:
+                self._hold(f"{name}_inverse", invert("Kronecker", factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T, as R1^T X R2."""
+        return self._multiply(x, inverted=False, transposed=False)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T^-1, as R1^-T X R2^-1."""
+        return self._multiply(x, inverted=not self.orthogonal, transposed=self.orthogonal)
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T^-T, as R1^-1 W R2^-T."""
+        return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
+
+    def multiply_adds(self) -> int:
+        """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
+        return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))
+
+    def extra_repr(self) -> str:
+        """Sizes of both factors."""
+        return f"n1={self.n1}, n2={self.n2}, orthogonal={self.orthogonal}"
+
+    def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
+        """a^T X b for a, b = the factors or their inverses, or the transposes of these."""
+        shape = x.shape
+        suffix = "_inverse" if inverted else ""
+        if "r2" in self._active:
+            b = self._factor(f"r2{suffix}", x)
+            x = x.reshape(-1, self.n2) @ (b.T if transposed else b)
+        x = x.reshape(-1, self.n1, self.n2)
+        if "r1" in self._active:
+            a = self._factor(f"r1{suffix}", x)
+            x = torch.matmul(a if transposed else a.T, x)
+        return x.reshape(shape)
