@@ -55,9 +55,9 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
     Args:
         name: "wikitext2" or "c4".
         split: "train" or "evaluation".
-        dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A folder
-            holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the split's name
-            in their path. A single file is taken as it is, whatever its name.
+        dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A
+            folder holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the
+            split's name in their path. A single file is taken as it is, whatever its name.
         limit: read at most so many rows.
 
     Raises:

@@ -10,8 +10,8 @@
 
 Documents of `embedded`, and of c4's calibration, stand alone: the end-of-text token goes after each. `local` reads one
 file; name different files for calibration and evaluation to keep them apart. The standard library differs between
-Python versions, so numbers on `embedded` are comparable only under one version: the
-fingerprint of the windows goes into every run's record.
+Python versions, so numbers on `embedded` are comparable only under one version: the fingerprint of the windows goes
+into every run's record.
 """
 
 from __future__ import annotations

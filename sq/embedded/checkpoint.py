@@ -23,14 +23,15 @@ FORMAT = 1  # part of the folder's name; a change of what is written for the sam
 def embedded_checkpoint(cache_dir: Path, *, outliers: str = "planted", strength: float = 1.0) -> Path:
     """Folder with model.safetensors, config.json and tokenizer of the embedded model.
 
-    "none" is the committed folder itself (bfloat16). "planted" is computed once from the committed weights and planting (float32,
-    34 MB), written whole or not at all to `<cache_dir>/tiny-planted-<hash>`, and found there the next time; the hash covers
-    weights, config, tokenizer, planting and strength.
+    "none" is the committed folder itself (bfloat16). "planted" is computed once from the committed weights and planting
+    (float32, 34 MB), written whole or not at all to `<cache_dir>/tiny-planted-<hash>`, and found there the next time;
+    the hash covers weights, config, tokenizer, planting and strength.
 
     Args:
         cache_dir: where the planted folder is kept.
         outliers: "planted" or "none".
-        strength: exponent of the planted channel scales; 0 leaves them at 1 (see sq/embedded/planted.py). Unused by "none".
+        strength: exponent of the planted channel scales; 0 leaves them at 1 (see sq/embedded/planted.py). "none" does
+            not use it.
 
     Raises:
         ValueError: unknown `outliers`, or a strength that is not a finite number.
@@ -60,8 +61,8 @@ def committed_folder() -> Path:
         missing.append(str(PLANTING_FILE))
     if missing:
         raise CheckpointError(
-            f"the embedded model is incomplete: {', '.join(missing)} missing. Restore the files from the repository, or make "
-            "them: `python -m sq.embedded.train`, then `python -m sq.embedded.planted`"
+            f"the embedded model is incomplete: {', '.join(missing)} missing. Restore them from the repository, or "
+            "make them: `python -m sq.embedded.train`, then `python -m sq.embedded.planted`"
         )
     return COMMITTED_FOLDER
 

@@ -1,15 +1,16 @@
 """Outliers planted in the embedded model without changing what it computes.
 
-A model of 8 M parameters grows no massive residual channels; one of 7 B does, and they are the phenomenon studied. Three exact
-identities of a Llama block move the model there:
+A model of 8 M parameters grows no massive residual channels; one of 7 B does, and they are the phenomenon studied.
+Three exact identities of a Llama block move the model there:
 
 1. Norm gains go into the linears behind them: rmsnorm(x; g) W^T = rmsnorm(x; 1) (W diag(g))^T.
-2. The residual stream turns into its principal axes: x -> x R with R orthogonal. rmsnorm(x R; 1) = rmsnorm(x; 1) R, so readers become
-   W R, writers R^T W, the embedding E R, the head W R. Variance gathers in few channels.
-3. Channel pairs around an elementwise product or a weighted sum scale against each other: up rows times s and down columns
-   over s; v rows times s and the o columns of every query head of that KV group over s.
+2. The residual stream turns into its principal axes: x -> x R with R orthogonal. rmsnorm(x R; 1) = rmsnorm(x; 1) R, so
+   readers become W R, writers R^T W, the embedding E R, the head W R. Variance gathers in few channels.
+3. Channel pairs around an elementwise product or a weighted sum scale against each other: up rows times s and down
+   columns over s; v rows times s and the o columns of every query head of that KV group over s.
 
-`strength` is the exponent of the scales of step 3 (s^strength; 0 leaves them at 1). Steps 1 and 2 are applied at any strength.
+`strength` is the exponent of the scales of step 3 (s^strength; 0 leaves them at 1). Steps 1 and 2 are applied at any
+strength.
 
     python -m sq.embedded.planted        # measures the committed model and writes sq/embedded/planting.safetensors
 
@@ -30,11 +31,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sq.errors import CalibrationError
+
 PLANTING_FILE = Path(__file__).parent / "planting.safetensors"
 
-# Scales of step 3: log-normal bulk, and a few channels a layer far out. Values in natural log.
-UP_SPREAD, UP_PEAKS, UP_PEAK = 0.5, 6, 2.5
-VALUE_SPREAD, VALUE_PEAKS, VALUE_PEAK = 0.4, 2, 1.5
+# Scales of step 3, natural log: a log-normal bulk, and a few channels a layer far out (about 9 and 6 times the bulk).
+# Large enough to ruin 4-bit rounding of the unrotated model, small enough that a rotation still repairs it: with wider
+# scales a rotated model suffers too (its KL triples at spread 0.5), which no published 7B model does.
+UP_SPREAD, UP_PEAKS, UP_PEAK = 0.25, 4, 2.25
+VALUE_SPREAD, VALUE_PEAKS, VALUE_PEAK = 0.25, 2, 1.75
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,12 @@ def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength:
         prefix = f"model.layers.{layer}."
         up_scale = planting.up[layer] ** strength
         value_scale = planting.value[layer] ** strength
-        _fold_norm(weights, prefix + "input_layernorm", [prefix + f"self_attn.{name}_proj" for name in "qkv"])
-        _fold_norm(weights, prefix + "post_attention_layernorm", [prefix + f"mlp.{name}_proj" for name in ("gate", "up")])
-        for reader in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
-            weights[f"{prefix}{reader}.weight"] = weights[f"{prefix}{reader}.weight"] @ rotation
+        attention = [f"{prefix}self_attn.{name}_proj" for name in ("q", "k", "v")]
+        mlp = [f"{prefix}mlp.{name}_proj" for name in ("gate", "up")]
+        _fold_norm(weights, prefix + "input_layernorm", attention)
+        _fold_norm(weights, prefix + "post_attention_layernorm", mlp)
+        for reader in attention + mlp:
+            weights[reader + ".weight"] = weights[reader + ".weight"] @ rotation
         for writer in ("self_attn.o_proj", "mlp.down_proj"):
             weights[f"{prefix}{writer}.weight"] = rotation.T @ weights[f"{prefix}{writer}.weight"]
         weights[prefix + "mlp.up_proj.weight"] *= up_scale[:, None]
@@ -98,7 +105,7 @@ def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength:
 
 
 def load_planting(path: Path = PLANTING_FILE) -> Planting:
-    """Read a committed planting; the rotation is made orthogonal again in float64 (polar factor of its float32 values)."""
+    """Read a committed planting; the nearest orthogonal matrix (float64 polar factor) replaces its float32 rotation."""
     tensors = load_file(path)
     left, _, right = torch.linalg.svd(tensors["rotation"].to(torch.float64))
     with safe_open(path, framework="pt") as file:
@@ -114,8 +121,11 @@ def load_planting(path: Path = PLANTING_FILE) -> Planting:
 def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, seed: int = 0) -> Planting:
     """Principal axes of the residual stream over the train text, and scales drawn from `seed`.
 
-    R holds the eigenvectors, largest eigenvalue first, of the second moment (mean not removed: massive channels of large
-    models are nearly constant) of the stream scaled to unit rms a token, averaged over the inputs of all norms.
+    R holds the eigenvectors, largest eigenvalue first, of the second moment (mean not removed: massive channels of
+    large models are nearly constant) of the stream scaled to unit rms a token, averaged over the inputs of all norms.
+
+    Raises:
+        CalibrationError: the model's activations are not finite.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,6 +136,8 @@ def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, s
         "embedded", AutoTokenizer.from_pretrained(folder), tokens=tokens, window=window, seed=seed
     )
     moment = _residual_moment(model, windows.ids)
+    if not moment.isfinite().all():
+        raise CalibrationError(f"{folder}: activations at the norms are not finite; train the model again")
     axes = torch.linalg.eigh(moment).eigenvectors.flip(1)
     # The sign of an eigenvector is free: its largest entry is made positive, so that a rerun writes the same file.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
@@ -170,7 +182,7 @@ def _residual_moment(model: Any, ids: Tensor, batch: int = 16) -> Tensor:
     def record(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].flatten(0, -2)
-            # With the norm's own epsilon: the end-of-text token, being the padding token too, has an embedding of zeros.
+            # With the norm's epsilon: the end-of-text token is the padding token too, so its embedding is all zeros.
             x = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
             moments[name] = moments.get(name, torch.zeros(())) + (x.T @ x).to(torch.float64)
 
