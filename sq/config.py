@@ -105,8 +105,8 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
 
 
 def options(group: str) -> list[str]:
-    """The choices of a config group, sorted: the files of conf/<group>/ without those that start with "_"."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+    """The choices of a config group: the files of conf/<group>/, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:

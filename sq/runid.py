@@ -1,0 +1,90 @@
+"""Run ids: a hash of what determines a result, so that a finished run is found again and reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sq
+from sq.config import as_config
+from sq.settings import ExperimentSettings
+
+EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
+
+# Defaults of a model file that calibration and task already carry as their own values.
+MODEL_DEFAULTS = (
+    "texts",
+    "window",
+    "evaluation_windows",
+    "calibration_text",
+    "calibration_tokens",
+    "zeroshot_tasks",
+)
+
+
+def identity(settings: ExperimentSettings) -> str:
+    """sha256 (hex) of everything that determines the result.
+
+    That is: model, method, bits, weights, activations, calibration, task, seed and the package version. Local files
+    count by their content and not by their place. Where nothing is quantized, bits, quantizers, calibration and seed do
+    not count. Paths, tracker and `force` never count, nor do names of choices whose values are there.
+    """
+    config = as_config(settings)
+    parts = ["model", "method", "task"]
+    if settings.method.quantizes:
+        parts += ["bits", "weights", "activations", "calibration", "seed"]
+    chosen: dict[str, Any] = {part: config[part] for part in parts}
+    for part in ("bits", "activations", "calibration", "task"):
+        chosen.get(part, {}).pop("name", None)
+    for default in MODEL_DEFAULTS:
+        chosen["model"].pop(default)
+    chosen["version"] = sq.__version__
+    _local_content(settings, chosen)
+    text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_id(settings: ExperimentSettings) -> str:
+    """A folder's name: "tiny-singlequant-w4a4-1a2b3c4d"; the last part is the start of `identity`."""
+    bits = settings.bits
+    short = f"w{bits.weights}a{bits.activations}"
+    if (bits.keys, bits.values) != (16, 16):
+        short += f"kv{bits.keys}" if bits.keys == bits.values else f"k{bits.keys}v{bits.values}"
+    return f"{settings.model.name}-{settings.method.name}-{short}-{identity(settings)[:8]}"
+
+
+def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None:
+    """Put hashes of local files in the place of their paths."""
+    model = Path(sq.__file__).parent / "embedded" if settings.model.path == "embedded" else Path(settings.model.path)
+    if model.is_dir():
+        found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
+        chosen["model"]["path"] = _digest(found, model)
+    for section, part in (("calibration", chosen.get("calibration")), ("task", chosen["task"].get("perplexity"))):
+        if part is None:
+            continue
+        source = settings.calibration if section == "calibration" else settings.task.perplexity
+        assert source is not None
+        if source.path is not None:
+            part["path"] = _digest([source.path], source.path.parent, whole=True, names=False)
+        if source.dataset_path is not None:
+            files = [item for item in source.dataset_path.rglob("*") if item.is_file()]
+            part["dataset_path"] = _digest(files, source.dataset_path)
+
+
+def _digest(files: Iterable[Path], root: Path, *, whole: bool = False, names: bool = True) -> str:
+    total = hashlib.sha256()
+    for file in sorted(set(files)):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(root).as_posix() if names else ''}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if whole or size <= 2 * EDGE:
+                while block := stream.read(1 << 20):
+                    total.update(block)
+            else:
+                total.update(stream.read(EDGE))
+                stream.seek(-EDGE, 2)
+                total.update(stream.read(EDGE))
+    return total.hexdigest()

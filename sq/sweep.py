@@ -1,0 +1,108 @@
+"""What a Hydra job does here, and the record of a sweep that outlives failed jobs, Ctrl-C and worker processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from sq.atomic import write_json
+from sq.config import parse
+from sq.experiment import experiment
+from sq.report import print_results
+from sq.results import Result, read_result
+
+log = logging.getLogger(__name__)
+INTERRUPTED = 130  # the exit status of a command ended by Ctrl-C
+_started = datetime.now(timezone.utc)
+
+
+class SweepRecord(Callback):
+    """Remember where the running sweep keeps its record; `python run.py` prints from there when the sweep ends."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        SweepRecord.folder = Path(config.hydra.sweep.dir)
+
+
+def job(cfg: DictConfig) -> None:
+    """One Hydra job. A single run prints its table and ends the process; a sweep's job writes its rows and returns."""
+    configure_logging()
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        _sweep_job(cfg, Path(hydra.sweep.dir), int(hydra.job.num), list(hydra.overrides.task))
+    else:
+        sys.exit(_single(cfg))
+
+
+def _single(cfg: DictConfig) -> int:
+    results: list[Result] = []
+    status = 0
+    settings = parse(cfg)
+    try:
+        for result in experiment(settings, since=_started):
+            results.append(result)
+    except KeyboardInterrupt:
+        print("interrupted: what is finished stays", file=sys.stderr)
+        status = INTERRUPTED
+    if results:
+        print_results(results)
+        print(f"run directory: {settings.paths.results / results[-1].run_id}")
+    return status or int(any(result.status == "failed" for result in results))
+
+
+def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str]) -> None:
+    # multirun.yaml is written when the sweep starts, in whichever process.
+    started = datetime.fromtimestamp((folder / "multirun.yaml").stat().st_mtime, timezone.utc)
+    record: dict[str, Any] = {"overrides": overrides, "runs": [], "error": None}
+    log.info("job %d: %s", number, " ".join(overrides))
+    try:
+        for result in experiment(parse(cfg), group=folder.name, since=started):
+            record["runs"].append(str(Path(cfg.paths.results).expanduser().absolute() / result.run_id))
+            write_json(folder / f"job-{number:05d}.json", record)
+    except Exception as error:
+        log.error("job %d failed: %s", number, error)
+        record.update(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+        write_json(folder / f"job-{number:05d}.json", record)
+
+
+def finish_sweep(folder: Path, *, interrupted: bool) -> int:
+    """Print the table of everything a sweep finished; return the process's exit status."""
+    results: list[Result] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob("job-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        results.extend(result for place in record["runs"] if (result := read_result(Path(place))) is not None)
+        if record["error"]:
+            problems.append(f"{' '.join(record['overrides'])}: {record['error']}")
+    if interrupted:
+        print("interrupted: what is finished stays, and the same command goes on from here", file=sys.stderr)
+    if results:
+        print_results(results, title=f"sweep {folder.name}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if interrupted:
+        return INTERRUPTED
+    return int(bool(problems) or any(result.status == "failed" for result in results))
+
+
+def configure_logging() -> None:
+    """Progress of this package on stderr, once a process, nothing from other packages."""
+    package = logging.getLogger("sq")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False
