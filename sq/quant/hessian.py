@@ -1,0 +1,111 @@
+"""The Hessian of a linear's squared output error: accumulation, change of basis and the factor that GPTQ walks."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from sq.errors import CalibrationError, QuantizationError
+from sq.rotation.transform import Transform
+
+logger = logging.getLogger(__name__)
+
+# Up to these sizes float64 is a small part of the whole cost; beyond them float32 comes first.
+_FLOAT64_SUM = 1024
+_FLOAT64_FACTOR = 2048
+
+
+class HessianAccumulator:
+    """Running H = (2 / N) sum_t x_t^T x_t over N tokens.
+
+    Products are float32; their sum is float64 for n up to 1024, else float32.
+
+    Args:
+        n: number of features.
+        device: where H lives; None for the CPU.
+
+    Attributes:
+        tokens: N so far.
+    """
+
+    def __init__(self, n: int, device: torch.device | str | None = None) -> None:
+        self.n = n
+        self.tokens = 0
+        self._sum = torch.zeros(n, n, dtype=torch.float64 if n <= _FLOAT64_SUM else torch.float32, device=device)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Add tokens x (..., n), any float dtype.
+
+        Raises:
+            CalibrationError: the last axis of x is not n.
+        """
+        if x.shape[-1] != self.n:
+            raise CalibrationError(f"activations have {x.shape[-1]} features; this Hessian was made for {self.n}")
+        rows = x.reshape(-1, self.n).to(device=self._sum.device, dtype=torch.float32)
+        if self._sum.dtype == torch.float32:
+            self._sum.addmm_(rows.T, rows)
+        else:
+            self._sum.add_(rows.T @ rows)
+        self.tokens += rows.shape[0]
+
+    @property
+    def value(self) -> Tensor:
+        """H (n, n), float64 or float32.
+
+        Raises:
+            CalibrationError: no token was added.
+        """
+        if self.tokens == 0:
+            raise CalibrationError("no token was added to the Hessian; run calibration text through the model first")
+        return self._sum * (2 / self.tokens)
+
+
+def conjugate_hessian(hessian: Tensor, transform: Transform) -> Tensor:
+    """T^T H T, the Hessian (n, n) of the transformed activations x T, in the dtype of hessian; exactly symmetric."""
+    with torch.no_grad():
+        result: Tensor = transform(transform(hessian).T)  # (H T)^T T = T^T H T for symmetric H
+        return (result + result.T) / 2
+
+
+def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, name: str = "") -> Tensor:
+    """Upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1, float32.
+
+    Reversing rows and columns turns the one Cholesky factor of H into H = V V^T with V upper triangular, so U = V^-1
+    costs one factorization and one triangular inverse, where cholesky, cholesky_inverse, cholesky as in the peers
+    factors twice, the second time an already rounded inverse.
+
+    H of up to 2048 features is factored in float64; a larger one in float32, then float64 if that fails. If both fail,
+    damping goes up tenfold, at most `retries` times (from 0 to 0.01), each with a warning.
+
+    Args:
+        hessian: (n, n), symmetric, finite; every diagonal entry positive.
+        damping: share of the mean diagonal added to the diagonal, from 0.
+        name: what the Hessian belongs to, for messages.
+
+    Raises:
+        QuantizationError: no damping makes H positive definite.
+    """
+    n = hessian.shape[0]
+    mean = hessian.diagonal().mean()
+    dampings = [damping] + [(damping or 1e-3) * 10**k for k in range(1, retries + 1)]
+    for index, share in enumerate(dampings):
+        for dtype in (torch.float64,) if n <= _FLOAT64_FACTOR else (torch.float32, torch.float64):
+            damped = hessian.to(dtype, copy=True)
+            damped.diagonal().add_(share * mean)
+            lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+            if int(info) == 0:
+                identity = torch.eye(n, dtype=dtype, device=hessian.device)
+                inverse: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+                factor = inverse.to(torch.float32)
+                if torch.isfinite(factor).all():
+                    if index:
+                        logger.warning("%s: the Hessian needed damping %g (asked: %g)", name or "gptq", share, damping)
+                    return factor
+    tried = ", ".join(f"{share:g}" for share in dampings)
+    raise QuantizationError(
+        f"{name or 'gptq'}: the Hessian ({n} x {n}) is not positive definite with damping {tried} "
+        "of its mean diagonal; calibrate on more tokens, raise damping, or quantize this weight with rtn"
+    )
