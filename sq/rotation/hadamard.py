@@ -41,7 +41,8 @@ def random_orthogonal(n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
     signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return (signs * q).contiguous()
+    rotation: Tensor = signs * q
+    return rotation.contiguous()
 
 
 class Hadamard(Transform):

@@ -19,6 +19,7 @@ from sq.rotation import (
     Hadamard,
     Identity,
     Kronecker,
+    LowRank,
     PerHead,
     Transform,
     has_hadamard,
@@ -60,6 +61,14 @@ BUILDERS: dict[str, Builder] = {
     "hadamard": lambda a, b, seed: Hadamard(4 * a * b if has_hadamard(4 * a * b) else 12),
     "random hadamard": lambda a, b, seed: (lambda n: Hadamard(n, random_signs(n, seed)))(
         4 * a * b if has_hadamard(4 * a * b) else 20
+    ),
+    "low rank": lambda a, b, seed: LowRank(
+        gaussian(a * b, seed=seed).abs() + 0.1,
+        random_orthogonal(a * b, seed)[:, : min(a, b)],
+        well_conditioned(min(a, b), seed),
+    ),
+    "low rank, no diagonal": lambda a, b, seed: LowRank(
+        None, random_orthogonal(a * b, seed)[:, :1], 3 * torch.eye(1, dtype=torch.float64)
     ),
     "composed": lambda a, b, seed: Compose(
         [
@@ -152,6 +161,8 @@ def test_multiply_adds_count_what_is_applied() -> None:
     assert counts["kronecker"] == 15 * (3 + 5)
     assert counts["kronecker, first factor only"] == 15 * 3
     assert counts["kronecker, second factor only"] == 15 * 5
+    assert counts["low rank"] == 15 + 2 * 15 * 3
+    assert counts["low rank, no diagonal"] == 2 * 15
     assert counts["composed"] == 15 + 15 * 8 + 15 * 15
     assert Hadamard(256).multiply_adds() == 256 * 8
     assert Hadamard(768).multiply_adds() == 768 * (12 + 6)
@@ -172,6 +183,10 @@ def test_multiply_adds_count_what_is_applied() -> None:
         (lambda: Compose([Identity(3), Identity(4)]), r"\[3, 4\]"),
         (lambda: Compose([]), "at least one"),
         (lambda: Identity(0), "0 features"),
+        (lambda: LowRank(None, torch.ones(4, 2), torch.eye(2)), "not orthonormal"),
+        (lambda: LowRank(None, torch.eye(4)[:, :2], torch.eye(3)), r"\(n,\), \(n, r\), \(r, r\)"),
+        (lambda: LowRank(torch.zeros(4), torch.eye(4)[:, :2], torch.eye(2)), "4 factors that are zero"),
+        (lambda: LowRank(None, torch.eye(4)[:, :2], torch.zeros(2, 2)), "singular"),
     ],
 )
 def test_bad_factors_are_refused(build: Callable[[], Transform], message: str) -> None:

@@ -1,0 +1,177 @@
+"""Balance: transforms in closed form that give activations and weights the same second moment.
+
+The derivation is in README.md beside this file. C and M are the second moments of activations and weights,
+C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sq.errors import CalibrationError
+from sq.rotation.low_rank import LowRank
+from sq.rotation.transform import Dense, PerHead
+
+FLOOR = 1e-5  # of the largest rms; a quieter channel is treated as this loud, so that s stays within float16
+DIRECT = 1024  # largest matrix whose eigenvectors are all computed
+
+
+def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float = 0.5) -> Tensor:
+    """s_j = rms(x_j)^strength / rms(w_j)^(1 - strength): x / s and w s have equal rms in every channel at strength 1/2.
+
+    s is divided by its geometric mean. A common factor changes neither side's quantization, and this choice leaves the
+    typical norm gain as it is, so that folding s neither overflows nor loses bits in bfloat16. A channel whose
+    activations or weights are all zero gets s = 1: there is nothing to balance, and unseen inputs are not amplified.
+
+    Args:
+        activation_rms: rms of each channel over tokens, shape (n,).
+        weight_rms: rms of each weight column over rows of all linears that share the input, shape (n,).
+        strength: 0 balances weights alone, 1 activations alone.
+
+    Returns:
+        s, shape (n,), float64, positive.
+
+    Raises:
+        CalibrationError: NaN, inf or negative entries.
+        ValueError: shapes that differ, or a strength outside [0, 1].
+    """
+    if activation_rms.shape != weight_rms.shape or activation_rms.dim() != 1 or not 0 <= strength <= 1:
+        raise ValueError(
+            f"diagonal balance got rms of shapes {tuple(activation_rms.shape)} and {tuple(weight_rms.shape)}, strength "
+            f"{strength}; it needs two of shape (n,) and a strength in [0, 1]"
+        )
+    logs = []
+    alive = torch.ones_like(activation_rms, dtype=torch.bool)
+    for name, rms in (("activation", activation_rms), ("weight", weight_rms)):
+        if not bool(torch.isfinite(rms).all()) or bool((rms < 0).any()):
+            raise CalibrationError(f"the {name} rms carries NaN, inf or negative values; every entry must be 0 or more")
+        alive &= rms > 0
+        exact = rms.detach().to(torch.float64)
+        logs.append(exact.clamp(min=FLOOR * max(float(exact.max()), torch.finfo(torch.float32).tiny)).log())
+    log_s = strength * logs[0] - (1 - strength) * logs[1]
+    if bool(alive.any()):
+        log_s -= log_s[alive].mean()
+    return torch.where(alive, log_s, 0.0).exp()
+
+
+def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2) -> LowRank:
+    """T = D (I + U (P - I) U^T) that balances the `rank` directions in which activations and weights differ most.
+
+    With D = diag(1 / divisor), C and M after D and with equal trace, U the eigenvectors of C - M with the largest
+    |eigenvalue|, c = U^T C U, m = U^T M U: P is the symmetric positive matrix with P c P = P^-1 m P^-1.
+
+    Args:
+        c: C, second moment of the activations before D, shape (n, n).
+        m: M, second moment of the weights before D, shape (n, n).
+        rank: r, 1 to n.
+        divisor: s of diagonal_balance; None for D = I.
+        damping: added to the diagonals of C and M, as a share of their mean. It bounds the stretch.
+
+    Raises:
+        CalibrationError: NaN, inf or a zero trace; a moment that is not positive definite after damping.
+        ValueError: a rank outside 1 to n.
+    """
+    n = c.shape[0]
+    if not 1 <= rank <= n:
+        raise ValueError(f"low-rank balance got rank {rank} for {n} features; 1 to {n} are allowed")
+    diagonal = None if divisor is None else 1 / divisor.detach().to(torch.float64)
+    if diagonal is not None:
+        c = c.to(torch.float64) * diagonal * diagonal[:, None]
+        m = m.to(torch.float64) / diagonal / diagonal[:, None]
+    c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    basis = _leading_eigenvectors(c - m, rank)
+    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis)
+    return LowRank(diagonal, basis, _symmetric_power(t @ t.T, 0.5))
+
+
+def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2) -> PerHead:
+    """Block-diagonal T, not orthogonal, that balances C and M inside each run of `block` channels.
+
+    It costs n block multiply-adds online.
+
+    Raises:
+        CalibrationError: as low_rank_balance.
+        ValueError: a block that does not divide n.
+    """
+    n = c.shape[0]
+    if block < 1 or n % block:
+        raise ValueError(f"block balance got blocks of {block} for {n} features; the block must divide {n}")
+    c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
+
+    def cut(moment: Tensor) -> Tensor:
+        return torch.stack([moment[i : i + block, i : i + block] for i in range(0, n, block)])
+
+    return PerHead(_balancer(cut(c), cut(m)), orthogonal=False)
+
+
+def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2) -> Dense:
+    """T = B^-1 V S^(1/2), not orthogonal, with T^T C T = T^-1 M T^-T = S diagonal.
+
+    C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
+    n^2 multiply-adds online: a bound on what balance can give, not a recipe.
+
+    Raises:
+        CalibrationError: as low_rank_balance.
+    """
+    return Dense(_balancer(_normalize("activation", c, damping), _normalize("weight", m, damping)), orthogonal=False)
+
+
+def _balancer(c: Tensor, m: Tensor) -> Tensor:
+    """t with t^T c t = t^-1 m t^-T = S, diagonal, for c, m (..., r, r) positive definite."""
+    lower, info = torch.linalg.cholesky_ex(c)
+    if bool((info != 0).any()):
+        raise CalibrationError(
+            "the activations' second moment is not positive definite; use more tokens or more damping"
+        )
+    upper = lower.mT  # c = B^T B with B upper
+    squared, v = torch.linalg.eigh(upper @ m @ upper.mT)
+    if bool((squared <= 0).any()):
+        raise CalibrationError("the weights' second moment is not positive definite; use more damping")
+    balancer: Tensor = torch.linalg.solve_triangular(upper, v * squared.pow(0.25).unsqueeze(-2), upper=True)
+    return balancer
+
+
+def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
+    """Float64 moment with mean diagonal 1, then damped."""
+    exact = moment.detach().to(torch.float64)
+    if exact.dim() != 2 or exact.shape[0] != exact.shape[1]:
+        raise ValueError(f"the {name} second moment has shape {tuple(exact.shape)}; it must be (n, n)")
+    mean = exact.diagonal().mean()
+    if not bool(torch.isfinite(exact).all()) or not bool(mean > 0):
+        raise CalibrationError(
+            f"the {name} second moment has mean diagonal {float(mean):.3g} or carries NaN or inf; "
+            "it must be finite and not zero"
+        )
+    exact = exact / mean
+    exact.diagonal().add_(damping)
+    return exact
+
+
+def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
+    """Orthonormal eigenvectors of the largest |eigenvalue|, shape (n, rank).
+
+    Above DIRECT rows by subspace iteration: the balance is exact on whatever subspace it finds.
+    """
+    n = symmetric.shape[0]
+    if n <= DIRECT or 4 * rank > n:
+        values, vectors = torch.linalg.eigh(symmetric)
+        return _columns(vectors, values.abs().argsort(descending=True)[:rank])
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(n, min(n, rank + 16), generator=generator, dtype=torch.float64).to(symmetric.device)
+    space: Tensor = torch.linalg.qr(start).Q
+    for _ in range(16):
+        space = torch.linalg.qr(symmetric @ space).Q
+    values, mixing = torch.linalg.eigh(space.T @ symmetric @ space)
+    found: Tensor = space @ _columns(mixing, values.abs().argsort(descending=True)[:rank])
+    return found
+
+
+def _columns(matrix: Tensor, index: Tensor) -> Tensor:
+    return torch.index_select(matrix, 1, index)
+
+
+def _symmetric_power(matrix: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    power: Tensor = vectors * values.pow(exponent) @ vectors.T
+    return power

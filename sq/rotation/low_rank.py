@@ -1,0 +1,65 @@
+"""LowRank: a diagonal and a stretch of a few directions, 2 n r multiply-adds online."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sq.rotation.transform import Transform, invert
+
+
+class LowRank(Transform):
+    """T = D (I + U (P - I) U^T), D = diag(d): scales channels, then applies P inside span(U) and nothing outside it.
+
+    T^-1 = (I + U (P^-1 - I) U^T) D^-1 has the same form.
+
+    Args:
+        diagonal: d, nonzero, shape (n,); None for D = I, which costs nothing.
+        basis: U with orthonormal columns, shape (n, r).
+        stretch: P, invertible, shape (r, r).
+    """
+
+    def __init__(self, diagonal: Tensor | None, basis: Tensor, stretch: Tensor) -> None:
+        n, rank = basis.shape
+        if stretch.shape != (rank, rank) or (diagonal is not None and diagonal.shape != (n,)):
+            got = None if diagonal is None else tuple(diagonal.shape)
+            raise ValueError(
+                f"LowRank got diagonal {got}, basis {tuple(basis.shape)}, stretch {tuple(stretch.shape)}; "
+                "it needs (n,), (n, r), (r, r)"
+            )
+        if diagonal is not None and bool((diagonal == 0).any()):
+            raise ValueError(f"LowRank got {int((diagonal == 0).sum())} factors that are zero; each must be invertible")
+        super().__init__(n, orthogonal=False)
+        exact = basis.detach().to(torch.float64)
+        identity = torch.eye(rank, dtype=torch.float64, device=basis.device)
+        if bool(((exact.T @ exact - identity).abs() > 1e-4).any()):
+            raise ValueError("LowRank got a basis whose columns are not orthonormal; take Q of its QR first")
+        stretch = stretch.detach().to(torch.float64)
+        if diagonal is not None:
+            self._hold("diagonal", diagonal)
+        self._scaled = diagonal is not None
+        self._hold("basis", basis)
+        self._hold("change", (stretch - identity) @ exact.T)  # (P - I) U^T
+        self._hold("change_inverse", (invert("LowRank", stretch) - identity) @ exact.T)  # (P^-1 - I) U^T
+        self._hold("change_inverse_transpose", (invert("LowRank", stretch).T - identity) @ exact.T)  # (P^-T - I) U^T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T."""
+        return self._stretch(x * self._factor("diagonal", x) if self._scaled else x, "change")
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """x T^-1."""
+        x = self._stretch(x, "change_inverse")
+        return x / self._factor("diagonal", x) if self._scaled else x
+
+    def inverse_transpose(self, w: Tensor) -> Tensor:
+        """w T^-T."""
+        return self._stretch(w / self._factor("diagonal", w) if self._scaled else w, "change_inverse_transpose")
+
+    def multiply_adds(self) -> int:
+        """2 n r, and n for the diagonal where there is one (fold it into a norm gain to save it)."""
+        n, rank = self.get_buffer("basis").shape
+        return 2 * n * rank + (n if self._scaled else 0)
+
+    def _stretch(self, x: Tensor, change: str) -> Tensor:
+        return x + (x @ self._factor("basis", x)) @ self._factor(change, x)
