@@ -36,8 +36,8 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
         problems: list[str] = []
         good = _readable(overrides, loader, problems, sweep=False)
         settings = _check_job(good, problems)
-    if settings is None:
-        raise ConfigError(problems)
+    if settings is None or problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
     return settings
 
 
@@ -102,10 +102,13 @@ def _readable(texts: Sequence[str], loader: ConfigLoader, problems: list[str], *
             problems.append(f"{text!r} cannot be read ({str(error).splitlines()[0]}); write key=value")
             continue
         group = str(override.key_or_group)
+        if not group:
+            problems.append(f"{text!r} cannot be read (no key); write key=value")
+            continue
         allowed = _group_options(group, loader)
         if not sweep and override.is_sweep_override():
             problems.append(f"{text} lists several values where one is wanted")
-        elif allowed is not None and (unknown := [name for name in names if name not in (*allowed, "null")]):
+        elif allowed is not None and (unknown := [name for name in names if name not in allowed]):
             problems.extend(f"{group}={name}; allowed: {', '.join(allowed)}" for name in unknown)
         else:
             good.append(override)
@@ -165,7 +168,7 @@ def _check_job(overrides: Sequence[Override], problems: list[str]) -> Experiment
     except ConfigError as error:
         problems.extend(error.problems)
         return None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         problems.append(" ".join(str(error).split()))
         return None
     return settings if len(problems) == before else None

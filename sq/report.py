@@ -75,7 +75,7 @@ def varying_settings(rows: Sequence[Result]) -> list[str]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row.method, row.model), []).append(_flat(row.config))
-    found = []
+    found: list[str] = []
     for group in groups.values():
         for key in sorted({key for config in group for key in config}, key=lambda key: (key.count("."), key)):
             if key.startswith(SHOWN) or key in HIDDEN or key.endswith(".name") or key in found:

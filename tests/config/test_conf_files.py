@@ -1,0 +1,61 @@
+"""Every file of conf/ composes and parses, so a stale one fails here and not in a user's sweep."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from sq.compose import check, compose
+from sq.config import CONF, as_config, options, parse
+
+GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
+
+
+@pytest.mark.parametrize("choice", [f"{group}={choice}" for group in GROUPS for choice in options(group)])
+def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
+    settings = compose([choice])
+    group, _, option = choice.partition("=")
+    if hasattr(named := getattr(settings, group), "name"):
+        assert named.name == option
+    assert parse(OmegaConf.create(as_config(settings))) == settings
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_passes_the_check_and_says_its_command_first(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    package, command = text.splitlines()[:2]
+    assert package == "# @package _global_"
+    assert command.startswith(("# python run.py ", "# python run.py -m ")), command
+    assert f"experiment={name}" in command
+    assert check([f"experiment={name}"], multirun=" -m " in command) >= 1
+
+
+def test_defaults_are_the_main_job() -> None:
+    settings = compose()
+    assert (settings.model.path, settings.model.outliers) == ("embedded", "planted")
+    assert (settings.method.name, settings.bits.label) == ("singlequant", "W4A4KV16")
+    assert settings.reference_methods == ("fp16", "rtn")
+    assert settings.tracker.name == "offline"
+
+
+def test_model_files_cover_the_reference_sizes() -> None:
+    """The sizes and families that the tables of the field use."""
+    wanted = {"llama2_7b", "llama2_13b", "llama2_70b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "mistral_7b_v0_3"}
+    wanted |= {"qwen2_5_0_5b", "qwen2_5_7b", "qwen3_0_6b", "qwen3_8b", "tinyllama_1_1b", "smollm2_135m", "tiny"}
+    assert wanted <= set(options("model"))
+    settings = compose(["model=llama2_7b"])
+    assert settings.model.path == "meta-llama/Llama-2-7b-hf"
+    assert (settings.calibration.text, settings.calibration.tokens) == ("wikitext2", 128 * 2048)
+    assert settings.task.perplexity is not None
+    assert settings.task.perplexity.texts == ("wikitext2", "c4")
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "label"), [(16, 16, "W4A4KV16"), (4, 4, "W4A4KV4"), (4, 8, "W4A4K4V8")], ids=str
+)
+def test_label_always_shows_the_cache(keys: int, values: int, label: str) -> None:
+    assert compose([f"bits.keys={keys}", f"bits.values={values}"]).bits.label == label
+
+
+def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
+    assert compose(["method=fp16", "bits=w3a3"]).bits.label == "W16A16KV16"

@@ -1,0 +1,172 @@
+"""Every mistake of a configuration is told, all of them at once, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from sq.compose import check, compose
+from sq.config import as_config, parse
+from sq.errors import ConfigError
+
+RTN = "method=rtn"
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose([RTN, *overrides])
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method=quarott", ["method=quarott", "allowed: ", "rtn, singlequant"]),
+        ("model=llama9", ["model=llama9", "tiny"]),
+        ("bits=w1a1", ["bits=w1a1", "w4a4"]),
+        ("metod=rtn", ["metod", "did you mean method"]),
+        ("weights.dampng=1", ["weights.dampng", "unknown"]),
+        ("bits.weights=1", ["bits.weights=1", "2 to 8, or 16"]),
+        ("bits.activations=9", ["bits.activations=9", "2 to 8, or 16"]),
+        ("bits.keys=four", ["bits.keys=four"]),
+        ("bits.values=true", ["bits.values=true"]),
+        ("bits.weights=4.0", ["bits.weights=4.0"]),
+        ("activations.scheme=affine", ["activations.scheme=affine", "symmetric | asymmetric | midrise"]),
+        ("weights.scheme=null", ["weights.scheme=null"]),
+        ("activations.clip=0", ["activations.clip=0", "at most 1", "'search'"]),
+        ("activations.clip=1.01", ["activations.clip=1.01"]),
+        ("activations.clip=nan", ["activations.clip=nan"]),
+        ("activations.clip=find", ["activations.clip=find"]),
+        ("activations.group_size=0", ["activations.group_size=0", "null or a whole number"]),
+        ("calibration.tokens=255", ["calibration.tokens=255", "window=256", "at least 256"]),
+        ("calibration.tokens=-1", ["calibration.tokens=-1"]),
+        ("calibration.text=wikitext3", ["calibration.text=wikitext3", "wikitext2", "calibration.path"]),
+        ("calibration.path=/nowhere/text.txt", ["calibration.path=/nowhere/text.txt", "exists"]),
+        ("task.perplexity.texts=[a]", ["task.perplexity.texts=a", "task.perplexity.path"]),
+        ("task.perplexity.count=0", ["task.perplexity.count=0"]),
+        ("task.perplexity.dataset_path=/nowhere", ["task.perplexity.dataset_path=/nowhere"]),
+        ("model.path=/nowhere/model", ["model.path=/nowhere/model", "hub id"]),
+        ("model.path='not a model'", ["model.path=not a model"]),
+        ("model.dtype=int4", ["model.dtype=int4", "bfloat16"]),
+        ("model.device=tpu", ["model.device=tpu", "cuda:0"]),
+        ("model.outliers=many", ["model.outliers=many", "planted | none"]),
+        ("model.outlier_strength=inf", ["model.outlier_strength=inf"]),
+        ("model.name=a/b", ["model.name=a/b", "folder's name"]),
+        ("method._target_=sq.nothing.Here", ["method._target_=sq.nothing.Here", "import path"]),
+        ("method._target_=Here", ["method._target_=Here"]),
+        ("reference_methods=[gold]", ["'gold'", "allowed: "]),
+        ("tracker.tags=7", ["tracker.tags=7", "list"]),
+        ("seed=-1", ["seed=-1"]),
+        ("force=maybe", ["force=maybe", "true or false"]),
+        ("bits=w4a4,w4a8", ["several values"]),
+        ("=3", ["=3", "cannot be read"]),
+        ("method=null", ["method"]),
+        ("~bits", ["bits is missing"]),
+        ("+extra=1", ["extra is unknown"]),
+        ("bits.weights=${nothing}", ["nothing"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_mistake_says_what_was_got_and_what_is_allowed(override: str, words: list[str]) -> None:
+    told = " | ".join(problems(override))
+    for word in words:
+        assert word in told
+
+
+def test_all_mistakes_are_told_together() -> None:
+    told = problems(
+        "bits=w1a1", "metod=x", "weights.scheme=odd", "calibration.tokens=3", "activations.clip=7", "model.path=/nowhere"
+    )
+    assert len(told) == 6
+    message = str(ConfigError(told))
+    assert message.startswith("the configuration has 6 mistakes:")
+    assert "\n  6. " in message
+
+
+def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "bits.keys=17"], multirun=True)
+    assert [problem.split(";")[0] for problem in caught.value.problems] == ["method=nope", "bits=w1a1", "bits.keys=17"]
+
+
+def test_a_sweep_without_m_says_so_and_with_it_counts_its_jobs() -> None:
+    with pytest.raises(ConfigError, match="add -m"):
+        check(["method=rtn,fp16"])
+    assert check(["method=rtn,fp16", "bits=w4a4,w4a8,w3a3", "weights=rtn,gptq"], multirun=True) == 12
+    assert check(["method=rtn", "hydra.mode=MULTIRUN", "seed=range(0,4)"]) == 4
+
+
+def test_a_key_of_one_choice_only_is_judged_job_by_job() -> None:
+    with pytest.raises(ConfigError, match=r"weights\.damping is unknown"):
+        check([RTN, "weights=rtn,gptq", "weights.damping=0.1"], multirun=True)
+    assert check([RTN, "weights=gptq", "weights.damping=0.1,0.2"], multirun=True) == 2
+
+
+def test_empty_text_file_and_folder_for_a_file(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    assert "empty" in problems(f"calibration.path={empty}")[0]
+    assert "exists" in problems(f"task.perplexity.path={tmp_path}")[0]
+
+
+def test_a_local_text_may_have_any_name_but_only_one(tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("words")
+    settings = compose([RTN, f"task.perplexity.path={text}", "task.perplexity.texts=[mine]"])
+    assert settings.task.perplexity is not None
+    assert (settings.task.perplexity.texts, settings.task.perplexity.path) == (("mine",), text)
+    assert "one file" in problems(f"task.perplexity.path={text}", "task.perplexity.texts=[a,b]")[0]
+
+
+def test_model_folder_without_config_or_weights(tmp_path: Path) -> None:
+    told = problems(f"model.path={tmp_path}")
+    assert len(told) == 2
+    assert "config.json" in told[0]
+    assert "no weights" in told[1]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    (told_bin,) = problems(f"model.path={tmp_path}")
+    assert "pytorch_model.bin" in told_bin
+    assert "safetensors" in told_bin
+    (tmp_path / "model.safetensors").touch()
+    assert compose([RTN, f"model.path={tmp_path}"]).model.path == str(tmp_path)
+    assert "this is a file" in problems(f"model.path={tmp_path / 'config.json'}")[0]
+
+
+def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "is a file" in problems(f"paths.results={tmp_path}/file/runs")[0]
+    assert "paths.results=/proc/runs" in problems("paths.results=/proc/runs")[0]
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert "Permission denied" in problems(f"paths.results={tmp_path}/closed/runs")[0]
+    assert not (tmp_path / "runs").exists()
+    compose([RTN, f"paths.results={tmp_path}/runs"])
+    assert not (tmp_path / "runs").exists(), "checking must not make the folder"
+
+
+def test_parse_names_missing_and_wrong_sections() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(OmegaConf.create({"model": "tiny", "seed": 0}))
+    told = " | ".join(caught.value.problems)
+    assert "model=tiny" in told
+    for group in ("method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths"):
+        assert f"{group} is missing" in told
+
+
+def test_method_arguments_pass_through_untouched() -> None:
+    settings = compose([RTN, "+method.steps=3", "+method.order=[art,urt]", "+method.inner={a: 1.5}"])
+    assert settings.method.arguments == {"steps": 3, "order": ["art", "urt"], "inner": {"a": 1.5}}
+    assert parse(OmegaConf.create(as_config(settings))) == settings
+
+
+def test_checking_imports_nothing_heavy() -> None:
+    code = "import sys; from sq.compose import check; check(['method=rtn']); " \
+           "print([m for m in ('torch', 'transformers', 'wandb', 'datasets', 'lm_eval', 'pandas', 'numpy') if m in sys.modules])"  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,40 @@
+"""An executor that measures nothing; environment variables make it fail, sleep or count."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sq.results import Execution
+from sq.settings import ExperimentSettings
+
+
+def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
+    logging.getLogger("sq.fake").info("measuring %s", settings.method.name)
+    if calls := os.environ.get("FAKE_CALLS"):
+        with open(calls, "a") as stream:
+            stream.write(f"{run_dir.name}\n")
+    quantizes = settings.method.quantizes
+    if quantizes and os.environ.get("FAKE_FAIL_BITS") == str(settings.bits.weights):
+        raise RuntimeError("the layer melted")
+    if quantizes and os.environ.get("FAKE_SLEEP_BITS") == str(settings.bits.weights):
+        time.sleep(60)
+    metrics = {
+        "ppl/embedded": 15.0 + 1.5 * quantizes,
+        "kl/embedded": 0.0432 * quantizes,
+        "top1/embedded": 1.0 - 0.1 * quantizes,
+        "quantize/peak_memory_bytes": 3.4e8,
+        "model/bytes": 1.7e7,
+    }
+    if quantizes:
+        metrics |= {
+            "quantize/seconds": 3.2,
+            "quantize/capture_seconds": 2.0,
+            "quantize/transform_seconds": 0.5,
+            "quantize/weights_seconds": 0.7,
+        }
+    return Execution(metrics, {"sites": 32}, {"nll": np.arange(4.0)})
