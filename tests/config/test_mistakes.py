@@ -91,7 +91,8 @@ def test_all_mistakes_are_told_together() -> None:
 def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "bits.keys=17"], multirun=True)
-    assert [problem.split(";")[0] for problem in caught.value.problems] == ["method=nope", "bits=w1a1", "bits.keys=17"]
+    told = [problem.split(";")[0] for problem in caught.value.problems]
+    assert told == ["method=nope", "bits=w1a1", "bits.keys=17"]
 
 
 def test_a_sweep_without_m_says_so_and_with_it_counts_its_jobs() -> None:

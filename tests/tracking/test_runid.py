@@ -1,0 +1,80 @@
+"""A run id changes with what determines the result, and with nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import sq
+from sq.compose import compose
+from sq.runid import identity, run_id
+
+BASE = ("method=rtn",)
+
+
+def test_name_is_readable_and_stable() -> None:
+    first, second = run_id(compose(BASE)), run_id(compose(BASE))
+    assert first == second
+    assert first.startswith("tiny-rtn-w4a4-")
+    assert len(first.rsplit("-", 1)[1]) == 8
+    assert run_id(compose([*BASE, "bits.keys=4", "bits.values=4"])).startswith("tiny-rtn-w4a4kv4-")
+    assert run_id(compose([*BASE, "bits.keys=4", "bits.values=8"])).startswith("tiny-rtn-w4a4k4v8-")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model=qwen3_0_6b", "model.outliers=none", "model.dtype=bfloat16", "+method.steps=2", "bits=w4a8", "weights=gptq",
+     "weights.group_size=64", "activations=midrise", "activations.clip=0.9", "calibration.tokens=8192", "seed=1",
+     "calibration.seed=1", "task=all", "task.perplexity.count=3"],
+)  # fmt: skip
+def test_what_determines_the_result_changes_the_id(override: str) -> None:
+    assert identity(compose([*BASE, override])) != identity(compose(BASE))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracker=none", "tracker.tags=[a]", "paths.results=elsewhere", "paths.cache=elsewhere", "force=true",
+     "reference_methods=[]", "calibration.name=other", "model.calibration_text=c4 calibration.text=embedded"],
+)  # fmt: skip
+def test_what_does_not_determine_the_result_leaves_the_id_alone(override: str) -> None:
+    assert identity(compose([*BASE, *override.split()])) == identity(compose(BASE))
+
+
+@pytest.mark.parametrize(
+    "override", ["bits=w3a3", "weights=gptq", "activations=midrise", "seed=5", "calibration.tokens=512"]
+)
+def test_full_precision_is_one_run_whatever_quantizers_are_asked_for(override: str) -> None:
+    assert run_id(compose(["method=fp16", override])) == run_id(compose(["method=fp16"]))
+
+
+def test_package_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity(compose(BASE))
+    monkeypatch.setattr(sq, "__version__", "999.0")
+    assert identity(compose(BASE)) != before
+
+
+def make_model(folder: Path, byte: bytes = b"0") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"0" * 300_000 + byte)
+    return folder
+
+
+def test_a_local_model_counts_by_content_and_not_by_place(tmp_path: Path) -> None:
+    one, same, other = make_model(tmp_path / "a"), make_model(tmp_path / "b"), make_model(tmp_path / "c", b"1")
+    ids = [identity(compose([*BASE, f"model.path={folder}"])) for folder in (one, same, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_local_text_counts_by_content_and_not_by_place(tmp_path: Path) -> None:
+    texts = {"a.txt": "words", "b.txt": "words", "c.txt": "other"}
+    for name, content in texts.items():
+        (tmp_path / name).write_text(content)
+    ids = [identity(compose([*BASE, f"calibration.path={tmp_path / name}"])) for name in texts]
+    assert ids[0] == ids[1] != ids[2]
+    ids = [
+        identity(compose([*BASE, "task.perplexity.texts=[mine]", f"task.perplexity.path={tmp_path / name}"]))
+        for name in texts
+    ]
+    assert ids[0] == ids[1] != ids[2]

@@ -1,0 +1,120 @@
+"""W&B is told after the result is safe, and whatever it does the result stays safe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sq.compose import compose
+from sq.experiment import run
+from sq.results import read_result
+from sq.settings import ExperimentSettings
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, fake_executor: str) -> ExperimentSettings:
+    return compose(["method=rtn", "tracker=offline", f"paths.results={tmp_path}/runs", f"executor='{fake_executor}'"])
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    monkeypatch.setattr(logging.getLogger("sq"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class FakeRun:
+    """Stands for a W&B run; `broken` names the call that raises."""
+
+    def __init__(self, broken: str, results: Path) -> None:
+        self.broken, self.results, self.summary, self.logged = broken, results, {}, []
+        assert any(read_result(folder) for folder in results.glob("tiny-*")), "result.json must be there before W&B"
+        self._raise("init")
+
+    def _raise(self, place: str) -> None:
+        if place == self.broken:
+            raise OSError(28, f"No space left on device ({place})")
+
+    def __enter__(self) -> FakeRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raise("finish")
+
+    def log(self, values: dict[str, Any]) -> None:
+        self._raise("log")
+        self.logged.append(values)
+
+
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_a_broken_wandb_only_warns(
+    broken: str, settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun(broken, settings.paths.results))
+    result = run(settings)
+    assert result.status == "finished"
+    assert read_result(settings.paths.results / result.run_id) == result
+    (warning,) = warnings()
+    assert f"No space left on device ({broken})" in warning
+    assert "tracker=none" in warning
+
+
+def test_an_unwritable_wandb_folder_only_warns(
+    settings: ExperimentSettings, tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
+    (tmp_path / "file").touch()
+    result = run(replace(settings, tracker=replace(settings.tracker, dir=tmp_path / "file" / "wandb")))
+    assert read_result(settings.paths.results / result.run_id) == result
+    assert str(tmp_path / "file") in warnings()[0]
+
+
+def test_an_outage_only_warns(
+    settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    def no_network(**_: object) -> None:
+        raise wandb.errors.CommError("could not reach api.wandb.ai")
+
+    monkeypatch.setattr(wandb, "init", no_network)
+    assert run(replace(settings, tracker=replace(settings.tracker, name="online"))).status == "finished"
+    assert "could not reach" in warnings()[0]
+
+
+def test_wandb_gets_config_metrics_table_group_and_tags(
+    settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def init(**arguments: Any) -> FakeRun:
+        seen.update(arguments, run=FakeRun("", settings.paths.results))
+        return seen["run"]
+
+    monkeypatch.setattr(wandb, "init", init)
+    result = run(replace(settings, tracker=replace(settings.tracker, tags=("paper",))), group="sweep-1")
+    assert (seen["mode"], seen["group"], seen["tags"], seen["name"]) == ("offline", "sweep-1", ["paper"], result.run_id)
+    assert seen["config"]["bits"]["weights"] == 4
+    metrics, table = seen["run"].logged
+    assert metrics["kl/embedded"] == 0.0432
+    assert table["result"].columns[:3] == ["run_id", "model", "method"]
+    assert seen["run"].summary["status"] == "finished"
+
+
+def test_offline_really_writes_without_an_account_and_says_nothing(
+    settings: ExperimentSettings, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run(settings)
+    assert len(list((settings.paths.results / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert "wandb" not in "".join(capfd.readouterr())
+
+
+def test_none_does_not_touch_wandb(settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was called"))
+    run(replace(settings, tracker=replace(settings.tracker, name="none")))
+    assert not (settings.paths.results / "wandb").exists()
