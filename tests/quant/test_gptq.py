@@ -136,6 +136,16 @@ def test_dead_columns_are_zero_and_harmless() -> None:
     assert (nothing.codes == 0).all()
 
 
+def test_dead_columns_do_not_change_the_damping() -> None:
+    w, hessian = problem(16, 40)
+    hessian *= 1e-6
+    hessian[:30] = 0
+    hessian[:, :30] = 0
+    result = gptq(w, hessian, WeightQuantizer(8, group_size=10), damping=0.3)
+    alone = gptq(w[:, 30:], hessian[30:, 30:], WeightQuantizer(8, group_size=10), damping=0.3)
+    assert torch.equal(result.codes[:, 30:], alone.codes)
+
+
 def test_input_is_untouched_and_any_float_dtype_is_taken() -> None:
     w, hessian = problem(4, 16)
     before = w.clone(), hessian.clone()

@@ -130,3 +130,10 @@ def test_bad_weights_are_named(w: torch.Tensor, text: str) -> None:
 def test_bad_arguments_are_errors(arguments: dict[str, int]) -> None:
     with pytest.raises(QuantizationError):
         WeightQuantizer(**arguments)
+
+
+def test_a_group_need_not_hold_zero_and_a_channel_does() -> None:
+    w = weight(4, 32).abs() + 5
+    channel = rtn(w, WeightQuantizer(4, "asymmetric", clip_search=False)).dequantize()
+    group = rtn(w, WeightQuantizer(4, "asymmetric", 8, clip_search=False)).dequantize()
+    assert (group - w).abs().max() < 0.01 < 0.1 < (channel - w).abs().max()
