@@ -136,4 +136,4 @@ def test_a_group_need_not_hold_zero_and_a_channel_does() -> None:
     w = weight(4, 32).abs() + 5
     channel = rtn(w, WeightQuantizer(4, "asymmetric", clip_search=False)).dequantize()
     group = rtn(w, WeightQuantizer(4, "asymmetric", 8, clip_search=False)).dequantize()
-    assert (group - w).abs().max() < 0.01 < 0.1 < (channel - w).abs().max()
+    assert (group - w).abs().max() < 0.005 < 0.02 < (channel - w).abs().max()
