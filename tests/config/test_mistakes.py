@@ -79,9 +79,8 @@ def test_each_mistake_says_what_was_got_and_what_is_allowed(override: str, words
 
 
 def test_all_mistakes_are_told_together() -> None:
-    told = problems(
-        "bits=w1a1", "metod=x", "weights.scheme=odd", "calibration.tokens=3", "activations.clip=7", "model.path=/nowhere"
-    )
+    value_mistakes = ["weights.scheme=odd", "calibration.tokens=3", "activations.clip=7", "model.path=/nowhere"]
+    told = problems("bits=w1a1", "metod=x", *value_mistakes)
     assert len(told) == 6
     message = str(ConfigError(told))
     assert message.startswith("the configuration has 6 mistakes:")
