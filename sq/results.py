@@ -9,30 +9,32 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sq.atomic import write_json
+from sq.settings import ExperimentSettings
 
 SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"
 
 
-@dataclass(frozen=True)
-class Execution:
-    """What measuring one run gives back.
+class Measured(Protocol):
+    """What measuring one run gives back."""
 
-    Args:
-        metrics: flat numbers, named as DESIGN section 3 says ("ppl/embedded", "kl/embedded", "quantize/seconds").
-        extras: anything JSON can hold (fingerprints, task versions, statistics of each site).
-        arrays: numpy arrays by name (values of each window, for paired intervals), saved as windows.npz.
-    """
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Flat numbers, named as DESIGN section 3 says ("ppl/embedded", "kl/embedded", "quantize/seconds")."""
 
-    metrics: Mapping[str, float]
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Any] = field(default_factory=dict)
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """Anything JSON can hold (fingerprints, task versions, statistics of each site)."""
+
+    @property
+    def arrays(self) -> Mapping[str, Any]:
+        """numpy arrays by name (values of each window, for paired intervals), saved as windows.npz."""
 
 
 class Executor(Protocol):
     """The seam between the run directory and the measurement: `sq.execute.execute` unless the config says otherwise."""
 
-    def __call__(self, settings: Any, run_dir: Path) -> Execution: ...
+    def __call__(self, settings: ExperimentSettings, run_dir: Path, /) -> Measured: ...
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sq.results import Execution
 from sq.settings import ExperimentSettings
+
+
+@dataclass
+class Execution:
+    metrics: dict[str, float]
+    extras: dict[str, Any]
+    arrays: dict[str, Any]
 
 
 def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
