@@ -1,4 +1,4 @@
-"""SingleQuant: 4-bit weights and activations in one gradient-free pass, beside the baselines it must be compared with."""
+"""SingleQuant: 4-bit weights and activations in one gradient-free pass, beside the baselines to compare with."""
 
 from __future__ import annotations
 

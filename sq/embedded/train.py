@@ -40,15 +40,22 @@ def train(
     seed: int = 0,
     compile_model: bool = True,
     evaluate_every: int = 250,
+    resume_at: int = 0,
 ) -> dict[str, Any]:
-    """Train and save the embedded model; return its log."""
+    """Train and save the embedded model; return its log.
+
+    With `resume_at`, weights and log in `out` go on from that step; Adam's moments start anew and warm up again.
+    """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer([text for _, text in stdlib_text("train")])
-    tokenizer.save_pretrained(out)
+    if resume_at:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    else:
+        tokenizer = train_tokenizer([text for _, text in stdlib_text("train")])
+        tokenizer.save_pretrained(out)
     tokens = tokenize_split(tokenizer, "train")
     held_out = tokenize_split(tokenizer, "held_out")
-    model = build_model(tokenizer)
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32) if resume_at else build_model(tokenizer)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -58,7 +65,7 @@ def train(
         fused=True,
     )
     forward = torch.compile(model) if compile_model else model
-    stream = batches(tokens, batch, torch.Generator().manual_seed(seed))
+    stream = batches(tokens, batch, torch.Generator().manual_seed(seed + resume_at))
     log: dict[str, Any] = {
         "tokens_in_corpus": tokens.numel(),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -67,9 +74,15 @@ def train(
         "environment": {"python": platform.python_version(), "torch": torch.__version__},
         "entries": [],
     }
+    if resume_at:
+        earlier = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
+        log["entries"] = [entry for entry in earlier["entries"] if entry["step"] <= resume_at]
+        log["resumed_at"] = [*earlier.get("resumed_at", []), resume_at]
     start, running = time.perf_counter(), 0.0
-    for step in range(1, steps + 1):
+    for step in range(resume_at + 1, steps + 1):
         lr = learning_rate(step, steps, peak_lr, warmup)
+        if resume_at:
+            lr *= min(1.0, (step - resume_at) / warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr
         ids = next(stream)
@@ -171,7 +184,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--peak-lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume-at", type=int, default=0, help="go on from the weights in --out at this step")
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     train(arguments.out, steps=arguments.steps, batch=arguments.batch, peak_lr=arguments.peak_lr,
-          seed=arguments.seed, compile_model=not arguments.no_compile)
+          seed=arguments.seed, compile_model=not arguments.no_compile, resume_at=arguments.resume_at)

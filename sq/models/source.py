@@ -43,8 +43,8 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
-            f"the hub refused model {path!r}: {type(error).__name__}: {str(error).splitlines()[0]}. Check the name, accept "
-            "the model's licence and log in (`hf auth login`), or name a local folder with model.path=FOLDER."
+            f"the hub refused model {path!r}: {type(error).__name__}: {str(error).splitlines()[0]}. Check the name, "
+            "accept the model's licence and log in (`hf auth login`), or name a local folder with model.path=FOLDER."
         ) from error
 
 
@@ -90,8 +90,8 @@ class WeightSource:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise CheckpointError(
-                    f"tensor {name!r} in {self.folder / self._files[name]} has {bad} NaN or inf values of {tensor.numel()}. "
-                    "The file is damaged or was exported from a diverged run; fetch it again."
+                    f"tensor {name!r} in {self.folder / self._files[name]} has {bad} NaN or inf values of "
+                    f"{tensor.numel()}. The file is damaged or was exported from a diverged run; fetch it again."
                 )
         return found
 
@@ -105,12 +105,16 @@ class WeightSource:
                 raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
             absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
             if absent:
-                raise CheckpointError(f"{self.folder} lacks {len(absent)} shard(s) that its index names: {', '.join(absent)}")
+                raise CheckpointError(
+                    f"{self.folder} lacks {len(absent)} shard(s) that its index names: {', '.join(absent)}"
+                )
             for file in sorted(set(files.values())):
                 with self._open(file) as handle:
                     lost = {name for name, owner in files.items() if owner == file}.difference(handle.keys())
                 if lost:
-                    raise CheckpointError(f"{self.folder / file} lacks tensors that the index promises: {sorted(lost)[:3]}")
+                    raise CheckpointError(
+                        f"{self.folder / file} lacks tensors that the index promises: {sorted(lost)[:3]}"
+                    )
             return files
         if (self.folder / SINGLE).is_file():
             with self._open(SINGLE) as handle:

@@ -97,7 +97,8 @@ class DecoderStream:
 
     def ends(self) -> Ends:
         """Embedding, final norm and head; a tied head is copied."""
-        embedding, norm, head = f"{self.family.embedding}.weight", f"{self.family.final_norm}.weight", f"{self.family.head}.weight"
+        paths = (self.family.embedding, self.family.final_norm, self.family.head)
+        embedding, norm, head = (f"{path}.weight" for path in paths)
         names = [embedding, norm] + ([head] if head in self.source.names() else [])
         if head not in names and not self.config.tie_word_embeddings:
             raise CheckpointError(f"{self.folder} has no tensor {head!r} and config.json does not tie the embeddings")
@@ -157,7 +158,8 @@ class DecoderStream:
         setattr(model.get_submodule(owner), name, ends.norm)
         owner, _, name = self.family.rotary.rpartition(".")
         setattr(model.get_submodule(owner), name, self.rotary())
-        return model.eval()
+        model.eval()
+        return model
 
     def _place(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self.device, dtype=self.dtype)

@@ -1,0 +1,110 @@
+"""Calibration statistics at the sites of one decoder layer, from one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sq.errors import CalibrationError
+from sq.method import SiteStatistics
+from sq.models.families import Family
+from sq.models.parts import weight_of
+
+
+def capture(
+    family: Family,
+    layer: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    hidden: Sequence[Tensor],
+    *,
+    index: int,
+    sites: Iterable[str],
+    second_moment: Iterable[str] = (),
+    sample: int = 4096,
+) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
+    """Run a layer on calibration batches and watch the inputs of its sites.
+
+    Args:
+        family: names the linears of each site.
+        layer: the decoder layer.
+        forward: runs the layer on one batch (B, S, hidden).
+        hidden: batches of hidden states.
+        index: of the layer, for messages.
+        sites: sites to watch.
+        second_moment: sites whose second moment is accumulated.
+        sample: tokens kept a site, spread evenly over the batches.
+
+    Returns:
+        Statistics by site, and the layer's outputs.
+
+    Raises:
+        CalibrationError: NaN or inf at a site.
+    """
+    total = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
+    wanted = set(second_moment)
+    watchers = {site: _Watcher(index, site, max(1, -(-total // sample)), site in wanted) for site in sites}
+    handles = [
+        layer.get_submodule(family.linears[site][0]).register_forward_pre_hook(watcher)
+        for site, watcher in watchers.items()
+    ]
+    try:
+        outputs = [forward(batch) for batch in hidden]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
+
+
+class _Watcher:
+    """Running statistics of one site; a forward pre-hook."""
+
+    def __init__(self, index: int, site: str, stride: int, second_moment: bool) -> None:
+        self.index, self.site, self.stride, self.wants_moment = index, site, stride, second_moment
+        self.kept: list[Tensor] = []
+        self.count = 0
+        self.square: Tensor | None = None
+        self.peak: Tensor | None = None
+        self.moment: Tensor | None = None
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        x = arguments[0].flatten(0, -2).float()  # (T, n)
+        square, peak = x.square().sum(0, dtype=torch.float64), x.abs().amax(0)
+        if not bool(torch.isfinite(square).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise CalibrationError(
+                f"calibration found {bad} NaN or inf activations at layer {self.index}, site {self.site!r}. Check the "
+                "checkpoint, or run in a wider dtype (model.dtype=float32)."
+            )
+        self.square = square if self.square is None else self.square + square
+        self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
+        if self.wants_moment:
+            moment = x.T @ x
+            self.moment = moment if self.moment is None else self.moment.add_(moment)
+        first = -self.count % self.stride
+        self.kept.append(x[first :: self.stride].clone())
+        self.count += x.shape[0]
+
+    def statistics(self) -> SiteStatistics:
+        assert self.square is not None
+        assert self.peak is not None
+        return SiteStatistics(
+            tokens=torch.cat(self.kept),
+            rms=(self.square / self.count).sqrt().float(),
+            peak=self.peak,
+            second_moment=None if self.moment is None else self.moment / self.count,
+            count=self.count,
+        )
+
+
+def stacked_weights(family: Family, layer: nn.Module) -> Mapping[str, Tensor]:
+    """Weights of each site's linears stacked along d_out, float32 (or float64 where the layer is)."""
+    return {
+        site: torch.cat([_float(weight_of(layer, name)) for name in names])
+        for site, names in family.linears.items()
+    }
+
+
+def _float(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,0 +1,64 @@
+"""Evaluate a model layer by layer, beside the full-precision one, as the layers come out of the pipeline."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sq.data.windows import Windows
+from sq.evaluate.scores import Scores, join_scores, score_windows
+from sq.models.stream import DecoderStream, Ends
+
+
+class StreamEvaluation:
+    """Perplexity, KL and top-1 agreement without either model ever being whole in memory.
+
+    Hidden states of all windows wait between layers: 2 * W * S * hidden numbers.
+
+    Args:
+        stream: the original model; its layers are read again as the reference.
+        windows: texts to score.
+        ends: ends of the measured model.
+        measured: False when the measured model is the original itself; its layers then run once.
+        batch: windows a forward.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, stream: DecoderStream, windows: list[Windows], ends: Ends, *, measured: bool = True, batch: int = 8
+    ) -> None:
+        self.stream, self.windows, self.ends, self.batch = stream, windows, ends, batch
+        self._reference_ends = stream.ends()
+        self._ids = [part for text in windows for part in text.ids.split(batch)]
+        self._reference = [self._reference_ends.embed(ids) for ids in self._ids]
+        self._measured = [ends.embed(ids) for ids in self._ids] if measured else None
+
+    @torch.no_grad()
+    def advance(self, index: int, layer: nn.Module) -> None:
+        """Carry both streams of hidden states through layer `index`; `layer` is the measured model's."""
+        if self._measured is None:
+            self._step(index, layer, self._reference)
+            return
+        self._step(index, layer, self._measured)
+        self._step(index, self.stream.layer(index), self._reference)
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Scores]:
+        """Scores by text, after the last layer."""
+        parts: list[Scores] = []
+        for position, ids in enumerate(self._ids):
+            reference = self._reference_ends.logits(self._reference[position])
+            if self._measured is None:
+                parts.append(score_windows(reference, None, ids))
+            else:
+                parts.append(score_windows(self.ends.logits(self._measured[position]), reference, ids))
+        scores, start = {}, 0
+        for text in self.windows:
+            count = len(text.ids.split(self.batch))
+            scores[text.text] = join_scores(parts[start : start + count])
+            start += count
+        return scores
+
+    def _step(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> None:
+        for position, batch in enumerate(hidden):
+            hidden[position] = self.stream.forward(index, layer, batch)

@@ -1,0 +1,279 @@
+"""Measure one run: load, calibrate, quantize, evaluate. This is where settings become objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from sq.data.windows import Windows, calibration_windows, evaluation_windows
+from sq.errors import CheckpointError, ConfigError
+from sq.evaluate.stream import StreamEvaluation
+from sq.memory import PeakMemory
+from sq.method import Method
+from sq.models.source import model_folder
+from sq.models.stream import DecoderStream
+from sq.pipeline import Pipeline, Report
+from sq.quant import ActivationQuantizer, WeightQuantizer
+from sq.quantize_layer import WeightRecipe
+from sq.settings import (
+    ActivationSettings,
+    CalibrationSettings,
+    ExperimentSettings,
+    MethodSettings,
+    ModelSettings,
+    PerplexitySettings,
+    WeightSettings,
+)
+
+
+@dataclass
+class Execution:
+    """What one run measured.
+
+    Attributes:
+        metrics: flat numbers of result.json.
+        extras: further facts of result.json: versions, fingerprints of texts, statistics by site.
+        arrays: values by window, for paired comparisons.
+        model: the quantized model, where it was kept in memory.
+        tokenizer: of the model.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = False) -> Execution:
+    """Quantize and evaluate as the settings say.
+
+    Args:
+        settings: complete and checked.
+        run_dir: of the run; nothing is written to it here.
+        keep_model: return the quantized model (placement=memory), even if no task needs it.
+
+    Raises:
+        SQError: with the reason, see sq.errors.
+    """
+    torch.manual_seed(settings.seed)
+    method = build_method(settings.method)
+    tokenizer, stream = load_model(settings.model, settings.paths.cache)
+    texts = _evaluation_texts(settings, tokenizer)
+    calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
+    memory = PeakMemory(stream.device)
+    pipeline = Pipeline(
+        stream,
+        method,
+        weight_recipe(settings.weights, settings.bits.weights),
+        lambda: activation_quantizer(settings.activations, settings.bits.activations),
+        torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids,
+    )
+    keep = keep_model or settings.task.zeroshot is not None
+    if keep and settings.model.placement == "stream":
+        raise ConfigError(["zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"])
+    pipeline.prepare()
+    batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
+    evaluation = StreamEvaluation(stream, texts, pipeline.ends, measured=method.quantizes, batch=batch)
+    kept = []
+    with _progress() as progress:
+        task = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
+        for index, layer in enumerate(pipeline.layers()):
+            evaluation.advance(index, layer)
+            if keep:
+                kept.append(layer)
+            progress.advance(task)
+    result = Execution(tokenizer=tokenizer)
+    for name, scores in evaluation.finish().items():
+        result.metrics |= scores.metrics(name)
+        result.arrays |= {f"{key}/{name}": values for key, values in scores.arrays().items()}
+    result.metrics |= _cost(pipeline.report, memory, method)
+    result.extras = {
+        "texts": {text.text: text.fingerprint for text in texts},
+        "calibration": None if calibration is None else calibration.fingerprint,
+        "sites": pipeline.report.sites,
+    }
+    if keep:
+        result.model = stream.assemble(kept, pipeline.ends)
+    if settings.task.zeroshot is not None:
+        _zeroshot(settings, result)
+    return result
+
+
+def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase, DecoderStream]:
+    """Tokenizer and layer stream of a model: the embedded one, a local folder, or a hub id."""
+    if model.path == "embedded":
+        from sq.embedded.checkpoint import embedded_checkpoint
+
+        folder = embedded_checkpoint(cache, outliers=model.outliers, strength=model.outlier_strength)
+    else:
+        folder = model_folder(model.path, model.revision)
+    stream = DecoderStream(folder, dtype=torch_dtype(model.dtype), device=pick_device(model.device))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
+    return tokenizer, stream
+
+
+def build_method(settings: MethodSettings) -> Method:
+    """Instantiate a method from its class path and typed arguments.
+
+    Raises:
+        ConfigError: the class is missing, refuses the arguments, or is not a `Method`.
+    """
+    module, _, name = settings.target.rpartition(".")
+    try:
+        built = getattr(import_module(module), name)(name=settings.name, **settings.arguments)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([f"method._target_={settings.target!r} cannot be imported: {error}"]) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError([f"method {settings.name!r} refuses its arguments: {error}"]) from error
+    if not isinstance(built, Method):
+        raise ConfigError([f"{settings.target} lacks parts of the protocol sq.method.Method"])
+    return built
+
+
+def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
+    """The weight rounding of a run."""
+    quantizer = WeightQuantizer(
+        bits, scheme=settings.scheme, group_size=settings.group_size, clip_search=settings.clip_search
+    )
+    return WeightRecipe(
+        settings.name,
+        quantizer,
+        block=settings.block,
+        damping=settings.damping,
+        act_order=settings.act_order,
+        sequential=settings.sequential,
+        propagate=settings.propagate,
+    )
+
+
+def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:
+    """A site's activation quantizer; None at 16 bits."""
+    if bits == 16:
+        return None
+    return ActivationQuantizer(
+        bits,
+        scheme=settings.scheme,
+        clip=settings.clip,
+        group_size=settings.group_size,
+        candidates=settings.candidates,
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """"auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and absent.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError([f"model.device={device}, torch {torch.__version__} finds no CUDA; use cpu or auto"])
+    return torch.device(device)
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """None for "auto": the checkpoint's own."""
+    if name == "auto":
+        return None
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase) -> list[Windows]:
+    wanted: PerplexitySettings | None = settings.task.perplexity
+    if wanted is None:
+        return []
+    return [
+        evaluation_windows(
+            text,
+            tokenizer,
+            window=wanted.window,
+            count=wanted.count,
+            path=wanted.path,
+            dataset_path=wanted.dataset_path,
+            cache_dir=settings.paths.cache,
+        )
+        for text in wanted.texts
+    ]
+
+
+def _calibration(
+    settings: CalibrationSettings, method: Method, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> Windows | None:
+    if not method.quantizes:
+        return None
+    return calibration_windows(
+        settings.text,
+        tokenizer,
+        tokens=settings.tokens,
+        window=settings.window,
+        seed=settings.seed,
+        path=settings.path,
+        dataset_path=settings.dataset_path,
+        cache_dir=cache,
+    )
+
+
+def _cost(report: Report, memory: PeakMemory, method: Method) -> dict[str, float]:
+    sizes = {"model/bytes": report.packed_bytes, "model/bytes_fp16": report.full_bytes}
+    if not method.quantizes:
+        return dict(sizes)
+    seconds = {f"quantize/{part}_seconds": value for part, value in report.seconds.items()}
+    return {
+        **sizes,
+        **seconds,
+        "quantize/seconds": sum(seconds.values()),
+        "quantize/peak_memory_bytes": memory.peak(),
+        "quantize/start_memory_bytes": memory.start,
+        "transform/multiply_adds": report.multiply_adds,
+    }
+
+
+def _zeroshot(settings: ExperimentSettings, result: Execution) -> None:
+    from sq.embedded.tasks import embedded_tasks
+    from sq.evaluate.zeroshot import zeroshot
+
+    wanted = settings.task.zeroshot
+    assert wanted is not None
+    assert result.model is not None
+    assert result.tokenizer is not None
+    found = zeroshot(
+        result.model,
+        result.tokenizer,
+        wanted.tasks,
+        batch_size=wanted.batch_size,
+        limit=wanted.limit,
+        include_path=embedded_tasks(settings.paths.cache),
+    )
+    result.metrics |= found.metrics
+    result.extras["zeroshot"] = found.versions
+
+
+def _progress() -> Progress:
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("layers,"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    return Progress(*columns, transient=True)
+
+
+Executor = Callable[[ExperimentSettings, Path], Execution]

@@ -1,0 +1,92 @@
+"""Absorb transforms into the weights of a decoder layer, in place, so that they cost nothing at inference.
+
+Every function keeps the layer's function: what one side multiplies, the other divides. Row vectors: a linear is
+y = x W^T. Weights should be in float32 or float64 when these are called.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sq.models.families import Family
+from sq.models.parts import bias_of, weight_of
+from sq.models.stream import Ends
+from sq.rotation.transform import Diagonal, Transform
+
+
+def fold_norm_gains(family: Family, layer: nn.Module) -> None:
+    """W <- W diag(g) for the readers of each norm, then g <- 1."""
+    for site, path in family.norms.items():
+        gain = weight_of(layer, path)
+        for name in family.linears[site]:
+            weight_of(layer, name).mul_(gain)
+        gain.fill_(1.0)
+
+
+def rotate_residual(family: Family, layer: nn.Module, rotation: Transform) -> None:
+    """Rotate the residual stream a layer lives in: readers W <- W R, writers W <- R^T W and b <- b R.
+
+    The norm gains must be folded first, since RMSNorm(x R) = RMSNorm(x) R holds for a gain of 1 only.
+    """
+    for site in family.norms:
+        for name in family.linears[site]:
+            weight = weight_of(layer, name)
+            weight.copy_(rotation(weight))
+    for name in family.residual_outputs:
+        weight = weight_of(layer, name)
+        weight.copy_(rotation(weight.T).T)
+        bias = bias_of(layer, name)
+        if bias is not None:
+            bias.copy_(rotation(bias))
+
+
+def rotate_ends(ends: Ends, rotation: Transform | None) -> Ends:
+    """Ends with the final norm's gain folded into the head and both sides rotated: E <- E R, head <- head diag(g) R."""
+    gain = weight_of(ends.norm, "")
+    work = torch.promote_types(ends.head.dtype, torch.float32)
+    head = ends.head.to(work) * gain.to(work)
+    embedding = ends.embedding.to(work)
+    if rotation is not None:
+        head, embedding = rotation(head), rotation(embedding)
+    gain.fill_(1.0)
+    return Ends(embedding=embedding.to(ends.embedding.dtype), norm=ends.norm, head=head.to(ends.head.dtype))
+
+
+def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform, head_dim: int) -> None:
+    """Absorb T, which acts on a site's features, into what produces them.
+
+    A diagonal goes into the norm's gain (qkv, gate_up) or the rows of up (down); at o, one block of head_dim a KV head
+    goes into the rows and bias of v, and the query heads of a group share it. The readers are not touched here.
+
+    Raises:
+        ValueError: T does not act within the producer's rows (its size is neither n nor the rows of the producer).
+    """
+    if site in family.norms:
+        gain = weight_of(layer, family.norms[site])
+        gain.copy_(_diagonal(transform, gain, site))
+        return
+    weight, bias = (of(layer, family.producers[site]) for of in (weight_of, bias_of))
+    assert weight is not None
+    if transform.n != weight.shape[0]:
+        raise ValueError(
+            f"a transform folded at {site!r} acts on the {weight.shape[0]} rows of {family.producers[site]}, got "
+            f"one of size {transform.n}; at 'o' give one block of {head_dim} for each KV head"
+        )
+    weight.copy_(transform(weight.T).T)
+    if bias is not None:
+        bias.copy_(transform(bias))
+
+
+def transform_readers(family: Family, layer: nn.Module, site: str, transform: Transform) -> None:
+    """W <- W T^-T for every linear that reads a site."""
+    for name in family.linears[site]:
+        weight = weight_of(layer, name)
+        weight.copy_(transform.inverse_transpose(weight))
+
+
+def _diagonal(transform: Transform, gain: Tensor, site: str) -> Tensor:
+    if not isinstance(transform, Diagonal):
+        raise ValueError(f"only a Diagonal can be folded into the norm of {site!r}, got {type(transform).__name__}")
+    scaled: Tensor = transform(gain)
+    return scaled

@@ -1,0 +1,201 @@
+"""SingleQuant: closed-form rotations built of Givens rotations, in one pass and without gradients (arXiv 2511.22316).
+
+The paper's abstract fixes two rotations, ART against massive outliers and URT towards uniformity, Kronecker structured.
+How this project reads what the abstract leaves open is derived in sq/rotation/README.md; every choice is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sq.method import LayerView
+from sq.models.families import SITES, Geometry
+from sq.rotation import (
+    Art,
+    Compose,
+    Diagonal,
+    Partner,
+    PerHead,
+    RandomHadamard,
+    RandomOrthogonal,
+    Stage,
+    Statistic,
+    Target,
+    Transform,
+    Urt,
+    block_balance,
+    build_rotation,
+    dense_balance,
+    diagonal_balance,
+    kronecker_factors,
+    low_rank_balance,
+)
+from sq.site import SiteTransform, over_heads
+
+StageName = Literal["art", "urt", "hadamard", "orthogonal"]
+Placement = Literal["online", "folded"]
+Mixing = Literal["none", "block", "dense"]
+POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
+
+
+@dataclass(frozen=True)
+class SingleQuant:
+    """The method and all of its options; the defaults are the recipe that wins the ablation in README.
+
+    Args:
+        name: as printed in tables.
+        order: stages in the order they are applied: "art", "urt", "hadamard" (random signs), "orthogonal" (Haar).
+        art_steps: plane rotations of ART an axis; it stops earlier when the peak no longer falls.
+        art_partner, art_statistic: which channel the peak is paired with, and what is called the peak.
+        urt_target: what URT maps to: "uniform", "flat", "hadamard", or "kurtosis" (least fourth moment).
+        urt_sweeps: sweeps of "kurtosis" over all pairs of channels.
+        kronecker: R = R1 (x) R2 at every online site; False builds one n x n rotation (n^2 multiply-adds online).
+        balance: scale channels so that activations and weights have equal rms, folded into what produces them.
+        balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
+        rank: of the low-rank balance in front of the rotation, online; 0 for none.
+        mixing: "block" or "dense" non-orthogonal balance in front of the rotation; "dense" is a bound, n^2 online.
+        block: size of the blocks of mixing="block".
+        placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
+            values once, both absorbed into weights, and leaves only `down` online.
+        sites: sites that are transformed.
+        seed: of random stages.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    name: str = "singlequant"
+    order: Sequence[StageName] = ("urt",)
+    art_steps: int = 8
+    art_partner: Partner = "smallest"
+    art_statistic: Statistic = "channel_max"
+    urt_target: Target = "kurtosis"
+    urt_sweeps: int = 2
+    kronecker: bool = True
+    balance: bool = True
+    balance_strength: float = 0.5
+    rank: int = 0
+    mixing: Mixing = "none"
+    block: int = 64
+    placement: Placement = "online"
+    sites: Sequence[str] = SITES
+    seed: int = 0
+    fold_norms: bool = True
+    quantizes: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [f"stage {stage!r}" for stage in self.order if stage not in get_args(StageName)]
+        problems += [f"site {site!r}" for site in self.sites if site not in SITES]
+        if problems:
+            raise ValueError(
+                f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
+            )
+        if self.placement not in get_args(Placement) or self.mixing not in get_args(Mixing):
+            raise ValueError(
+                f"placement={self.placement!r}, mixing={self.mixing!r}; allowed: {', '.join(get_args(Placement))}; "
+                f"{', '.join(get_args(Mixing))}"
+            )
+        if self.rank < 0 or self.art_steps < 0 or self.urt_sweeps < 1 or not 0 <= self.balance_strength <= 1:
+            raise ValueError(
+                f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
+                f"least 1, balance_strength={self.balance_strength} within [0, 1]"
+            )
+        if self.rank and self.mixing != "none":
+            raise ValueError(f"rank={self.rank} and mixing={self.mixing!r} both balance; set one of them")
+        self._stages()  # an unknown target or partner is told before anything is loaded
+
+    @property
+    def needs_residual(self) -> bool:
+        """The folded placement has one rotation for the whole residual stream."""
+        return self.placement == "folded"
+
+    @property
+    def needs_second_moment(self) -> Sequence[str]:
+        """The non-diagonal balances read second moments."""
+        return self.sites if self.rank or self.mixing != "none" else ()
+
+    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+        """One rotation from the pooled, normalized tokens of every layer; folded, so full width costs nothing."""
+        if not set(samples).intersection(self.sites):
+            return None
+        pooled = torch.cat([tokens for site, layers in samples.items() if site in self.sites for tokens in layers])
+        pooled = pooled[:: -(-len(pooled) // POOLED_TOKENS)]
+        return build_rotation(pooled, self._stages(), None, self.seed, "the residual stream")
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """Balance, then the rotation, at each of `sites`."""
+        return {site: self._site(layer, site) for site in self.sites}
+
+    def _site(self, layer: LayerView, site: str) -> SiteTransform:
+        statistics, weights, geometry = layer.statistics[site], layer.weights[site], layer.geometry
+        name, seed = f"layer {layer.index}, {site}", self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
+        folded: list[Transform] = []
+        if self.balance:
+            folded.append(self._balance(statistics.rms, weights, site, geometry))
+        if self.placement == "folded" and site == "o":
+            balanced = _fold(folded).tokens(statistics.tokens, site, geometry)
+            folded.append(self._head_rotations(balanced, geometry, name, seed))
+        done = _fold(folded)
+        online: list[Transform] = []
+        if statistics.second_moment is not None:
+            turned = done.weights(weights, site, geometry)
+            moments = (
+                done.moment(statistics.second_moment, site, geometry).double(),
+                (turned.T @ turned / len(turned)).double(),
+            )
+            online.append(self._mixing(*moments))
+        if self.placement == "online" or site == "down":
+            tokens = done.tokens(statistics.tokens, site, geometry)
+            for part in online:
+                tokens = part(tokens)
+            factors = kronecker_factors(tokens.shape[1]) if self.kronecker else None
+            online.append(build_rotation(tokens, self._stages(), factors, seed, name))
+        return SiteTransform(done.folded, _chain(online))
+
+    def _balance(self, rms: Tensor, weights: Tensor, site: str, geometry: Geometry) -> Diagonal:
+        columns = weights.square().mean(0).sqrt()
+        if site == "o":  # the query heads of a group share their KV head's channels
+            rms = over_heads(rms, geometry).square().mean(0).sqrt()
+            columns = over_heads(columns, geometry).square().mean(0).sqrt()
+        return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
+
+    def _mixing(self, activations: Tensor, weights: Tensor) -> Transform:
+        if self.mixing == "block":
+            return block_balance(activations, weights, self.block)
+        if self.mixing == "dense":
+            return dense_balance(activations, weights)
+        return low_rank_balance(activations, weights, min(self.rank, len(activations)))
+
+    def _head_rotations(self, tokens: Tensor, geometry: Geometry, name: str, seed: int) -> PerHead:
+        """One rotation a KV head from the tokens of all its query heads."""
+        heads = over_heads(tokens, geometry).unflatten(-1, (geometry.kv_heads, geometry.head_dim))
+        stages = self._stages()
+        blocks = [
+            build_rotation(heads[:, :, head].flatten(0, 1), stages, None, seed, f"{name}, KV head {head}").matrix()
+            for head in range(geometry.kv_heads)
+        ]
+        return PerHead(torch.stack(blocks))
+
+    def _stages(self) -> list[Stage]:
+        made: dict[str, Stage] = {
+            "art": Art(self.art_steps, self.art_partner, self.art_statistic),
+            "urt": Urt(self.urt_target, self.urt_sweeps),
+            "hadamard": RandomHadamard(),
+            "orthogonal": RandomOrthogonal(),
+        }
+        return [made[stage] for stage in self.order]
+
+
+def _fold(parts: Sequence[Transform]) -> SiteTransform:
+    return SiteTransform(folded=_chain(parts))
+
+
+def _chain(parts: Sequence[Transform]) -> Transform | None:
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else Compose(parts)
