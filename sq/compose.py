@@ -160,10 +160,11 @@ def _check_job(overrides: Sequence[Override], problems: list[str]) -> Experiment
     """Settings of one job, or None with its mistakes noted."""
     before = len(problems)
     try:
-        groups = [override for override in overrides if _is_group(override)]
-        cfg = _compose(groups)
-        if len(groups) < len(overrides):
-            cfg = _compose([override for override in overrides if _exists(override, cfg, problems)])
+        try:
+            cfg = _compose(overrides)
+        except HydraException:  # it stops at the first unknown key: look at each against the choices alone
+            choices = _compose([override for override in overrides if _is_group(override)])
+            cfg = _compose([override for override in overrides if _exists(override, choices, problems)])
         settings = parse(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     except ConfigError as error:
         problems.extend(error.problems)
