@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sq.rotation.samples import channel_rows
+from sq.rotation.samples import channel_rows, fitting_threads
 
 Partner = Literal["smallest", "best"]
 Statistic = Literal["channel_max", "peak_row"]
@@ -44,18 +44,19 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
     if m < 2:
         return rotation
     peaks, tokens = rows.abs().max(1)
-    for _ in range(steps):
-        i = int(peaks.argmax())
-        token = int(tokens[i])
-        j = _best(rows, i, token) if partner == "best" else _smallest(rows, peaks, i, token, statistic)
-        theta = art_angle(rows[i, token].double(), rows[j, token].double())
-        plane = _turn(rows[[i, j]], theta)
-        plane_peaks, plane_tokens = plane.abs().max(1)
-        if not bool(plane_peaks.max() < peaks[i]):
-            break
-        rows[[i, j]] = plane
-        peaks[[i, j]], tokens[[i, j]] = plane_peaks, plane_tokens
-        rotation[[i, j]] = _turn(rotation[[i, j]], theta)
+    with fitting_threads(rows):
+        for _ in range(steps):
+            i = int(peaks.argmax())
+            token = int(tokens[i])
+            j = _best(rows, i, token) if partner == "best" else _smallest(rows, peaks, i, token, statistic)
+            theta = art_angle(rows[i, token].double(), rows[j, token].double())
+            plane = _turn(rows[[i, j]], theta)
+            plane_peaks, plane_tokens = plane.abs().max(1)
+            if not bool(plane_peaks.max() < peaks[i]):
+                break
+            rows[[i, j]] = plane
+            peaks[[i, j]], tokens[[i, j]] = plane_peaks, plane_tokens
+            rotation[[i, j]] = _turn(rotation[[i, j]], theta)
     return rotation.T.contiguous()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sq.rotation.givens import rotate_halves
-from sq.rotation.samples import channel_rows, token_rms
+from sq.rotation.samples import channel_rows, fitting_threads, token_rms
 
 SLICE = 2**18  # entries worked on at a time, about 1 MB in float32: a slice and its copy stay in cache
 
@@ -47,17 +47,18 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: turned exactly as those of x^T
     turned = torch.empty_like(rotation)
     following = _round_robin(size).to(x.device)
-    for _ in range(sweeps * (size - 1)):
-        theta = fourth_moment_angle(*_sums(slices))
-        if odd:
-            theta[0] = 0.0
-        c, s = theta.cos()[:, None], theta.sin()[:, None]
-        low_c, low_s = c.to(rows.dtype), s.to(rows.dtype)
-        for part, out in zip(slices, scratch, strict=True):
-            rotate_halves(part, low_c, low_s, out)
-            torch.index_select(out, 0, following, out=part)
-        rotate_halves(rotation, c, s, turned)
-        torch.index_select(turned, 0, following, out=rotation)
+    with fitting_threads(rows):
+        for _ in range(sweeps * (size - 1)):
+            theta = fourth_moment_angle(*_sums(slices))
+            if odd:
+                theta[0] = 0.0
+            c, s = theta.cos()[:, None], theta.sin()[:, None]
+            low_c, low_s = c.to(rows.dtype), s.to(rows.dtype)
+            for part, out in zip(slices, scratch, strict=True):
+                rotate_halves(part, low_c, low_s, out)
+                torch.index_select(out, 0, following, out=part)
+            rotate_halves(rotation, c, s, turned)
+            torch.index_select(turned, 0, following, out=rotation)
     return (rotation[1:, 1:] if odd else rotation).T.contiguous()
 
 
