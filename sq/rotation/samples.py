@@ -47,10 +47,10 @@ def token_rms(x: Tensor) -> Tensor:
 
 @contextmanager
 def fitting_threads(x: Tensor) -> Iterator[None]:
-    """Run a loop of small CPU operations over x on one thread per ENTRIES_PER_THREAD entries, at most those allowed now.
+    """Run a loop of small CPU operations over x on one thread per ENTRIES_PER_THREAD entries.
 
-    Such loops meet a barrier every few microseconds. On a busy machine each barrier waits for a thread that the system
-    has put aside: with another job on two cores, two threads took 73 s where one took 10 s.
+    Such loops meet a barrier every few microseconds, and on a busy machine each waits for a thread that was put aside:
+    beside another job, two threads on two cores took 73 s where one took 10 s.
     """
     allowed = torch.get_num_threads()
     torch.set_num_threads(max(1, min(allowed, x.numel() // ENTRIES_PER_THREAD)))
