@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: written under a temporary name, then renamed."""
+"""Folders that are either whole or absent: filled under a temporary name, then renamed (for files: sq/atomic.py)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces `path` when the block ends well and vanishes when it raises.
-
-    Missing parent folders are made. Readers never see half a file; of two writers the last wins.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes 0600, which hides shared results from colleagues
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,7 +21,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes 0700, which hides a shared cache from colleagues
         try:
             temporary.rename(path)
         except OSError:

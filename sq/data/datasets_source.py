@@ -148,8 +148,8 @@ def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str
             if file.suffix == ".parquet":
                 frame = pd.read_parquet(file)
             else:
-                # dtype and convert_dates off: a document "1999" stays a string.
-                frame = pd.read_json(file, lines=True, nrows=left, dtype=False, convert_dates=False)
+                # dtype=False: a document "1999" stays a string.
+                frame = pd.read_json(file, lines=True, nrows=left, dtype=False)
         except Exception as error:  # arrow, JSON, gzip and OS errors
             raise DataError(
                 f"{name}: {file} cannot be read as {'parquet' if file.suffix == '.parquet' else 'JSON lines'} "

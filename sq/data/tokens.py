@@ -13,14 +13,15 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sq.data.atomic import atomic_file
+from sq.atomic import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ def token_row(
     row = _tokenize(documents, tokenizer, end_of_text)
     if cached is not None:
         try:
-            with atomic_file(cached) as temporary:
-                save_file({"ids": row}, temporary)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cached, lambda stream: _write_row(stream, row))
         except OSError as error:
             logger.warning("token cache %s was not written (%s); the next run tokenizes again", cached, error)
     return row
@@ -89,6 +90,10 @@ def _read(path: Path) -> Tensor | None:
     except (SafetensorError, OSError, KeyError) as error:
         logger.warning("token cache %s cannot be read (%s); tokenizing again", path, error)
         return None
+
+
+def _write_row(stream: BinaryIO, row: Tensor) -> None:
+    stream.write(save({"ids": row}))
 
 
 def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, end_of_text: bool) -> Tensor:

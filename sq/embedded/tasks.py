@@ -7,9 +7,9 @@
 | `docstring` | a function's signature and what stands | first line of its docstring, and of three others of about    |
 |             | above it                               | the same length                                              |
 
-Documents are those that can be answered: the next line shares two words with the shown text and none of the choices
 Documents are those that can be answered: the next line shares two words with the shown text and no choice stands in it;
 the docstring shares a word with the signature. The score is `acc_mutual_info`, the choice with the largest
+log p(choice | shown) - log p(choice): common lines and short docstrings are likely anywhere, and plain likelihood
 picks them at any quality of the model.
 
 Documents depend on the interpreter's own library: the folder's name carries a hash of them, and the task's metadata

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sq.data.atomic import atomic_file
+from sq.atomic import write_json
 from sq.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
     except Exception as error:  # lm-eval, datasets, the hub and YAML raise their own kinds
         raise DataError(
             f"zero-shot task {name}: documents cannot be loaded ({type(error).__name__}: {error}). lm-eval reads "
-            "them from the hub or its local cache (the cache alone under HF_HUB_OFFLINE=1); the embedded tasks need neither"
+            "them from the hub or its local cache (the cache alone under HF_HUB_OFFLINE=1); embedded tasks need neither"
         ) from error
     target = loaded["groups"].get(name) or loaded["tasks"].get(name)
     if target is None:
@@ -223,8 +223,8 @@ def _write(path: Path | None, result: dict[str, Any] | None) -> None:
     if path is None:
         return
     try:
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
     except OSError as error:
         logger.warning("zero-shot result %s was not written (%s); the next run evaluates again", path, error)
 
