@@ -108,6 +108,8 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _setting(row: Result, key: str) -> str:
+    if row.weights == "none" and not key.startswith("method."):
+        return "-"  # nothing was quantized: the setting did not matter
     value = _flat(row.config).get(key)
     return _dash(str(value).lower() if isinstance(value, bool) else value)
 

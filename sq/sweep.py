@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def _single(cfg: DictConfig) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is finished stays", file=sys.stderr)
         status = INTERRUPTED
+    except OSError as error:  # measuring never raises: this is the run directory itself
+        print(f"{settings.paths.results}: {error}; choose another folder with paths.results=", file=sys.stderr)
+        status = 1
     if results:
         print_results(results)
         print(f"run directory: {settings.paths.results / results[-1].run_id}")
@@ -73,7 +77,8 @@ def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str])
     except Exception as error:
         log.error("job %d failed: %s", number, error)
         record.update(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-        write_json(folder / f"job-{number:05d}.json", record)
+        with suppress(OSError):  # a full disk must not stop the jobs that follow
+            write_json(folder / f"job-{number:05d}.json", record)
 
 
 def finish_sweep(folder: Path, *, interrupted: bool) -> int:

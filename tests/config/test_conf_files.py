@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sq.compose import check, compose
-from sq.config import CONF, as_config, options, parse
+from sq.config import CONF, BitsSettings, as_config, options, parse
 
 GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
 
@@ -54,7 +54,7 @@ def test_model_files_cover_the_reference_sizes() -> None:
     ("keys", "values", "label"), [(16, 16, "W4A4KV16"), (4, 4, "W4A4KV4"), (4, 8, "W4A4K4V8")], ids=str
 )
 def test_label_always_shows_the_cache(keys: int, values: int, label: str) -> None:
-    assert compose([f"bits.keys={keys}", f"bits.values={values}"]).bits.label == label
+    assert BitsSettings("any", 4, 4, keys, values).label == label
 
 
 def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ def test_name_is_readable_and_stable() -> None:
     assert first == second
     assert first.startswith("tiny-rtn-w4a4-")
     assert len(first.rsplit("-", 1)[1]) == 8
-    assert run_id(compose([*BASE, "bits.keys=4", "bits.values=4"])).startswith("tiny-rtn-w4a4kv4-")
-    assert run_id(compose([*BASE, "bits.keys=4", "bits.values=8"])).startswith("tiny-rtn-w4a4k4v8-")
+    settings = compose(BASE)
+    for values, name in ((4, "tiny-rtn-w4a4kv4-"), (8, "tiny-rtn-w4a4k4v8-")):
+        bits = replace(settings.bits, keys=4, values=values)
+        assert run_id(replace(settings, bits=bits)).startswith(name)
 
 
 @pytest.mark.parametrize(
