@@ -199,7 +199,7 @@ def test_committed_model_has_outliers(pair: tuple[PreTrainedModel, PreTrainedMod
     plain, with_outliers, ids = pair
     before, after = channel_ratios(plain, ids), channel_ratios(with_outliers, ids)
     # Layer 0 reads bare embeddings, whose variance is spread.
-    for site, least, growth in (("q_proj", 10, 2.5), ("gate_proj", 8, 2.0), ("o_proj", 3, 1.5), ("down_proj", 15, 1.2)):
+    for site, least, growth in (("q_proj", 6, 1.6), ("gate_proj", 6, 1.6), ("o_proj", 3, 2.0), ("down_proj", 8, 1.3)):
         a, b = before[site][1:].median(), after[site][1:].median()
         assert b > least, f"{site}: largest over median channel rms is {b:.1f}"
         assert b > growth * a, f"{site}: {a:.1f} without and {b:.1f} with planted outliers"
