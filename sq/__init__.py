@@ -2,4 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sq.api import Quantized as Quantized
+    from sq.api import quantize as quantize
+
 __version__ = "0.1.0"
+__all__ = ["Quantized", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API when it is first asked for: `import sq` alone must not pull in torch."""
+    if name in __all__:
+        from sq import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'sq' has no attribute {name!r}; it offers {', '.join(__all__)}")

@@ -1,0 +1,83 @@
+"""The Python API for those who do not want Hydra: one call quantizes a model and hands it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sq.compose import compose
+from sq.execute import execute
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model with what measuring it gave.
+
+    Attributes:
+        model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids held in
+            floating point).
+        tokenizer: of the model.
+        metrics: flat numbers, named as in result.json.
+        sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: Mapping[str, float]
+    sites: Sequence[Mapping[str, Any]]
+
+
+def quantize(
+    model: str | Path = "tiny",
+    *,
+    method: str = "singlequant",
+    bits: str = "w4a4",
+    weights: str = "rtn",
+    activations: str = "symmetric",
+    task: str = "none",
+    overrides: Sequence[str] = (),
+) -> Quantized:
+    """Quantize a model in memory, with the same configs and the same pipeline as `python run.py`.
+
+    Args:
+        model: a name from conf/model, a local folder, or a hub id (owner/name).
+        method, bits, weights, activations: names from the config groups.
+        task: what is measured besides; "none" measures nothing, "perplexity" compares with full precision.
+        overrides: anything else, as on the command line: ["calibration.tokens=8192", "method.rank=16"].
+
+    Example:
+        >>> quantized = sq.quantize("path/or-id", method="singlequant", bits="w4a4", weights="gptq")
+        >>> quantized.model.generate(**quantized.tokenizer("def main(", return_tensors="pt"))
+
+    Raises:
+        ConfigError: every mistake of the arguments together.
+        SQError: a model, text or calibration that cannot be used.
+    """
+    settings = compose(
+        [
+            *_model_overrides(str(model)),
+            f"method={method}",
+            f"bits={bits}",
+            f"weights={weights}",
+            f"activations={activations}",
+            f"task={task}",
+            "tracker=none",
+            "reference_methods=[]",
+            *overrides,
+        ]
+    )
+    done = execute(settings, settings.paths.results, keep_model=True)
+    assert done.model is not None
+    assert done.tokenizer is not None
+    return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])
+
+
+def _model_overrides(model: str) -> list[str]:
+    """A config's name stands for itself; a folder or hub id takes the defaults of checkpoints from the hub."""
+    if "/" not in model and not Path(model).expanduser().is_dir():
+        return [f"model={model}"]
+    return ["model=custom", f"model.path='{model}'"]
