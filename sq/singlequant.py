@@ -142,7 +142,8 @@ class SingleQuant:
             folded.append(self._head_rotations(balanced, geometry, name, seed))
         done = _fold(folded)
         online: list[Transform] = []
-        if statistics.second_moment is not None:
+        if self.needs_second_moment:
+            assert statistics.second_moment is not None
             turned = done.weights(weights, site, geometry)
             moments = (
                 done.moment(statistics.second_moment, site, geometry).double(),
