@@ -1,8 +1,8 @@
 """Quantize a model with one method, measure it beside the methods it is compared with, and print the rows.
 
-    python run.py                                      # SingleQuant on the embedded model, W4A4
-    python run.py -m method=rtn,singlequant bits=w4a4,w4a8
-    python run.py --help                               # every group and its choices
+python run.py                                      # SingleQuant on the embedded model, W4A4
+python run.py -m method=rtn,singlequant bits=w4a4,w4a8
+python run.py --help                               # every group and its choices
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from sq.compose import check
-from sq.environment import COMMAND
+from sq.config.compose import check
 from sq.errors import ConfigError
-from sq.sweep import INTERRUPTED, SweepRecord, finish_sweep, job
+from sq.runs.environment import COMMAND
+from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sq.compose import compose
+from sq.config.compose import compose
 from sq.execute import execute
 
 
@@ -18,8 +18,8 @@ class Quantized:
     """A quantized model with what measuring it gave.
 
     Attributes:
-        model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids held in
-            floating point).
+        model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids
+            held in floating point).
         tokenizer: of the model.
         metrics: flat numbers, named as in result.json.
         sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.

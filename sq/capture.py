@@ -101,8 +101,7 @@ class _Watcher:
 def stacked_weights(family: Family, layer: nn.Module) -> Mapping[str, Tensor]:
     """Weights of each site's linears stacked along d_out, float32 (or float64 where the layer is)."""
     return {
-        site: torch.cat([_float(weight_of(layer, name)) for name in names])
-        for site, names in family.linears.items()
+        site: torch.cat([_float(weight_of(layer, name)) for name in names]) for site, names in family.linears.items()
     }
 
 

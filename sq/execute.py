@@ -13,6 +13,15 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.config.settings import (
+    ActivationSettings,
+    CalibrationSettings,
+    ExperimentSettings,
+    MethodSettings,
+    ModelSettings,
+    PerplexitySettings,
+    WeightSettings,
+)
 from sq.data.windows import Windows, calibration_windows, evaluation_windows
 from sq.errors import CheckpointError, ConfigError
 from sq.evaluate.stream import StreamEvaluation
@@ -23,15 +32,6 @@ from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline, Report
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.quantize_layer import WeightRecipe
-from sq.settings import (
-    ActivationSettings,
-    CalibrationSettings,
-    ExperimentSettings,
-    MethodSettings,
-    ModelSettings,
-    PerplexitySettings,
-    WeightSettings,
-)
 
 
 @dataclass
@@ -172,7 +172,7 @@ def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQ
 
 
 def pick_device(device: str) -> torch.device:
-    """"auto" is CUDA where there is one.
+    """ "auto" is CUDA where there is one.
 
     Raises:
         ConfigError: CUDA is asked for and absent.

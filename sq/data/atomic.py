@@ -1,4 +1,4 @@
-"""Folders that are either whole or absent: filled under a temporary name, then renamed (for files: sq/atomic.py)."""
+"""Folders that are either whole or absent: filled under a temporary name, then renamed (files: sq/runs/atomic.py)."""
 
 from __future__ import annotations
 

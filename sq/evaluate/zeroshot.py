@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sq.atomic import write_json
 from sq.errors import DataError
+from sq.runs.atomic import write_json
 
 logger = logging.getLogger(__name__)
 

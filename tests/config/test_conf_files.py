@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from sq.compose import check, compose
-from sq.config import CONF, BitsSettings, as_config, options, parse
+from sq.config.compose import check, compose
+from sq.config.parse import CONF, BitsSettings, as_config, options, parse
 
 GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
 
 
 @pytest.mark.parametrize("choice", [f"{group}={choice}" for group in GROUPS for choice in options(group)])
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
-    settings = compose([choice])
+    own_path = ["model.path=owner/name"] if choice == "model=custom" else []
+    settings = compose([choice, *own_path])
     group, _, option = choice.partition("=")
     if hasattr(named := getattr(settings, group), "name"):
         assert named.name == option

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from sq.config import options
+from sq.config.parse import options
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sq.compose import check, compose
-from sq.config import as_config, parse
+from sq.config.compose import check, compose
+from sq.config.parse import as_config, parse
 from sq.errors import ConfigError
 
 RTN = "method=rtn"
@@ -167,7 +167,7 @@ def test_method_arguments_pass_through_untouched() -> None:
 
 
 def test_checking_imports_nothing_heavy() -> None:
-    code = "import sys; from sq.compose import check; check(['method=rtn']); " \
+    code = "import sys; from sq.config.compose import check; check(['method=rtn']); " \
            "print([m for m in ('torch', 'transformers', 'wandb', 'datasets', 'lm_eval', 'pandas', 'numpy') if m in sys.modules])"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

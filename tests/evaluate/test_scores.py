@@ -51,9 +51,7 @@ def test_a_model_is_its_own_reference() -> None:
 
 def test_bfloat16_logits_are_scored_in_float32() -> None:
     logits, ids = torch.randn(2, 7, 5).bfloat16(), torch.randint(0, 5, (2, 7))
-    np.testing.assert_array_equal(
-        score_windows(logits, None, ids).nll, score_windows(logits.float(), None, ids).nll
-    )
+    np.testing.assert_array_equal(score_windows(logits, None, ids).nll, score_windows(logits.float(), None, ids).nll)
 
 
 def test_batches_join_in_order() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sq.settings import ExperimentSettings
+from sq.config.settings import ExperimentSettings
 
 
 @dataclass

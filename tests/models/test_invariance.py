@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ METHODS = {
 
 
 @pytest.fixture
-def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' RMSNorm computes in float32 whatever the model's dtype; here it computes in the dtype of x."""
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
@@ -41,7 +40,6 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for norm in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
         monkeypatch.setattr(norm, "forward", forward)
-    yield
 
 
 def transformed_logits(folder: Path, method: SingleQuant, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

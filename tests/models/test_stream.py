@@ -21,7 +21,7 @@ def tokens(batch: int = 2, length: int = 19) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_streamed_and_assembled_logits_equal_transformers(family: str, tied: bool, tmp_path: Path) -> None:
-    """Masks, sliding windows, rotary embeddings and tied heads are transformers' own, so logits are equal to the bit."""
+    """Masks, sliding windows, rotary embeddings and tied heads are transformers' own, so logits are bitwise equal."""
     reference = save_random(tmp_path, family, tied=tied)(tokens()).logits
     stream = DecoderStream(tmp_path, dtype=torch.float32)
     ends, layers = stream.ends(), list(stream.layers())

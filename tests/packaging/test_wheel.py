@@ -15,9 +15,9 @@ CARRIED = (".py", ".yaml", ".json", ".jsonl", ".safetensors", ".md")
 IMPORTS = """
 import importlib, pathlib, sys
 import sq
-for name in ("sq.kernels", "sq.baselines", "sq.analysis", "sq.conf", "sq.embedded", "sq.config"):
+for name in ("sq.kernels", "sq.baselines", "sq.analysis", "sq.conf", "sq.embedded", "sq.config", "sq.runs"):
     importlib.import_module(name)
-from sq.config import CONF, options
+from sq.config.parse import CONF, options
 assert (CONF / "config.yaml").is_file(), CONF
 assert len(options("model")) > 20, options("model")
 print(pathlib.Path(sq.__file__).resolve().parent)
@@ -73,7 +73,7 @@ def test_the_checkout_works_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_the_installed_package_composes_its_own_configs(installed: Path, tmp_path: Path) -> None:
-    code = "from sq.compose import compose; print(compose(['method=rtn', 'bits=w4a8']).bits.label)"
+    code = "from sq.config.compose import compose; print(compose(['method=rtn', 'bits=w4a8']).bits.label)"
     assert run_python(code, cwd=tmp_path, path=[installed]) == "W4A8KV16"
 
 

@@ -72,7 +72,7 @@ def test_rtn_method_equals_quantizing_transformers_weights_directly(weights: str
     pipeline.prepare()
     found = pipeline.stream.assemble(list(pipeline.layers()), pipeline.ends)(windows()).logits
     quantizer = WeightQuantizer(4)
-    for name, module in model.model.named_modules():
+    for module in model.model.modules():
         if isinstance(module, nn.Linear):
             module.weight.copy_(quantizer.quantize(module.weight).dequantize())
     expected = model(windows()).logits
@@ -97,7 +97,7 @@ def test_gptq_lowers_the_error_of_layer_outputs(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_gptq_hessians_are_those_of_the_transformed_activations(tmp_path: Path) -> None:
-    """One layer, full-precision inputs: the first site's Hessian is the same however it is come by, so the weights are."""
+    """One layer, full-precision inputs: the first site's Hessian is the same either way, and so are its weights."""
     save_random(tmp_path, "llama", num_hidden_layers=1)
     found = {}
     for way in (False, True):

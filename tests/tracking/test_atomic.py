@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sq.atomic import jsonable, write_atomic, write_json, write_text
-from sq.results import read_result
+from sq.runs.atomic import jsonable, write_atomic, write_json, write_text
+from sq.runs.results import read_result
 
 KILLED_BEFORE_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from sq import atomic
+from sq.runs import atomic
 atomic.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 atomic.write_json(Path(sys.argv[1]) / "result.json", {"schema": 1})
 """

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from sq.compose import compose
-from sq.config import parse
-from sq.experiment import experiment, run
-from sq.results import read_result
-from sq.runid import run_id
-from sq.settings import ExperimentSettings
+from sq.config.compose import compose
+from sq.config.parse import parse
+from sq.config.settings import ExperimentSettings
+from sq.runs.experiment import experiment, run
+from sq.runs.results import read_result
+from sq.runs.runid import run_id
 
 FIELDS = {
     "schema", "run_id", "status", "created", "command", "git_commit", "environment", "model", "method", "bits",

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from sq.locks import lock
+from sq.runs.locks import lock
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from sq.locks import lock
+from sq.runs.locks import lock
 folder = Path(sys.argv[1])
 for _ in range(5):
     with lock(folder / ".lock", poll_seconds=0.001):

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from sq.report import print_results, varying_settings
-from sq.results import Result
+from sq.runs.report import print_results, varying_settings
+from sq.runs.results import Result
 
 
 def make(run_id: str = "a", **changes: Any) -> Result:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import sq
-from sq.compose import compose
-from sq.runid import identity, run_id
+from sq.config.compose import compose
+from sq.runs.runid import identity, run_id
 
 BASE = ("method=rtn",)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sq.compose import compose
-from sq.experiment import run
-from sq.results import read_result
-from sq.settings import ExperimentSettings
+from sq.config.compose import compose
+from sq.config.settings import ExperimentSettings
+from sq.runs.experiment import run
+from sq.runs.results import read_result
 
 wandb = pytest.importorskip("wandb")
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).resolve().parent
+SOURCE = Path(__file__).resolve().parents[1]
 COMMAND = "SINGLEQUANT_COMMAND"  # set by run.py, so that worker processes can tell what was typed
 PACKAGES = (
     "torch",

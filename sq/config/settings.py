@@ -52,7 +52,7 @@ class BitsSettings:
 
     @property
     def label(self) -> str:
-        """"W4A4KV16", or "W4A4K4V8" where keys and values differ."""
+        """ "W4A4KV16", or "W4A4K4V8" where keys and values differ."""
         cache = f"KV{self.keys}" if self.keys == self.values else f"K{self.keys}V{self.values}"
         return f"W{self.weights}A{self.activations}{cache}"
 

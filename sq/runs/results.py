@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sq.atomic import write_json
-from sq.settings import ExperimentSettings
+from sq.config.settings import ExperimentSettings
+from sq.runs.atomic import write_json
 
 SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"

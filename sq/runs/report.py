@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sq.results import Result
+from sq.runs.results import Result
 
 # Settings whose values other columns show already, or that do not change a result.
 SHOWN = ("bits.", "paths.", "tracker.", "model.", "task.")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-from sq.results import Result
-from sq.settings import TrackerSettings
+from sq.config.settings import TrackerSettings
+from sq.runs.results import Result
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _table(results: Sequence[Result]) -> Any:
 
     names = sorted({name for result in results for name in result.metrics})
     columns: list[str | int] = ["run_id", "model", "method", "bits", "weights", "activations", *names]
-    rows = [
+    rows: list[Any] = [
         [r.run_id, r.model, r.method, r.bits, r.weights, r.activations, *(r.metrics.get(name) for name in names)]
         for r in results
     ]

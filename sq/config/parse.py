@@ -12,7 +12,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq.config_checks import (
+from sq.config.checks import (
     check_file,
     check_folder,
     check_model_path,
@@ -20,9 +20,8 @@ from sq.config_checks import (
     check_text,
     check_writable,
 )
-from sq.config_reader import Reader
-from sq.errors import ConfigError
-from sq.settings import (
+from sq.config.reader import Reader
+from sq.config.settings import (
     ActivationSettings,
     BitsSettings,
     CalibrationSettings,
@@ -36,6 +35,7 @@ from sq.settings import (
     WeightSettings,
     ZeroShotSettings,
 )
+from sq.errors import ConfigError
 
 __all__ = [
     "ActivationSettings",
@@ -63,7 +63,7 @@ TRACKERS = ("offline", "online", "none")
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 CACHE_BITS = (16,)  # nothing quantizes keys and values yet, and a number that is ignored must not be accepted
 FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
-CONF = Path(__file__).resolve().parent / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def parse(cfg: DictConfig) -> ExperimentSettings:

@@ -15,14 +15,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sq.atomic import jsonable, write_atomic, write_text
-from sq.config import as_config, reference
-from sq.environment import command, environment, git_commit, source_hash
-from sq.locks import lock
-from sq.results import RESULT, Executor, Result, read_result
-from sq.runid import identity, run_id
-from sq.settings import ExperimentSettings
-from sq.tracking import track
+from sq.config.parse import as_config, reference
+from sq.config.settings import ExperimentSettings
+from sq.runs.atomic import jsonable, write_atomic, write_text
+from sq.runs.environment import command, environment, git_commit, source_hash
+from sq.runs.locks import lock
+from sq.runs.results import RESULT, Executor, Result, read_result
+from sq.runs.runid import identity, run_id
+from sq.runs.tracking import track
 
 log = logging.getLogger(__name__)
 

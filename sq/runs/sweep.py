@@ -16,11 +16,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sq.atomic import write_json
-from sq.config import parse
-from sq.experiment import experiment
-from sq.report import print_results
-from sq.results import Result, read_result
+from sq.config.parse import parse
+from sq.runs.atomic import write_json
+from sq.runs.experiment import experiment
+from sq.runs.report import print_results
+from sq.runs.results import Result, read_result
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # the exit status of a command ended by Ctrl-C

@@ -64,9 +64,7 @@ class Reader:
         self._wrong(key, value, f"null or a whole number of at least {low}", None)
         return None
 
-    def number(
-        self, key: str, *, above: float, most: float = inf, default: Any = _REQUIRED, also: str = ""
-    ) -> float:
+    def number(self, key: str, *, above: float, most: float = inf, default: Any = _REQUIRED, also: str = "") -> float:
         """A finite number in (above, most]."""
         value = self._get(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -161,6 +159,6 @@ def show(value: object) -> str:
 
 
 def closest(word: str, known: Sequence[str] | set[str]) -> str:
-    """", did you mean X?", or the known words where none is near."""
+    """ ", did you mean X?", or the known words where none is near."""
     near = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"

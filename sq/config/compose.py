@@ -17,10 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq.config import CONF, options, parse
-from sq.config_reader import closest
+from sq.config.parse import CONF, options, parse
+from sq.config.reader import closest
+from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
-from sq.settings import ExperimentSettings
 
 
 def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
@@ -108,7 +108,9 @@ def _readable(texts: Sequence[str], loader: ConfigLoader, problems: list[str], *
         allowed = _group_options(group, loader)
         if not sweep and override.is_sweep_override():
             problems.append(f"{text} lists several values where one is wanted")
-        elif allowed is not None and (unknown := [name for name in names if name not in allowed]):
+        elif allowed is not None and (
+            unknown := [name for name in names if name not in allowed and not _nested(group, name)]
+        ):
             problems.extend(f"{group}={name}; allowed: {', '.join(allowed)}" for name in unknown)
         else:
             good.append(override)
@@ -134,6 +136,11 @@ def _group_options(group: str, loader: ConfigLoader) -> list[str] | None:
     if group.startswith("hydra/"):
         return sorted(loader.get_group_options(group)) or None
     return None
+
+
+def _nested(group: str, name: str) -> bool:
+    """Whether a choice is a file in a folder of its group, such as method=ablation/art; these are not listed."""
+    return "/" in name and (CONF / group / f"{name}.yaml").is_file()
 
 
 def _sweep_of(fixed: Sequence[Override], multirun: bool) -> tuple[bool, list[str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import sq
-from sq.config import as_config
-from sq.settings import ExperimentSettings
+from sq.config.parse import as_config
+from sq.config.settings import ExperimentSettings
 
 EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
 

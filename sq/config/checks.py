@@ -8,7 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from sq.config_reader import Reader
+from sq.config.reader import Reader
 
 TEXTS = ("embedded", "wikitext2", "c4", "c4_old")  # texts that sq.data knows by name; any name goes with a `path`
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -1,0 +1,1 @@
+"""From Hydra's configs to typed settings, with every mistake told before anything is loaded."""

@@ -1,0 +1,1 @@
+"""Run directories, result.json, sweeps, locks and trackers."""
