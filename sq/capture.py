@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,12 +98,21 @@ class _Watcher:
         )
 
 
-def stacked_weights(family: Family, layer: nn.Module) -> Mapping[str, Tensor]:
-    """Weights of each site's linears stacked along d_out, float32 (or float64 where the layer is)."""
-    return {
-        site: torch.cat([_float(weight_of(layer, name)) for name in names]) for site, names in family.linears.items()
-    }
+class StackedWeights(Mapping[str, Tensor]):
+    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made when asked for.
 
+    Stacking all sites at once would double a layer's memory.
+    """
 
-def _float(weight: Tensor) -> Tensor:
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    def __init__(self, family: Family, layer: nn.Module) -> None:
+        self._family, self._layer = family, layer
+
+    def __getitem__(self, site: str) -> Tensor:
+        weights = [weight_of(self._layer, name) for name in self._family.linears[site]]
+        return torch.cat([weight.to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._family.linears)
+
+    def __len__(self) -> int:
+        return len(self._family.linears)

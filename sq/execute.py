@@ -32,6 +32,7 @@ from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline, Report
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.quantize_layer import WeightRecipe
+from sq.runs.runid import run_id
 
 
 @dataclass
@@ -58,7 +59,7 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
 
     Args:
         settings: complete and checked.
-        run_dir: of the run; nothing is written to it here.
+        run_dir: of the run; finished zero-shot tasks are kept in it.
         keep_model: return the quantized model (placement=memory), even if no task needs it.
 
     Raises:
@@ -104,7 +105,7 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
     if keep:
         result.model = stream.assemble(kept, pipeline.ends)
     if settings.task.zeroshot is not None:
-        _zeroshot(settings, result)
+        _zeroshot(settings, result, run_dir)
     return result
 
 
@@ -242,7 +243,7 @@ def _cost(report: Report, memory: PeakMemory, method: Method) -> dict[str, float
     }
 
 
-def _zeroshot(settings: ExperimentSettings, result: Execution) -> None:
+def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path) -> None:
     from sq.embedded.tasks import embedded_tasks
     from sq.evaluate.zeroshot import zeroshot
 
@@ -257,6 +258,9 @@ def _zeroshot(settings: ExperimentSettings, result: Execution) -> None:
         batch_size=wanted.batch_size,
         limit=wanted.limit,
         include_path=embedded_tasks(settings.paths.cache),
+        # Finished tasks of an interrupted run are kept in its directory; `force` asks for everything anew.
+        cache_dir=None if settings.force else run_dir / "zeroshot",
+        cache_key=run_id(settings),
     )
     result.metrics |= found.metrics
     result.extras["zeroshot"] = found.versions

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sq.capture import capture, stacked_weights
+from sq.capture import StackedWeights, capture
 from sq.method import LayerView, Method, SiteStatistics
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
@@ -112,9 +112,8 @@ class Pipeline:
             layer = self._folded(layer)
             statistics, outputs = self._capture(index, layer, hidden)
         with self._timed("transform"):
-            weights = stacked_weights(self.stream.family, layer)
-            view = LayerView(index, statistics, weights, self.stream.geometry)
-            transforms = self.method.layer_transforms(view)
+            weights = StackedWeights(self.stream.family, layer)
+            transforms = self.method.layer_transforms(LayerView(index, statistics, weights, self.stream.geometry))
         with self._timed("weights"):
             inputs = install_transforms(self.stream.family, self.stream.geometry, layer, transforms)
             moments = self._moments(statistics, transforms)
