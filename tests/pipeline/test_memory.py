@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,12 +64,17 @@ def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_limited(folder: Path, allowed: int) -> subprocess.CompletedProcess[str]:
     script = Path(__file__).with_name("limited_memory.py")
-    return subprocess.run([sys.executable, str(script), str(folder), str(allowed)], capture_output=True, text=True)
+    # glibc keeps freed blocks under 32 MB in its heap; tensors of real checkpoints are larger and go back at once. A lower
+    # threshold lets these small ones behave like real ones: without it fragmentation alone is 40 MB.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
+    return subprocess.run(
+        [sys.executable, str(script), str(folder), str(allowed)], capture_output=True, text=True, env=environment
+    )
 
 
 def test_checkpoint_larger_than_memory_is_quantized_and_evaluated(large_checkpoint: Path) -> None:
     size = sum(file.stat().st_size for file in large_checkpoint.glob("*.safetensors"))
-    allowed = size // 3
+    allowed = size // 4
     done = run_limited(large_checkpoint, allowed)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
