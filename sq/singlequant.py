@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sq.errors import QuantizationError
 from sq.method import LayerView
 from sq.models.families import SITES, Geometry
 from sq.rotation import (
@@ -32,6 +33,7 @@ from sq.rotation import (
     build_rotation,
     dense_balance,
     diagonal_balance,
+    has_hadamard,
     kronecker_factors,
     low_rank_balance,
 )
@@ -54,7 +56,8 @@ class SingleQuant:
         art_partner, art_statistic: which channel the peak is paired with, and what is called the peak.
         urt_target: what URT maps to: "uniform", "flat", "hadamard", or "kurtosis" (least fourth moment).
         urt_sweeps: sweeps of "kurtosis" over all pairs of channels.
-        kronecker: R = R1 (x) R2 at every online site; False builds one n x n rotation (n^2 multiply-adds online).
+        kronecker: R = R1 (x) R2 at every online site, n1 and n2 closest to each other (and with a Hadamard matrix each,
+            where a stage needs one); False builds one n x n rotation (n^2 multiply-adds online).
         balance: scale channels so that activations and weights have equal rms, folded into what produces them.
         balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
         rank: of the low-rank balance in front of the rotation, online; 0 for none.
@@ -154,7 +157,7 @@ class SingleQuant:
             tokens = done.tokens(statistics.tokens, site, geometry)
             for part in online:
                 tokens = part(tokens)
-            factors = kronecker_factors(tokens.shape[1]) if self.kronecker else None
+            factors = self._factors(tokens.shape[1], name) if self.kronecker else None
             online.append(build_rotation(tokens, self._stages(), factors, seed, name))
         return SiteTransform(done.folded, _chain(online))
 
@@ -164,6 +167,14 @@ class SingleQuant:
             rms = over_heads(rms, geometry).square().mean(0).sqrt()
             columns = over_heads(columns, geometry).square().mean(0).sqrt()
         return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
+
+    def _factors(self, n: int, name: str) -> tuple[int, int]:
+        needs_hadamard = "hadamard" in self.order or ("urt" in self.order and self.urt_target == "hadamard")
+        try:
+            return kronecker_factors(n, has_hadamard) if needs_hadamard else kronecker_factors(n)
+        except ValueError as error:
+            hint = "set method.kronecker=false, or leave the site out of method.sites"
+            raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
 
     def _mixing(self, activations: Tensor, weights: Tensor) -> Transform:
         if self.mixing == "block":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
 
 import torch
@@ -10,17 +11,23 @@ from torch import Tensor
 from sq.rotation.transform import Transform, check_orthogonal, invert
 
 
-def kronecker_factors(n: int) -> tuple[int, int]:
+def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) -> tuple[int, int]:
     """The pair (n1, n2), n1 <= n2 and n1 n2 = n, closest to sqrt(n): it makes the online cost n (n1 + n2) least.
 
+    Args:
+        n: number of features.
+        admits: which factors may be used; has_hadamard where a stage needs a Hadamard matrix on both axes (11008 is
+            then 64 x 172 and not 86 x 128).
+
     Raises:
-        ValueError: n has no divisor but 1 and itself.
+        ValueError: n has no such pair with both factors above 1.
     """
-    n1 = next((divisor for divisor in range(isqrt(max(n, 0)), 1, -1) if n % divisor == 0), None)
+    divisors = (divisor for divisor in range(isqrt(max(n, 0)), 1, -1) if n % divisor == 0)
+    n1 = next((divisor for divisor in divisors if admits(divisor) and admits(n // divisor)), None)
     if n1 is None:
         raise ValueError(
-            f"a size of {n} has no Kronecker factor pair n1 n2 with both above 1; use a full-width rotation "
-            "(factors=None), a Hadamard or a per-head rotation at this site, or leave it without one"
+            f"a size of {n} has no Kronecker factor pair n1 n2 that can be used, with both above 1; use a full-width "
+            "rotation (factors=None), a Hadamard or a per-head rotation at this site, or leave it without one"
         )
     return n1, n // n1
 

@@ -64,8 +64,8 @@ def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_limited(folder: Path, allowed: int) -> subprocess.CompletedProcess[str]:
     script = Path(__file__).with_name("limited_memory.py")
-    # glibc keeps freed blocks under 32 MB in its heap; tensors of real checkpoints are larger and go back at once. A lower
-    # threshold lets these small ones behave like real ones: without it fragmentation alone is 40 MB.
+    # glibc keeps freed blocks under 32 MB in its heap; tensors of real checkpoints are larger and go back at once. A
+    # lower threshold lets these small ones behave like real ones: without it fragmentation alone is 40 MB.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"}
     return subprocess.run(
         [sys.executable, str(script), str(folder), str(allowed)], capture_output=True, text=True, env=environment

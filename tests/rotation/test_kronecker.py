@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sq.rotation import kronecker_factors
+from sq.rotation import has_hadamard, kronecker_factors
 
 # hidden and intermediate sizes of the supported models
 PAIRS = {
@@ -18,6 +18,13 @@ PAIRS = {
 @pytest.mark.parametrize(("n", "pair"), PAIRS.items())
 def test_pair_is_the_one_closest_to_the_square_root(n: int, pair: tuple[int, int]) -> None:
     assert kronecker_factors(n) == pair
+
+
+def test_pair_for_a_hadamard_on_both_axes() -> None:
+    """86 and 30 have no Hadamard matrix; every other pair stays what it is."""
+    moved = {960: (24, 40), 11008: (64, 172)}
+    for n, pair in PAIRS.items():
+        assert kronecker_factors(n, has_hadamard) == moved.get(n, pair)
 
 
 @pytest.mark.parametrize("n", [-4, 0, 1, 2, 3, 257, 7919])
