@@ -49,6 +49,7 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
         columns.append((f"top-1{mark}", "right", [_number(row, f"top1/{text}", "{:.1%}") for row in rows]))
     for key in sorted({key for row in rows for key in row.metrics if key.startswith("acc/")}):
         columns.append((key.replace("/", " "), "right", [_number(row, key, "{:.1%}") for row in rows]))
+    columns.append(("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]))
     columns.append(("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]))
     columns.append(("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]))
     columns.append(("model\nsize", "right", [_bytes(row, "model/bytes") for row in rows]))
