@@ -73,19 +73,19 @@ class SingleQuant:
     """
 
     name: str = "singlequant"
-    order: Sequence[StageName] = ("urt",)
+    order: Sequence[StageName] = ("hadamard", "urt")
     art_steps: int = 8
     art_partner: Partner = "smallest"
     art_statistic: Statistic = "channel_max"
     urt_target: Target = "kurtosis"
-    urt_sweeps: int = 2
+    urt_sweeps: int = 1
     kronecker: bool = True
     balance: bool = True
     balance_strength: float = 0.5
     rank: int = 0
     mixing: Mixing = "none"
     block: int = 64
-    placement: Placement = "online"
+    placement: Placement = "folded"
     sites: Sequence[str] = SITES
     seed: int = 0
     fold_norms: bool = True

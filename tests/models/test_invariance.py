@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,15 +20,19 @@ from sq.quant import WeightQuantizer
 from sq.quantize_layer import WeightRecipe
 from sq.singlequant import SingleQuant
 
+ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
 METHODS = {
-    "online kurtosis, balanced": SingleQuant(),
-    "online, orthogonal then ART then flat URT": SingleQuant(order=("orthogonal", "art", "urt"), urt_target="flat"),
-    "online, full width": SingleQuant(kronecker=False, urt_sweeps=1),
-    "online, low-rank balance": SingleQuant(rank=5),
-    "online, block balance": SingleQuant(mixing="block", block=6),
-    "online, dense balance": SingleQuant(mixing="dense"),
-    "folded": SingleQuant(placement="folded"),
-    "folded, no balance": SingleQuant(placement="folded", balance=False, order=("orthogonal",)),
+    "online kurtosis, balanced": SingleQuant(**ONLINE),
+    "online, orthogonal then ART then flat URT": SingleQuant(
+        placement="online", order=("orthogonal", "art", "urt"), urt_target="flat"
+    ),
+    "online, full width": SingleQuant(**ONLINE, kronecker=False),
+    "online, low-rank balance": SingleQuant(**ONLINE, rank=5),
+    "online, block balance": SingleQuant(**ONLINE, mixing="block", block=6),
+    "online, dense balance": SingleQuant(**ONLINE, mixing="dense"),
+    "folded": SingleQuant(order=("orthogonal", "urt")),
+    "folded, rank": SingleQuant(order=("orthogonal", "urt"), rank=5),
+    "folded, no balance": SingleQuant(balance=False, order=("orthogonal",)),
 }
 
 
@@ -73,7 +78,7 @@ def test_float64_logits_are_unchanged(
 def test_bfloat16_logits_stay_within_its_rounding(family: str, placement: str, tmp_path: Path) -> None:
     """bfloat16 has 8 bits: three layers of it differ from float32 by about 2% of the rms logit, rotated or not."""
     save_random(tmp_path, family)
-    method = SingleQuant(placement=placement)  # type: ignore[arg-type]
+    method = SingleQuant(placement=placement, order=("orthogonal", "urt"))  # type: ignore[arg-type]
     rotated, _ = transformed_logits(tmp_path, method, torch.bfloat16)
     _, exact = transformed_logits(tmp_path, method, torch.float32)
     error = float((rotated.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt())

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "runs", "wandb"
-)
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT_ON_TOP = ("build", "dist", "runs", "wandb")  # sq/runs is a package
 
 
 def build(source: Path, kind: str, out: Path) -> Path:
@@ -30,7 +29,12 @@ def build(source: Path, kind: str, out: Path) -> Path:
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "repository"
-    shutil.copytree(ROOT, folder, symlinks=True, ignore=LEFT_OUT)
+
+    def left_out(path: str, names: list[str]) -> set[str]:
+        on_top = set(LEFT_OUT_ON_TOP).intersection(names) if Path(path) == ROOT else set()
+        return LEFT_OUT(path, names) | on_top
+
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=left_out)
     return folder
 
 

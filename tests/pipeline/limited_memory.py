@@ -40,7 +40,9 @@ def main(folder: Path, allowed: int) -> None:
     ids = torch.randint(0, 64, (4, 32), generator=torch.Generator().manual_seed(0))
     stream = DecoderStream(folder)
     recipe = WeightRecipe("rtn", WeightQuantizer(4, clip_search=False), propagate="full_precision")
-    pipeline = Pipeline(stream, SingleQuant(order=("orthogonal",)), recipe, lambda: ActivationQuantizer(4), ids)
+    pipeline = Pipeline(
+        stream, SingleQuant(order=("orthogonal",), placement="online"), recipe, lambda: ActivationQuantizer(4), ids
+    )
     pipeline.prepare()
     evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], pipeline.ends)
     for index, layer in enumerate(pipeline.layers()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.quantize_layer import WeightRecipe, peak_over_rms
 from sq.rotation import Kronecker, random_orthogonal
 from sq.singlequant import SingleQuant
+
+# The default starts with a Hadamard, which some of these sizes do not admit.
+ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
 
 
 def windows(count: int = 6, length: int = 20, seed: int = 0) -> Tensor:
@@ -88,7 +92,7 @@ def test_gptq_lowers_the_error_of_layer_outputs(tmp_path: Path) -> None:
     reference = model(windows()).logits
     errors = {}
     for name in ("rtn", "gptq"):
-        pipeline = pipeline_of(tmp_path, SingleQuant(), bits=3, activations=16, name=name)
+        pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE), bits=3, activations=16, name=name)
         pipeline.prepare()
         logits = pipeline.stream.assemble(list(pipeline.layers()), pipeline.ends)(windows()).logits
         errors[name] = float((logits - reference).square().mean())
@@ -101,7 +105,7 @@ def test_gptq_hessians_are_those_of_the_transformed_activations(tmp_path: Path) 
     save_random(tmp_path, "llama", num_hidden_layers=1)
     found = {}
     for way in (False, True):
-        pipeline = pipeline_of(tmp_path, SingleQuant(), name="gptq", sequential=way, propagate="full_precision")
+        pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE), name="gptq", sequential=way, propagate="full_precision")
         pipeline.prepare()
         layer = next(iter(pipeline.layers()))
         found[way] = layer.get_submodule("self_attn.q_proj").weight
@@ -140,7 +144,7 @@ def test_nan_in_calibration_names_layer_and_site(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"] *= 1e30
     weights["model.layers.1.mlp.gate_proj.weight"] *= 1e30
     save_file(weights, tmp_path / "model.safetensors")
-    pipeline = pipeline_of(tmp_path, SingleQuant())
+    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
     pipeline.prepare()
     with pytest.raises(CalibrationError, match=r"layer 1, site 'down'"):
         list(pipeline.layers())
@@ -149,7 +153,7 @@ def test_nan_in_calibration_names_layer_and_site(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_streamed_scores_equal_those_of_whole_models(tmp_path: Path) -> None:
     reference = save_random(tmp_path, "mistral")
-    pipeline = pipeline_of(tmp_path, SingleQuant())
+    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
     pipeline.prepare()
     texts = [Windows(windows(5, 16, seed), f"text{seed}", "") for seed in (3, 4)]
     evaluation = StreamEvaluation(pipeline.stream, texts, pipeline.ends, batch=2)
@@ -192,7 +196,7 @@ def test_sizes_are_counted_from_the_parts(tmp_path: Path) -> None:
 
 def test_report_describes_every_site(tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
-    pipeline = pipeline_of(tmp_path, SingleQuant())
+    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
     pipeline.prepare()
     list(pipeline.layers())
     assert [(entry["layer"], entry["site"]) for entry in pipeline.report.sites] == [

@@ -55,8 +55,8 @@ def test_options_out_of_range_are_told_before_anything_is_loaded(arguments: dict
 def test_size_without_a_factor_pair_names_layer_site_and_way_out(tmp_path: Path) -> None:
     view = view_of(tmp_path, intermediate_size=83)
     with pytest.raises(QuantizationError, match=r"layer 0, down: a size of 83.*method\.kronecker=false"):
-        SingleQuant().layer_transforms(view)
-    assert SingleQuant(kronecker=False).layer_transforms(view)["down"].online is not None
+        SingleQuant(order=("urt",)).layer_transforms(view)
+    assert SingleQuant(order=("urt",), kronecker=False).layer_transforms(view)["down"].online is not None
 
 
 def test_balance_gives_activations_and_weights_equal_rms(tmp_path: Path) -> None:
@@ -109,6 +109,8 @@ def test_heads_view_shows_each_query_head_its_kv_head(tmp_path: Path) -> None:
 
 def test_same_seed_gives_the_same_transforms_and_another_does_not(tmp_path: Path) -> None:
     view = view_of(tmp_path)
-    first, again, other = (tokens_after(view, SingleQuant(order=("orthogonal",), seed=s), "qkv") for s in (1, 1, 2))
+    first, again, other = (
+        tokens_after(view, SingleQuant(order=("orthogonal",), placement="online", seed=s), "qkv") for s in (1, 1, 2)
+    )
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert float((first - other).abs().max()) > 0.1
