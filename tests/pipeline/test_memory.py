@@ -14,8 +14,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from sq.memory import PeakMemory
-
 LAYERS, HIDDEN, INTERMEDIATE = 24, 512, 1536
 
 
