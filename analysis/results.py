@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
             "git_commit": result.git_commit,
             "folder": path,
             **result.metrics,
-            **_flat(result.config),
+            **_settings(result.config),
         }
         for path, result in found
         if result is not None
@@ -63,11 +64,7 @@ def window_values(run: pd.Series, name: str) -> np.ndarray:
     return values
 
 
-def _flat(config: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        elif prefix:
-            flat[prefix + key] = value
-    return flat
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted settings of all groups; seed and force, which stand above them, are no columns here."""
+    groups = {key: value for key, value in config.items() if isinstance(value, dict)}
+    return {str(key): value for key, value in pd.json_normalize(groups).iloc[0].items()}

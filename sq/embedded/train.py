@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sq.data.stdlib_text import stdlib_text
+from sq.data.stdlib_text import stdlib_text, suite_text
 
 WINDOW = 256
 INIT_STD = 0.06  # 1/sqrt(hidden); the usual 0.02 starts slower here (loss 5.26 against 4.92 at step 220)
@@ -41,10 +41,12 @@ def train(
     compile_model: bool = True,
     evaluate_every: int = 250,
     resume_at: int = 0,
+    with_tests: bool = False,
 ) -> dict[str, Any]:
     """Train and save the embedded model; return its log.
 
-    With `resume_at`, weights and log in `out` go on from that step; Adam's moments start anew and warm up again.
+    With `resume_at`, weights and log in `out` go on from that step as a new stage with a schedule of its own; Adam's
+    moments start anew. `with_tests` adds the library's test suite, less the files about held-out modules, to the text.
     """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,8 +55,8 @@ def train(
     else:
         tokenizer = train_tokenizer([text for _, text in stdlib_text("train")])
         tokenizer.save_pretrained(out)
-    tokens = tokenize_split(tokenizer, "train")
-    held_out = tokenize_split(tokenizer, "held_out")
+    tokens = tokenize(tokenizer, stdlib_text("train") + (suite_text() if with_tests else []))
+    held_out = tokenize(tokenizer, stdlib_text("held_out"))
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32) if resume_at else build_model(tokenizer)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -66,9 +68,10 @@ def train(
     )
     forward = torch.compile(model) if compile_model else model
     stream = batches(tokens, batch, torch.Generator().manual_seed(seed + resume_at))
-    log: dict[str, Any] = {
+    stage: dict[str, Any] = {
+        "first_step": resume_at + 1,
+        "with_tests": with_tests,
         "tokens_in_corpus": tokens.numel(),
-        "parameters": sum(p.numel() for p in model.parameters()),
         "settings": {
             "steps": steps,
             "batch": batch,
@@ -81,15 +84,13 @@ def train(
         "environment": {"python": platform.python_version(), "torch": torch.__version__},
         "entries": [],
     }
+    log: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "stages": [stage]}
     if resume_at:
         earlier = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
-        log["entries"] = [entry for entry in earlier["entries"] if entry["step"] <= resume_at]
-        log["resumed_at"] = [*earlier.get("resumed_at", []), resume_at]
+        log["stages"] = [*earlier["stages"], stage]
     start, running = time.perf_counter(), 0.0
     for step in range(resume_at + 1, steps + 1):
-        lr = learning_rate(step, steps, peak_lr, warmup)
-        if resume_at:
-            lr *= min(1.0, (step - resume_at) / warmup)
+        lr = learning_rate(step - resume_at, steps - resume_at, peak_lr, warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr
         ids = next(stream)
@@ -112,7 +113,7 @@ def train(
                 "seconds": round(time.perf_counter() - start, 1),
             }
             running = 0.0
-            log["entries"].append(entry)
+            stage["entries"].append(entry)
             print(json.dumps(entry), flush=True)
             save(model, out, log)
     return log
@@ -135,9 +136,9 @@ def train_tokenizer(texts: list[str], vocab_size: int = 4096) -> PreTrainedToken
     )
 
 
-def tokenize_split(tokenizer: PreTrainedTokenizerFast, split: str) -> torch.Tensor:
-    """All modules of a split as one row of token ids, each ended by the end-of-text token; int64, shape (T,)."""
-    rows = tokenizer([text for _, text in stdlib_text(split)], add_special_tokens=False)["input_ids"]
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> torch.Tensor:
+    """All texts as one row of token ids, each ended by the end-of-text token; int64, shape (T,)."""
+    rows = tokenizer([text for _, text in texts], add_special_tokens=False)["input_ids"]
     return torch.tensor([i for row in rows for i in (*row, tokenizer.eos_token_id)], dtype=torch.int64)
 
 
@@ -207,6 +208,8 @@ if __name__ == "__main__":
     parser.add_argument("--peak-lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume-at", type=int, default=0, help="go on from the weights in --out at this step")
+    parser.add_argument("--with-tests", action="store_true", help="train on the library's test suite as well")
+    parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     train(
@@ -217,4 +220,6 @@ if __name__ == "__main__":
         seed=arguments.seed,
         compile_model=not arguments.no_compile,
         resume_at=arguments.resume_at,
+        with_tests=arguments.with_tests,
+        weight_decay=arguments.weight_decay,
     )
