@@ -1,0 +1,52 @@
+"""Which implementation of an operation runs: Triton or torch."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "torch", "triton"]
+
+_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
+    """Whether the Triton kernel computes on x.
+
+    Args:
+        backend: "auto" takes Triton for a bfloat16, float16 or float32 tensor on CUDA, where Triton is installed and
+            the kernel has no obstacle, and torch everywhere else; "torch" and "triton" force.
+        obstacle: why the kernel does not take this shape, None if it does.
+
+    Raises:
+        ValueError: an unknown backend, or "triton" where the kernel cannot run.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is {backend!r}; use one of {', '.join(get_args(Backend))}")
+    if backend == "torch":
+        return False
+    if x.dtype not in _TRITON_DTYPES:
+        obstacle = f"it computes in bfloat16, float16 and float32, not in {x.dtype}"
+    elif find_spec("triton") is None:
+        obstacle = "Triton is not installed"
+    elif x.device.type != "cuda" and not (interpreted() and backend == "triton"):
+        obstacle = f"the tensor is on {x.device}, and Triton's interpreter is off (TRITON_INTERPRET=1 turns it on)"
+    if obstacle is None:
+        return True
+    if backend == "triton":
+        raise ValueError(f'backend="triton" cannot run here: {obstacle}; use backend="torch" or "auto"')
+    return False
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which Triton decides by the environment when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def power_of_two_from(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least n and at least `least`."""
+    return 1 << (max(n, least) - 1).bit_length()

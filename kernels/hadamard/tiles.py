@@ -1,0 +1,38 @@
+"""How a Hadamard matrix of order K 2^m is cut into the two factors that a kernel multiplies by."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ..backend import power_of_two_from
+
+DENSE_LIMIT = 256  # up to this order one product by the whole matrix: up to 512 FLOP an entry, near memory-bound
+DENSE_TOKENS = 64  # at a time, at least: Hopper's wide products have 64 rows
+_LARGEST_TILE = 32768  # float32 accumulators: half of an SM's registers
+_SHARED_BYTES = 227 * 1024  # of an SM, for both factors and one tile; checked by compiling for sm_90
+_LEAST_SIDE = 16  # of a tensor-core product
+
+
+@cache
+def tile_shape(k: int, powers: int, itemsize: int) -> tuple[int, int] | None:
+    """(n1, n2) with n1 n2 = K 2^m and n2 a power of two, of least padded work; None if no tile fits.
+
+    The left factor H_K (x) H_{n1 / K} costs n1 multiply-adds an entry and the right one, H_{n2}, n2; both sides of the
+    tile are padded to powers of two. Orders up to DENSE_LIMIT are (1, n) where that fits: one product by the whole matrix.
+
+    Args:
+        itemsize: bytes of an entry as the products take it.
+    """
+    n = k * powers
+    block = power_of_two_from(n, _LEAST_SIDE)
+    if n <= DENSE_LIMIT and block * (block + DENSE_TOKENS) * itemsize <= _SHARED_BYTES:
+        return 1, n
+    fitting = []
+    n2 = 1
+    while n2 <= powers:
+        block_1, block_2 = power_of_two_from(n // n2, _LEAST_SIDE), power_of_two_from(n2, _LEAST_SIDE)
+        tile = block_1 * block_2
+        if tile <= _LARGEST_TILE and (block_1**2 + block_2**2 + tile) * itemsize <= _SHARED_BYTES:
+            fitting.append((tile * (block_1 + block_2), n // n2, n2))  # equal work: the smaller left factor
+        n2 *= 2
+    return min(fitting)[1:] if fitting else None
