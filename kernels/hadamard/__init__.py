@@ -23,8 +23,8 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
         x: (..., n), floating point. A float16 token of entries up to a does not overflow while a sqrt(n) < 65504.
         base: H_K, (K, K), entries +-1, any floating dtype, on x's device; torch.ones(1, 1) for a power of two.
         out: written if given: shape, dtype and device of x, contiguous.
-        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes n up to 32,768 (some
-            K: up to 16,384); sums are float32 in both.
+        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes tokens that fit an SM:
+            in 16 bits up to n = 32,768 for the sizes of known models (README.md). Sums are float32 in both.
 
     Returns: (..., n) of x's dtype.
 
