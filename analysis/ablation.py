@@ -1,6 +1,7 @@
 """The ablation table as Markdown: KL of each recipe, as a ratio to a randomized Hadamard at every site.
 
     python -m sq.analysis.ablation runs
+    python -m sq.analysis.ablation runs model.outliers=none activations=midrise
 
 Rows come from `python run.py -m experiment=ablation`; nothing else is read. Intervals: 95% paired bootstrap.
 """
@@ -18,16 +19,33 @@ from sq.evaluate.bootstrap import paired_ratio
 
 BASE = "hadamard"
 TEXT = "embedded"
+# What conf/experiment/ablation.yaml holds fixed: runs with other settings may lie in the same folder.
+FIXED = {
+    "model": "tiny",
+    "model.outliers": "planted",
+    "bits": "W4A4KV16",
+    "activations": "symmetric",
+    "task.perplexity.count": "128",
+    "seed": "0",
+}
 
 
-def ablation_table(results: str | Path) -> str:
-    """Markdown table of all rows whose method stands in conf/method/ablation, `rtn` and `singlequant`.
+def ablation_table(results: str | Path, **settings: str) -> str:
+    """Markdown table of all finished methods under one setting of everything else.
+
+    Args:
+        results: folder of run directories.
+        settings: column -> value, where it differs from `FIXED`; values are compared as text.
 
     Raises:
         DataError: no Hadamard row to compare with, or runs on different windows.
     """
     runs = load(results)
     runs = runs[(runs["status"] == "finished") & (runs["method"] != "fp16")]
+    for column, value in {**FIXED, **settings}.items():
+        if column not in runs:
+            raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
+        runs = runs[runs[column].astype(str) == value]
     names = list(dict.fromkeys(runs.sort_values("created")["method"]))
     heads = ["recipe", "order", "balance", "placement", "online MAC/token"]
     quantizers = [name for name in ("rtn", "gptq") if name in set(runs["weights"])]
@@ -85,4 +103,9 @@ def _one(runs: pd.DataFrame, method: str, weights: str) -> pd.Series:
 
 
 if __name__ == "__main__":
-    print(ablation_table(sys.argv[1] if len(sys.argv) > 1 else "runs"))
+    folder = next((argument for argument in sys.argv[1:] if "=" not in argument), "runs")
+    chosen = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    try:
+        print(ablation_table(folder, **chosen))
+    except DataError as error:
+        sys.exit(str(error))

@@ -16,8 +16,10 @@ from sq.errors import DataError
 from sq.runs.results import SCHEMA
 
 
-def write_run(folder: Path, method: str, weights: str, kl: list[float], **fields: Any) -> None:
-    run = folder / f"tiny-{method}-{weights}"
+def write_run(
+    folder: Path, method: str, weights: str, kl: list[float], outliers: str = "planted", **fields: Any
+) -> None:
+    run = folder / f"tiny-{method}-{weights}-{outliers}"
     run.mkdir(parents=True)
     own = {
         "order": ["hadamard", "urt"], "art_steps": 8, "urt_target": "kurtosis", "urt_sweeps": 2, "balance": True,
@@ -27,7 +29,7 @@ def write_run(folder: Path, method: str, weights: str, kl: list[float], **fields
         "schema": SCHEMA, "run_id": run.name, "identity": "x", "status": "finished",
         "created": "2026-01-01T00:00:00+00:00", "command": "", "git_commit": None, "environment": {}, "model": "tiny",
         "method": method, "bits": "W4A4KV16", "weights": weights, "activations": "symmetric", "seed": 0,
-        "config": {"method": own}, "extras": {}, "seconds": 1.0, "error": None, "traceback": None,
+        "config": {"method": own, "model": {"outliers": outliers}, "task": {"perplexity": {"count": 128}}, "seed": 0}, "extras": {}, "seconds": 1.0, "error": None, "traceback": None,
         "metrics": {"kl/embedded": float(np.mean(kl)), "transform/multiply_adds": 344064}, **fields,
     }  # fmt: skip
     (run / "result.json").write_text(json.dumps(record))
@@ -41,6 +43,13 @@ def test_ratios_are_those_of_the_window_values(tmp_path: Path) -> None:
     row = next(line for line in table.splitlines() if line.startswith("| best"))
     assert "| 0.0250 | 0.500 (0.500-0.500) |" in row
     assert "hadamard, URT kurtosis x2 | diagonal + rank 16 | folded | 344,064" in row
+
+
+def test_runs_under_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
+    for outliers, factor in (("planted", 1.0), ("none", 0.5)):
+        write_run(tmp_path, "hadamard", "rtn", [0.04 * factor, 0.06 * factor], outliers)
+    assert "| 0.0500 | 1.000" in ablation_table(tmp_path)
+    assert "| 0.0250 | 1.000" in ablation_table(tmp_path, **{"model.outliers": "none"})
 
 
 def test_failed_runs_are_visible_in_the_frame_and_not_in_the_table(tmp_path: Path) -> None:
