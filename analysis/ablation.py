@@ -45,7 +45,8 @@ def ablation_table(results: str | Path, **settings: str) -> str:
     for column, value in {**FIXED, **settings}.items():
         if column not in runs:
             raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
-        runs = runs[runs[column].astype(str) == value]
+        # A missing value elsewhere turns a column of integers into floats: 128 and 128.0 are the same setting.
+        runs = runs[runs[column].astype(str).str.removesuffix(".0") == value]
     names = list(dict.fromkeys(runs.sort_values("created")["method"]))
     heads = ["recipe", "order", "balance", "placement", "online MAC/token"]
     quantizers = [name for name in ("rtn", "gptq") if name in set(runs["weights"])]

@@ -29,7 +29,10 @@ def write_run(
         "schema": SCHEMA, "run_id": run.name, "identity": "x", "status": "finished",
         "created": "2026-01-01T00:00:00+00:00", "command": "", "git_commit": None, "environment": {}, "model": "tiny",
         "method": method, "bits": "W4A4KV16", "weights": weights, "activations": "symmetric", "seed": 0,
-        "config": {"method": own, "model": {"outliers": outliers}, "task": {"perplexity": {"count": 128}}, "seed": 0}, "extras": {}, "seconds": 1.0, "error": None, "traceback": None,
+        "config": {
+            "seed": 0, "method": own, "model": {"outliers": outliers}, "task": {"perplexity": {"count": 128}},
+        },
+        "extras": {}, "seconds": 1.0, "error": None, "traceback": None,
         "metrics": {"kl/embedded": float(np.mean(kl)), "transform/multiply_adds": 344064}, **fields,
     }  # fmt: skip
     (run / "result.json").write_text(json.dumps(record))
