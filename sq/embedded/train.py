@@ -197,6 +197,8 @@ def save(model: LlamaForCausalLM, out: Path, log: dict[str, Any]) -> None:
     """Write bf16 weights and the log; the model in memory keeps its float32 weights."""
     state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     model.save_pretrained(out, state_dict=state)
+    model.config.dtype = torch.bfloat16  # what is stored; save_pretrained notes the dtype in memory
+    model.config.save_pretrained(out)
     (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
