@@ -1,0 +1,190 @@
+"""DuQuant (Lin et al., arXiv 2406.01721): smoothing, and block rotations with a permutation between two of them.
+
+    x -> x / s -> blocks R1 -> permutation P -> blocks R2,    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
+
+R1 and R2: one block x block matrix for all blocks of a site, a product of greedy steps. Each step brings the coordinate
+of the largest entry to the flat row of a base rotation B = F diag(1, Q): F's first row is 1/sqrt(block), Q is a Haar
+rotation, drawn once for each R. Kept is the prefix of the product with the smallest max(x) - min(x).
+P deals the channels, sorted by peak, to the blocks in turn and back again, so that all blocks get equal peaks.
+
+| site         | folded                        | online                                                       |
+|--------------|-------------------------------|--------------------------------------------------------------|
+| qkv, gate_up | diag(1/s) in the norm's gain  | R1, P, R2: 2 block multiply-adds and one gather a feature    |
+| down         | diag(1/s) in up's rows        | the same                                                     |
+| o            | diag(1/s) in v's rows         | the same; with grouped KV heads diag(1/s) too: each query    |
+|              |                               | head has an s of its own                                     |
+
+Defaults: alpha 0.6, block 128, 256 steps, one permutation, as run.sh of the released code. That also clips activations
+to 0.9 and weights to 0.8 of their range, both asymmetric, and at W4A4 rounds q, k and v as well.
+
+Differs from the released code:
+- Coordinate: it splits the index of the largest entry into (row, column) and then takes the ROW, modulo the block, for
+  the coordinate to flatten: a number unrelated to the outlier. Here it is the column, as in the paper. On the embedded
+  model the two differ by no more than two seeds do, since Q spreads nearly every coordinate.
+- Statistic: it searches on one sequence, the mean of 128 windows passed through the quantized layers. Here all is found
+  on the site's own calibration tokens, and on as many of them as one window has: `search_tokens`.
+- Learned weight clipping (its run_lwc.sh) is training, a method of its own, and is not here.
+- The rotations of q and k after RoPE, and the smoothing between the two, serve a quantized cache alone; not here.
+- max|W_j| is over all linears that read the site, there over q or up alone. s is divided by its geometric mean, which
+  changes no code, in place of a floor of 1e-2.
+- F is a chain of Givens rotations like theirs with its coordinates in another order, for any block and not only 2^m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.method import LayerView
+from sq.models.families import SITES, Geometry
+from sq.rotation import Compose, Diagonal, Kronecker, Transform, diagonal_balance, givens_chain, random_orthogonal
+from sq.rotation.permutation import Permutation
+from sq.rotation.samples import check_samples, fitting_threads
+from sq.site import SiteTransform
+
+FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they cannot prove the peak
+
+
+@dataclass(frozen=True)
+class DuQuant:
+    """Smoothing, then rotation - permutation - rotation, at every site.
+
+    Args:
+        name: as printed in tables.
+        alpha: strength of the smoothing, in [0, 1].
+        block: size of the rotated blocks; it must divide the features of every site.
+        rotation_steps: most factors of one rotation.
+        permutations: P's between rotations; 0 leaves a single rotation.
+        search_tokens: calibration tokens that rotations and permutations are found on.
+        seed: of the base rotations.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    name: str = "duquant"
+    alpha: float = 0.6
+    block: int = 128
+    rotation_steps: int = 256
+    permutations: int = 1
+    search_tokens: int = 2048
+    seed: int = 0
+    fold_norms: bool = False
+    quantizes: bool = True
+    needs_residual: bool = False
+    needs_second_moment: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        least = {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1}
+        wrong = [
+            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
+        ]
+        if not 0 <= self.alpha <= 1:
+            wrong.append(f"alpha={self.alpha} (0 to 1)")
+        if wrong:
+            raise ValueError(f"out of range: {', '.join(wrong)}")
+
+    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+        """No rotation of the residual stream."""
+        return None
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """The whole sequence at every site."""
+        widths = {site: layer.geometry.width(site) for site in SITES}
+        if wrong := [f"{site} ({n})" for site, n in widths.items() if n % self.block]:
+            raise QuantizationError(
+                f"method.block={self.block} does not divide the features of {', '.join(wrong)}; set method.block to "
+                f"a divisor of {gcd(*widths.values())}, which divides all four sites"
+            )
+        return {site: self._site(layer, site) for site in SITES}
+
+    def _site(self, layer: LayerView, site: str) -> SiteTransform:
+        statistics, geometry = layer.statistics[site], layer.geometry
+        weight_peak = layer.weights[site].abs().amax(0)
+        smooth = Diagonal(1 / diagonal_balance(statistics.peak, weight_peak, self.alpha))
+        stride = -(-len(statistics.tokens) // self.search_tokens)
+        x = smooth(statistics.tokens[::stride])
+        check_samples(x, f"layer {layer.index}, {site}")
+        seed = self.seed + 1 + (len(SITES) * layer.index + SITES.index(site)) * (self.permutations + 1)
+        rotations = self._rotations(x, seed)
+        if site == "o" and geometry.kv_heads != geometry.heads:
+            return SiteTransform(online=Compose([smooth, *rotations]))
+        return SiteTransform(smooth, Compose(rotations))
+
+    def _rotations(self, x: Tensor, seed: int) -> list[Transform]:
+        """R1, P, R2, ... for tokens x (T, n), each from x as those before left it."""
+        parts: list[Transform] = []
+        for turn in range(self.permutations + 1):
+            if turn:
+                parts.append(Permutation(zigzag(x.abs().amax(0), self.block)))
+                x = parts[-1](x)
+            base = base_rotation(self.block, seed + turn).to(x.device)
+            rotation = greedy_rotation(x.reshape(-1, self.block), base, self.rotation_steps)
+            parts.append(Kronecker(x.shape[1] // self.block, rotation))
+            x = parts[-1](x)
+        return parts
+
+
+def base_rotation(block: int, seed: int) -> Tensor:
+    """B = F diag(1, Q), shape (block, block), float64: F flat in its first row, Q Haar."""
+    flat = givens_chain(torch.ones(block)).T
+    mixed: Tensor = torch.cat([flat[:, :1], flat[:, 1:] @ random_orthogonal(block - 1, seed)], dim=1)
+    return mixed
+
+
+def greedy_step(base: Tensor, coordinate: int) -> Tensor:
+    """B with rows and columns 0 and `coordinate` swapped: B's first row then meets that coordinate."""
+    swap = torch.arange(len(base), device=base.device)
+    swap[0], swap[coordinate] = coordinate, 0
+    return base[swap][:, swap]
+
+
+def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
+    """The product of at most `steps` greedy steps with the smallest max(x R) - min(x R); shape (block, block), float64.
+
+    Rows are taken by falling norm, which no rotation changes and no entry of the row exceeds: as soon as both extremes
+    reach the norm of the next row, the rest cannot hold them. The result is that of a search over all rows.
+
+    Args:
+        x: blocks of all tokens as rows, shape (N, block).
+        base: B, shape (block, block), float64.
+        steps: most factors.
+    """
+    norms, order = x.norm(dim=1).sort(descending=True)
+    count = min(len(x), FIRST_ROWS)
+    rotation = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
+    best, smallest = rotation, torch.inf
+    rows = x[order[:count]]
+    with fitting_threads(x):
+        for step in range(steps + 1):
+            while True:
+                low, high = (float(extreme) for extreme in rows.aminmax())
+                if count == len(x) or min(high, -low) >= float(norms[count]):
+                    break
+                count = min(len(x), 2 * count)
+                rows = x[order[:count]] @ rotation.to(x.dtype)
+            if high - low < smallest:
+                best, smallest = rotation, high - low
+            if step < steps:
+                peak = int(rows.argmax() if high > -low else rows.argmin())
+                turn = greedy_step(base, peak % x.shape[1])
+                rotation = rotation @ turn
+                rows = rows @ turn.to(x.dtype)
+    return best
+
+
+def zigzag(peaks: Tensor, block: int) -> Tensor:
+    """Order of the channels: dealt by falling peak to blocks 1, 2, ..., k, k, ..., 2, 1, 1, ...; shape (n,), int64.
+
+    Args:
+        peaks: max|x_j| of each channel, shape (n,), n a multiple of block.
+        block: channels a block.
+    """
+    rounds = peaks.argsort(descending=True, stable=True).reshape(block, -1).clone()  # one channel to each block
+    rounds[1::2] = rounds[1::2].flip(1)
+    return rounds.T.reshape(-1)

@@ -1,0 +1,135 @@
+"""QuaRot (Ashkboos et al., arXiv 2404.00456): Hadamard rotations of every activation, blind to the data.
+
+| site         | folded                                                    | online                     |
+|--------------|-----------------------------------------------------------|----------------------------|
+| qkv, gate_up | the residual stream: diag(random signs) H_hidden          | nothing                    |
+| o            | H_head_dim on every head, in v's rows and o's columns     | H_heads (x) I, across heads|
+| down         | nothing                                                   | H_intermediate             |
+
+Every H is divided by the root of its order. At o the two make H_heads (x) H_head_dim, a Hadamard of heads * head_dim.
+
+Defaults: all four Hadamard, as `--rotate` of the released code. Its quantizers: symmetric, activation clip 1.0
+(`--a_clip_ratio`), weights GPTQ with a clip search (`--w_clip`), or RTN (`--w_rtn`).
+
+Differs from the released code:
+- It subtracts each embedding row's mean, which LayerNorm models need. RMSNorm does not remove a mean, so that the
+  rotated model would no longer compute what the original does. Left out.
+- It takes head_dim = hidden / heads and its orders from a table; here head_dim is the model's own (Qwen3-0.6B: 16 heads
+  of 128 at hidden 1024), and every order K 2^m that can be built is used (Qwen2.5-7B: 18944 = 148 * 128).
+- A head count without a Hadamard matrix (Qwen2.5-0.5B: 14, SmolLM2: 9, 15) ends in an error that names the option that
+  works, there in a failed assertion. `orthogonal` puts a Haar rotation in the place of any of the four.
+- Its head_dim Hadamard on q and k after RoPE leaves their product as it is and matters to a quantized key cache alone;
+  linears never see it. It is not here.
+- Weights are rotated in float32 (float64 for a float64 model), there in float64: 1e-7 beside 4-bit steps of 1e-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.method import LayerView
+from sq.models.families import Geometry
+from sq.rotation import (
+    Dense,
+    Hadamard,
+    Kronecker,
+    PerHead,
+    Transform,
+    has_hadamard,
+    random_orthogonal,
+    random_signs,
+)
+from sq.site import SiteTransform
+
+Kind = Literal["hadamard", "orthogonal", "none"]
+PLACES = ("residual", "head", "cross_head", "down")
+
+
+class CrossHead(Kronecker):
+    """R (x) I over heads: x viewed (..., heads, head_dim) becomes R^T X.
+
+    Args:
+        rotation: R of size heads.
+        head_dim: features a head.
+    """
+
+    def __init__(self, rotation: Transform, head_dim: int) -> None:
+        super().__init__(rotation.matrix(), head_dim)
+        self._cost = rotation.multiply_adds() * head_dim
+
+    def multiply_adds(self) -> int:
+        """Of R's own algorithm for each of the head_dim features: butterflies for a Hadamard."""
+        return self._cost
+
+
+@dataclass(frozen=True)
+class QuaRot:
+    """Hadamard rotations, folded where they fold.
+
+    Args:
+        name: as printed in tables.
+        residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
+        head: rotation of each head's values, folded. The same choices, without signs.
+        cross_head: rotation across query heads in front of o, online.
+        down: rotation in front of down, online; "orthogonal" costs n^2 there.
+        seed: of signs and Haar rotations.
+
+    Raises:
+        ValueError: a rotation other than these.
+    """
+
+    name: str = "quarot"
+    residual: Kind = "hadamard"
+    head: Kind = "hadamard"
+    cross_head: Kind = "hadamard"
+    down: Kind = "hadamard"
+    seed: int = 0
+    fold_norms: bool = True
+    quantizes: bool = True
+    needs_second_moment: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        wrong = [f"{place}={self._kind(place)!r}" for place in PLACES if self._kind(place) not in get_args(Kind)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
+
+    @property
+    def needs_residual(self) -> bool:
+        """Whether the residual stream is rotated."""
+        return self.residual != "none"
+
+    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+        """Of size hidden, from the seed alone; the samples are not read."""
+        return self._rotation("residual", geometry.hidden, self.seed, "the residual stream: a hidden size of")
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """Head rotation and cross-head rotation at o, a full one at down."""
+        geometry, seed, where = layer.geometry, self.seed + 1 + len(PLACES) * layer.index, f"layer {layer.index}"
+        head = self._rotation("head", geometry.head_dim, seed, f"{where}, o: a head_dim of")
+        cross = self._rotation("cross_head", geometry.heads, seed + 1, f"{where}, o: a number of query heads of")
+        down = self._rotation("down", geometry.intermediate, seed + 2, f"{where}, down: an intermediate size of")
+        folded = None if head is None else PerHead(head.matrix().expand(geometry.kv_heads, -1, -1))
+        online = None if cross is None else CrossHead(cross, geometry.head_dim)
+        return {"o": SiteTransform(folded, online), "down": SiteTransform(online=down)}
+
+    def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
+        kind = self._kind(place)
+        if kind == "none":
+            return None
+        if kind == "orthogonal":
+            return Dense(random_orthogonal(n, seed), orthogonal=True)
+        if not has_hadamard(n):
+            raise QuantizationError(
+                f"{what} {n} has no Hadamard matrix that exists or is known here; set method.{place}=orthogonal "
+                f"(a random rotation, {n} multiply-adds a feature where it is online) or method.{place}=none"
+            )
+        return Hadamard(n, random_signs(n, seed) if place == "residual" else None)
+
+    def _kind(self, place: str) -> Kind:
+        kind: Kind = getattr(self, place)
+        return kind
