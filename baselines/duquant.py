@@ -42,8 +42,16 @@ from torch import Tensor
 from sq.errors import QuantizationError
 from sq.method import LayerView
 from sq.models.families import SITES, Geometry
-from sq.rotation import Compose, Diagonal, Kronecker, Transform, diagonal_balance, givens_chain, random_orthogonal
-from sq.rotation.permutation import Permutation
+from sq.rotation import (
+    Compose,
+    Diagonal,
+    Kronecker,
+    Permutation,
+    Transform,
+    diagonal_balance,
+    givens_chain,
+    random_orthogonal,
+)
 from sq.rotation.samples import check_samples, fitting_threads
 from sq.site import SiteTransform
 

@@ -117,8 +117,8 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
     quantizer differ.
     """
     problems: list[str] = []
-    method = _method(Reader("method", _load("method", name), problems))
-    weights = _weights(Reader("weights", _load("weights", "rtn"), problems))
+    method = _method(Reader("method", _load("method", name, settings), problems))
+    weights = _weights(Reader("weights", _load("weights", "rtn", settings), problems))
     if problems:
         raise ConfigError(problems)
     bits = settings.bits if method.quantizes else FULL_PRECISION
@@ -143,8 +143,10 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _load(group: str, name: str) -> dict[str, Any]:
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+def _load(group: str, name: str, settings: ExperimentSettings) -> dict[str, Any]:
+    """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
+    around = OmegaConf.create({**as_config(settings), group: OmegaConf.load(CONF / group / f"{name}.yaml")})
+    loaded = OmegaConf.to_container(around[group], resolve=True)
     assert isinstance(loaded, dict)
     return {str(key): value for key, value in loaded.items()}
 

@@ -9,6 +9,7 @@ from sq.rotation.hadamard import Hadamard, hadamard_matrix, has_hadamard, random
 from sq.rotation.kronecker import Kronecker, kronecker_factors
 from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
 from sq.rotation.low_rank import LowRank
+from sq.rotation.permutation import Permutation
 from sq.rotation.stages import Art, RandomHadamard, RandomOrthogonal, Stage, Urt, build_rotation, orthonormalize
 from sq.rotation.transform import Compose, Dense, Diagonal, Identity, PerHead, Transform
 from sq.rotation.urt import Target, urt_rotation
@@ -24,6 +25,7 @@ __all__ = [
     "LowRank",
     "Partner",
     "PerHead",
+    "Permutation",
     "RandomHadamard",
     "RandomOrthogonal",
     "Stage",

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sq.config.compose import check, compose
-from sq.config.parse import CONF, BitsSettings, as_config, options, parse
+from sq.config.parse import CONF, BitsSettings, as_config, options, parse, reference
 
 GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
 
@@ -60,3 +60,10 @@ def test_label_always_shows_the_cache(keys: int, values: int, label: str) -> Non
 
 def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
     assert compose(["method=fp16", "bits=w3a3"]).bits.label == "W16A16KV16"
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
+    """A reference's own file may point at other groups; it equals the same method asked for directly."""
+    asked = compose(["seed=7", "weights=gptq", f"reference_methods=[{name}]"])
+    assert reference(asked, name).method == compose(["seed=7", f"method={name}"]).method
