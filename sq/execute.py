@@ -25,7 +25,6 @@ from sq.config.settings import (
 from sq.data.windows import Windows, calibration_windows, evaluation_windows
 from sq.errors import CheckpointError, ConfigError
 from sq.evaluate.stream import StreamEvaluation
-from sq.memory import PeakMemory
 from sq.method import Method
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
@@ -70,7 +69,6 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
     calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
-    memory = PeakMemory(stream.device)
     pipeline = Pipeline(
         stream,
         method,
@@ -96,7 +94,7 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
     for name, scores in evaluation.finish().items():
         result.metrics |= scores.metrics(name)
         result.arrays |= {f"{key}/{name}": values for key, values in scores.arrays().items()}
-    result.metrics |= _cost(pipeline.report, memory, method)
+    result.metrics |= _cost(pipeline.report, method)
     result.extras = {
         "texts": {text.text: text.fingerprint for text in texts},
         "calibration": None if calibration is None else calibration.fingerprint,
@@ -228,7 +226,7 @@ def _calibration(
     )
 
 
-def _cost(report: Report, memory: PeakMemory, method: Method) -> dict[str, float]:
+def _cost(report: Report, method: Method) -> dict[str, float]:
     sizes = {"model/bytes": report.packed_bytes, "model/bytes_fp16": report.full_bytes}
     if not method.quantizes:
         return dict(sizes)
@@ -237,8 +235,8 @@ def _cost(report: Report, memory: PeakMemory, method: Method) -> dict[str, float
         **sizes,
         **seconds,
         "quantize/seconds": sum(seconds.values()),
-        "quantize/peak_memory_bytes": memory.peak(),
-        "quantize/start_memory_bytes": memory.start,
+        "quantize/peak_memory_bytes": report.peak_memory,
+        "quantize/start_memory_bytes": report.start_memory,
         "transform/multiply_adds": report.multiply_adds,
     }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.capture import StackedWeights, capture
+from sq.memory import PeakMemory
 from sq.method import LayerView, Method, SiteStatistics
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
@@ -36,12 +37,16 @@ class Report:
     Attributes:
         seconds: "capture" (reading and the calibration forward), "transform", "weights".
         sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
+        peak_memory: highest bytes in use while one of the three went on; evaluation between layers is not counted.
+        start_memory: bytes in use when the first began.
         packed_bytes: size of the model with integer weights packed, ends in 16 bits.
         full_bytes: size of the original in 16 bits.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
     sites: list[dict[str, float | int | str]] = field(default_factory=list)
+    peak_memory: int = 0
+    start_memory: int = 0
     packed_bytes: int = 0
     full_bytes: int = 0
 
@@ -226,8 +231,11 @@ class Pipeline:
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
+        memory = PeakMemory(self.stream.device)
+        self.report.start_memory = self.report.start_memory or memory.start
         start = time.perf_counter()
         yield
         if self.stream.device.type == "cuda":
             torch.cuda.synchronize(self.stream.device)
         self.report.seconds[part] += time.perf_counter() - start
+        self.report.peak_memory = max(self.report.peak_memory, memory.peak())
