@@ -1,6 +1,11 @@
 """Train the embedded model: a small Llama on the standard library's own source.
 
-    python -m sq.embedded.train --out sq/embedded/tiny
+The committed weights were made in two stages, about 80 minutes on 2 cores; the first alone overfits after five epochs
+(held-out perplexity 19.1 against 6.2 in training), the second adds text:
+
+    python -m sq.embedded.train --steps 5500
+    python -m sq.embedded.train --resume-at 5500 --steps 7900 --peak-lr 1.5e-3 --weight-decay 0.2 --with-tests
+    python -m sq.embedded.planted
 
 Data: `sq.data.stdlib_text`, split "train"; the held-out split is only ever evaluated. AdamW with decoupled weight decay
 on matrices, linear warm-up and cosine decay, bf16 autocast. Writes model.safetensors (bf16), the tokenizer, config.json
