@@ -1,6 +1,6 @@
 """Train the embedded model: a small Llama on the standard library's own source.
 
-The committed weights were made in two stages, about 80 minutes on 2 cores; the first alone overfits after five epochs
+The committed weights were made in two stages, 1 h 48 min on 2 shared cores; the first alone overfits after five epochs
 (held-out perplexity 19.1 against 6.2 in training), the second adds text:
 
     python -m sq.embedded.train --steps 5500
