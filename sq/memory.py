@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,6 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.start = torch.cuda.memory_allocated(device)
             return
-        _return_freed()
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
@@ -39,9 +37,8 @@ class PeakMemory:
         return _status("VmHWM")
 
 
-def _return_freed() -> None:
-    """Give memory that earlier work freed back to the system, so that it does not count as this work's."""
-    gc.collect()
+def return_freed() -> None:
+    """Give memory that earlier work freed back to the system, so that it does not count as the next work's."""
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

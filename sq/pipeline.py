@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.capture import StackedWeights, capture
-from sq.memory import PeakMemory
+from sq.memory import PeakMemory, return_freed
 from sq.method import LayerView, Method, SiteStatistics
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
@@ -83,6 +83,7 @@ class Pipeline:
         self.stream, self.method, self.weights, self.make_quantizer = stream, method, weights, make_quantizer
         self.ids, self.batch, self.sample = ids, batch, sample
         self.report = Report()
+        return_freed()
         self.rotation: Transform | None = None
         self.ends: Ends = stream.ends()
         self._count_bytes(self.ends.embedding.numel() + self.ends.head.numel() + self.stream.geometry.hidden)
