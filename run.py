@@ -23,6 +23,7 @@ from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, job
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
+    """One job, as Hydra composed it."""
     job(cfg)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -276,6 +275,3 @@ def _progress() -> Progress:
         TextColumn("left"),
     )
     return Progress(*columns, transient=True)
-
-
-Executor = Callable[[ExperimentSettings, Path], Execution]
