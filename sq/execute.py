@@ -63,6 +63,9 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
     Raises:
         SQError: with the reason, see sq.errors.
     """
+    keep = keep_model or settings.task.zeroshot is not None or settings.model.placement == "memory"
+    if keep and settings.model.placement == "stream":
+        raise ConfigError(["zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"])
     torch.manual_seed(settings.seed)
     method = build_method(settings.method)
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
@@ -75,9 +78,6 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
         lambda: activation_quantizer(settings.activations, settings.bits.activations),
         torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids,
     )
-    keep = keep_model or settings.task.zeroshot is not None
-    if keep and settings.model.placement == "stream":
-        raise ConfigError(["zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"])
     pipeline.prepare()
     batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
     evaluation = StreamEvaluation(stream, texts, pipeline.ends, measured=method.quantizes, batch=batch)

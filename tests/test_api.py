@@ -87,3 +87,12 @@ def test_import_is_light_and_names_are_lazy() -> None:
     assert done.stdout.split() == ["False", "sq.api", "True"]
     with pytest.raises(AttributeError, match="it offers Quantized, quantize"):
         _ = sq.magic
+
+
+def test_a_whole_model_cannot_be_had_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contradiction is told before anything is loaded."""
+    import sq.execute
+
+    monkeypatch.setattr(sq.execute, "load_model", lambda *_: pytest.fail("the model was loaded first"))
+    with pytest.raises(ConfigError, match=r"model\.placement=memory"):
+        sq.quantize("tiny", overrides=["model.placement=stream"])

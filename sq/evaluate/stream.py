@@ -36,6 +36,8 @@ class StreamEvaluation:
     @torch.no_grad()
     def advance(self, index: int, layer: nn.Module) -> None:
         """Carry both streams of hidden states through layer `index`; `layer` is the measured model's."""
+        if not self._ids:  # task=none: the reference layer need not be read
+            return
         if self._measured is None:
             self._step(index, layer, self._reference)
             return
