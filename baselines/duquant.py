@@ -32,7 +32,7 @@ Differs from the released code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 
@@ -40,8 +40,8 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView
-from sq.models.families import SITES, Geometry
+from sq.method import LayerView, Method
+from sq.models.families import SITES
 from sq.rotation import (
     Compose,
     Diagonal,
@@ -59,7 +59,7 @@ FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they 
 
 
 @dataclass(frozen=True)
-class DuQuant:
+class DuQuant(Method):
     """Smoothing, then rotation - permutation - rotation, at every site.
 
     Args:
@@ -82,10 +82,6 @@ class DuQuant:
     permutations: int = 1
     search_tokens: int = 2048
     seed: int = 0
-    fold_norms: bool = False
-    quantizes: bool = True
-    needs_residual: bool = False
-    needs_second_moment: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         least = {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1}
@@ -96,10 +92,6 @@ class DuQuant:
             wrong.append(f"alpha={self.alpha} (0 to 1)")
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
-
-    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
-        """No rotation of the residual stream."""
-        return None
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""

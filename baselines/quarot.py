@@ -5,10 +5,12 @@
 | qkv, gate_up | the residual stream: diag(random signs) H_hidden          | nothing                    |
 | o            | H_head_dim on every head, in v's rows and o's columns     | H_heads (x) I, across heads|
 | down         | nothing                                                   | H_intermediate             |
+| keys, queries| nothing                                                   | H_head_dim after RoPE, if  |
+|              |                                                           | keys or queries are rounded|
 
 Every H is divided by the root of its order. At o the two make H_heads (x) H_head_dim, a Hadamard of heads * head_dim.
 
-Defaults: all four Hadamard, as `--rotate` of the released code. Its quantizers: symmetric, activation clip 1.0
+Defaults: all five Hadamard, as `--rotate` of the released code. Its quantizers: symmetric, activation clip 1.0
 (`--a_clip_ratio`), weights GPTQ with a clip search (`--w_clip`), or RTN (`--w_rtn`).
 
 Differs from the released code:
@@ -17,9 +19,7 @@ Differs from the released code:
 - It takes head_dim = hidden / heads and its orders from a table; here head_dim is the model's own (Qwen3-0.6B: 16 heads
   of 128 at hidden 1024), and every order K 2^m that can be built is used (Qwen2.5-7B: 18944 = 148 * 128).
 - A head count without a Hadamard matrix (Qwen2.5-0.5B: 14, SmolLM2: 9, 15) ends in an error that names the option that
-  works, there in a failed assertion. `orthogonal` puts a Haar rotation in the place of any of the four.
-- Its head_dim Hadamard on q and k after RoPE leaves their product as it is and matters to a quantized key cache alone;
-  linears never see it. It is not here.
+  works, there in a failed assertion. `orthogonal` puts a Haar rotation in the place of any of the five.
 - Weights are rotated in float32 (float64 for a float64 model), there in float64: 1e-7 beside 4-bit steps of 1e-1.
 """
 
@@ -27,12 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView
+from sq.method import LayerView, Method
 from sq.models.families import Geometry
 from sq.rotation import (
     Dense,
@@ -47,7 +47,7 @@ from sq.rotation import (
 from sq.site import SiteTransform
 
 Kind = Literal["hadamard", "orthogonal", "none"]
-PLACES = ("residual", "head", "cross_head", "down")
+PLACES = ("residual", "head", "cross_head", "down", "keys")
 
 
 class CrossHead(Kronecker):
@@ -68,7 +68,7 @@ class CrossHead(Kronecker):
 
 
 @dataclass(frozen=True)
-class QuaRot:
+class QuaRot(Method):
     """Hadamard rotations, folded where they fold.
 
     Args:
@@ -77,6 +77,7 @@ class QuaRot:
         head: rotation of each head's values, folded. The same choices, without signs.
         cross_head: rotation across query heads in front of o, online.
         down: rotation in front of down, online; "orthogonal" costs n^2 there.
+        keys: rotation of each head's keys and queries after RoPE, online, where keys or queries are quantized.
         seed: of signs and Haar rotations.
 
     Raises:
@@ -88,20 +89,14 @@ class QuaRot:
     head: Kind = "hadamard"
     cross_head: Kind = "hadamard"
     down: Kind = "hadamard"
+    keys: Kind = "hadamard"
     seed: int = 0
-    fold_norms: bool = True
-    quantizes: bool = True
-    needs_second_moment: Sequence[str] = ()
+    fold_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         wrong = [f"{place}={self._kind(place)!r}" for place in PLACES if self._kind(place) not in get_args(Kind)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
-
-    @property
-    def needs_residual(self) -> bool:
-        """Whether the residual stream is rotated."""
-        return self.residual != "none"
 
     def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
         """Of size hidden, from the seed alone; the samples are not read."""
@@ -116,6 +111,11 @@ class QuaRot:
         folded = None if head is None else PerHead(head.matrix().expand(geometry.kv_heads, -1, -1))
         online = None if cross is None else CrossHead(cross, geometry.head_dim)
         return {"o": SiteTransform(folded, online), "down": SiteTransform(online=down)}
+
+    def key_transform(self, layer: LayerView) -> Transform | None:
+        """The same for every head, keys and queries."""
+        geometry, seed = layer.geometry, self.seed + 4 + len(PLACES) * layer.index
+        return self._rotation("keys", geometry.head_dim, seed, f"layer {layer.index}, keys: a head_dim of")
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
         kind = self._kind(place)

@@ -17,26 +17,23 @@ Differs from the released code:
 - s comes from `diagonal_balance`, which divides it by its geometric mean. A factor common to all channels changes no
   code of a per-token, per-output-channel quantizer; without it a small s could overflow gains in float16.
 - A channel that calibration never saw alive keeps s = 1; there s = 1e-5, which multiplies what comes later by 100,000.
-- Its evaluation also rounds what q, k and v put out; here every method rounds the inputs of linears alone.
+- Its evaluation also rounds what q, k and v put out; here the run says so (`bits=w4a4q4kv4`), for every method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from sq.method import LayerView
-from sq.models.families import Geometry
-from sq.rotation import Diagonal, Transform, diagonal_balance
+from sq.method import LayerView, Method
+from sq.rotation import Diagonal, diagonal_balance
 from sq.site import SiteTransform
 
 SMOOTHED = ("qkv", "gate_up")
 
 
 @dataclass(frozen=True)
-class SmoothQuant:
+class SmoothQuant(Method):
     """Migrate activation outliers into weights behind each norm.
 
     Args:
@@ -49,18 +46,10 @@ class SmoothQuant:
 
     name: str = "smoothquant"
     alpha: float = 0.85
-    fold_norms: bool = False
-    quantizes: bool = True
-    needs_residual: bool = False
-    needs_second_moment: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}; allowed is 0 (weights alone) to 1 (activations alone)")
-
-    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
-        """No rotation."""
-        return None
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """diag(1/s) behind both norms."""

@@ -70,7 +70,7 @@ def quantize(
             *overrides,
         ]
     )
-    done = execute(settings, settings.paths.results, keep_model=True)
+    done = execute(settings, None, keep_model=True)
     assert done.model is not None
     assert done.tokenizer is not None
     return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sq.errors import CalibrationError
 from sq.method import SiteStatistics
+from sq.models.attention import AttentionInput
 from sq.models.families import Family
 from sq.models.parts import weight_of
 
@@ -22,6 +23,7 @@ def capture(
     index: int,
     sites: Iterable[str],
     second_moment: Iterable[str] = (),
+    attention: bool = False,
     sample: int = 4096,
 ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
     """Run a layer on calibration batches and watch the inputs of its sites.
@@ -34,6 +36,7 @@ def capture(
         index: of the layer, for messages.
         sites: sites to watch.
         second_moment: sites whose second moment is accumulated.
+        attention: watch "keys" and "queries" after RoPE as well, each (T, heads * head_dim).
         sample: tokens kept a site, spread evenly over the batches.
 
     Returns:
@@ -49,12 +52,26 @@ def capture(
         layer.get_submodule(family.linears[site][0]).register_forward_pre_hook(watcher)
         for site, watcher in watchers.items()
     ]
+    owner = layer.get_submodule(family.attention)
+    if attention:
+        for name in ("keys", "queries"):
+            watchers[name] = _Watcher(index, name, max(1, -(-total // sample)), False)
+        owner.attention_input = AttentionInput()
+        owner.attention_input.observer = lambda query, key: _observe(watchers, query, key)
     try:
         outputs = [forward(batch) for batch in hidden]
     finally:
         for handle in handles:
             handle.remove()
+        if attention:
+            del owner.attention_input
     return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
+
+
+def _observe(watchers: Mapping[str, _Watcher], query: Tensor, key: Tensor) -> None:
+    """Show keys and queries (B, H, S, head_dim) as tokens (B, S, H * head_dim)."""
+    for name, heads in (("queries", query), ("keys", key)):
+        watchers[name].see(heads.transpose(1, 2).flatten(-2))
 
 
 class _Watcher:
@@ -69,7 +86,10 @@ class _Watcher:
         self.moment: Tensor | None = None
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        x = arguments[0].flatten(0, -2).float()  # (T, n)
+        self.see(arguments[0])
+
+    def see(self, tokens: Tensor) -> None:
+        x = tokens.flatten(0, -2).float()  # (T, n)
         square, peak = x.square().sum(0, dtype=torch.float64), x.abs().amax(0)
         if not bool(torch.isfinite(square).all()):
             bad = int((~torch.isfinite(x)).sum())

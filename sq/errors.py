@@ -35,5 +35,9 @@ class CalibrationError(SQError):
     """Calibration statistics that cannot be used; the message names layer and site."""
 
 
+class TrainingError(SQError):
+    """A training that diverged; the message names step, layer and setting."""
+
+
 class QuantizationError(SQError):
     """A quantizer that cannot do what was asked, such as a Hessian that cannot be factored."""

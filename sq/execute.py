@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sq.config.settings import (
     ActivationSettings,
+    CacheSettings,
     CalibrationSettings,
     ExperimentSettings,
     MethodSettings,
@@ -24,12 +34,14 @@ from sq.config.settings import (
 from sq.data.windows import Windows, calibration_windows, evaluation_windows
 from sq.errors import CheckpointError, ConfigError
 from sq.evaluate.stream import StreamEvaluation
+from sq.learn.log import TrainingLog
 from sq.method import Method
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline, Report
+from sq.pipeline import Pipeline
 from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quantize_layer import WeightRecipe
+from sq.recipe import Recipe, WeightRecipe
+from sq.report import Report
 from sq.runs.runid import run_id
 
 
@@ -52,12 +64,12 @@ class Execution:
     tokenizer: PreTrainedTokenizerBase | None = None
 
 
-def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = False) -> Execution:
+def execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool = False) -> Execution:
     """Quantize and evaluate as the settings say.
 
     Args:
         settings: complete and checked.
-        run_dir: of the run; finished zero-shot tasks are kept in it.
+        run_dir: of the run; finished zero-shot tasks and what a training learned are kept in it. None keeps nothing.
         keep_model: return the quantized model (placement=memory), even if no task needs it.
 
     Raises:
@@ -71,18 +83,14 @@ def execute(settings: ExperimentSettings, run_dir: Path, *, keep_model: bool = F
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
     calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
-    pipeline = Pipeline(
-        stream,
-        method,
-        weight_recipe(settings.weights, settings.bits.weights),
-        lambda: activation_quantizer(settings.activations, settings.bits.activations),
-        torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids,
-    )
-    pipeline.prepare()
-    batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
-    evaluation = StreamEvaluation(stream, texts, pipeline.ends, measured=method.quantizes, batch=batch)
     kept = []
     with _progress() as progress:
+        log = TrainingLog(run_dir, settings.method.name, _shown_in(progress), force=settings.force)
+        ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
+        pipeline = Pipeline(stream, method, recipe(settings, stream.geometry.head_dim), ids, log=log)
+        pipeline.prepare()
+        batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
+        evaluation = StreamEvaluation(stream, texts, pipeline.ends, measured=method.quantizes, batch=batch)
         task = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
         for index, layer in enumerate(pipeline.layers()):
             evaluation.advance(index, layer)
@@ -136,15 +144,26 @@ def build_method(settings: MethodSettings) -> Method:
     except (TypeError, ValueError) as error:
         raise ConfigError([f"method {settings.name!r} refuses its arguments: {error}"]) from error
     if not isinstance(built, Method):
-        raise ConfigError([f"{settings.target} lacks parts of the protocol sq.method.Method"])
+        raise ConfigError([f"{settings.target} is not a subclass of sq.method.Method"])
     return built
+
+
+def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
+    """All quantizers of a run; inside attention a head is a group of its own."""
+    bits = settings.bits
+    inside = replace(settings.cache, group_size=settings.cache.group_size or head_dim)
+    return Recipe(
+        weight_recipe(settings.weights, bits.weights),
+        activation_quantizer(settings.activations, bits.activations),
+        queries=activation_quantizer(inside, bits.queries),
+        keys=activation_quantizer(inside, bits.keys),
+        values=activation_quantizer(inside, bits.values),
+    )
 
 
 def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
     """The weight rounding of a run."""
-    quantizer = WeightQuantizer(
-        bits, scheme=settings.scheme, group_size=settings.group_size, clip_search=settings.clip_search
-    )
+    quantizer = WeightQuantizer(bits, scheme=settings.scheme, group_size=settings.group_size, clip=settings.clip)
     return WeightRecipe(
         settings.name,
         quantizer,
@@ -156,8 +175,8 @@ def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
     )
 
 
-def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:
-    """A site's activation quantizer; None at 16 bits."""
+def activation_quantizer(settings: ActivationSettings | CacheSettings, bits: int) -> ActivationQuantizer | None:
+    """The quantizer of activations, or of what is inside attention; None at 16 bits."""
     if bits == 16:
         return None
     return ActivationQuantizer(
@@ -240,7 +259,7 @@ def _cost(report: Report, method: Method) -> dict[str, float]:
     }
 
 
-def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path) -> None:
+def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | None) -> None:
     from sq.embedded.tasks import embedded_tasks
     from sq.evaluate.zeroshot import zeroshot
 
@@ -256,11 +275,25 @@ def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path) ->
         limit=wanted.limit,
         include_path=embedded_tasks(settings.paths.cache),
         # Finished tasks of an interrupted run are kept in its directory; `force` asks for everything anew.
-        cache_dir=None if settings.force else run_dir / "zeroshot",
+        cache_dir=None if settings.force or run_dir is None else run_dir / "zeroshot",
         cache_key=run_id(settings),
     )
     result.metrics |= found.metrics
     result.extras["zeroshot"] = found.versions
+
+
+def _shown_in(progress: Progress) -> Callable[[str, int, int], None]:
+    """A bar for each training that tells how far it is; it leaves when the training ends."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(text: str, done: int, total: int) -> None:
+        if text not in tasks:
+            tasks[text] = progress.add_task(text, total=total)
+        progress.update(tasks[text], completed=done)
+        if done >= total:
+            progress.remove_task(tasks.pop(text))
+
+    return show
 
 
 def _progress() -> Progress:
@@ -268,7 +301,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("layers,"),
+        TextColumn("done,"),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),

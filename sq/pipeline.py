@@ -3,57 +3,30 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sq.capture import StackedWeights, capture
-from sq.memory import PeakMemory, return_freed
-from sq.method import LayerView, Method, SiteStatistics
+from sq.learn.block import TrainingBlock
+from sq.learn.log import TrainingLog
+from sq.learn.training import Training
+from sq.memory import return_freed
+from sq.method import LayerPlan, LayerView, Method, SiteStatistics
+from sq.models.attention import AttentionInput, on_heads
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
 from sq.models.stream import DecoderStream, Ends
-from sq.quant import ActivationQuantizer
-from sq.quantize_layer import (
-    WeightRecipe,
-    install_transforms,
-    peak_over_rms,
-    round_weights,
-)
+from sq.quantize_layer import install_plan, install_quantizers, round_weights
+from sq.recipe import Recipe
+from sq.report import Report
 from sq.rotation.transform import Transform
 from sq.site import SiteTransform
 
 RESIDUAL_SAMPLE = 1024  # tokens a site and layer kept for a residual rotation: 64 sites of 7B stay under 1.1 GB
-
-
-@dataclass
-class Report:
-    """What a pass measured.
-
-    Attributes:
-        seconds: "capture" (reading and the calibration forward), "transform", "weights".
-        sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
-        peak_memory: highest bytes in use while one of the three went on; evaluation between layers is not counted.
-        start_memory: bytes in use when the first began.
-        packed_bytes: size of the model with integer weights packed, ends in 16 bits.
-        full_bytes: size of the original in 16 bits.
-    """
-
-    seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
-    sites: list[dict[str, float | int | str]] = field(default_factory=list)
-    peak_memory: int = 0
-    start_memory: int = 0
-    packed_bytes: int = 0
-    full_bytes: int = 0
-
-    @property
-    def multiply_adds(self) -> int:
-        """Online multiply-adds a token, all layers and sites."""
-        return sum(int(site["multiply_adds"]) for site in self.sites)
 
 
 class Pipeline:
@@ -62,82 +35,102 @@ class Pipeline:
     Args:
         stream: the model.
         method: says the transforms.
-        weights: how weights are rounded.
-        make_quantizer: makes the activation quantizer of a site; None for 16-bit activations.
+        recipe: how weights, activations and the inside of attention are rounded.
         ids: calibration windows (count, window).
         batch: windows a forward.
         sample: tokens a site that transforms are built from.
+        log: of trainings; one that keeps nothing on disk unless given.
     """
 
     def __init__(
         self,
         stream: DecoderStream,
         method: Method,
-        weights: WeightRecipe,
-        make_quantizer: Callable[[], ActivationQuantizer | None],
+        recipe: Recipe,
         ids: Tensor,
         *,
         batch: int = 8,
         sample: int = 4096,
+        log: TrainingLog | None = None,
     ) -> None:
-        self.stream, self.method, self.weights, self.make_quantizer = stream, method, weights, make_quantizer
+        self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
+        self.log = log or TrainingLog(None, method.name)
         self.report = Report()
         return_freed()
         self.rotation: Transform | None = None
+        self.propagate = method.propagates or recipe.weights.propagate
+        self.reference: list[Tensor] | None = None
         self.ends: Ends = stream.ends()
-        self._count_bytes(self.ends.embedding.numel() + self.ends.head.numel() + self.stream.geometry.hidden)
+        ends = self.ends.embedding.numel() + self.ends.head.numel() + stream.geometry.hidden
+        self.report.count_bytes(ends)
 
-    @torch.no_grad()
     def prepare(self) -> None:
-        """Build the residual rotation, where the method has one, and transform the model's ends."""
-        if not (self.method.quantizes and self.method.fold_norms):
+        """Train on the whole model and build the residual rotation, where the method does; transform the ends."""
+        if not self.method.quantizes:
             return
-        if self.method.needs_residual:
-            samples = self._residual_samples()
+        with self._timed("transform"):
+            self.method.learn(self._training())
+        if not self.method.fold_norms:
+            return
+        with torch.no_grad():
+            samples = self._residual_samples() if self.method.reads_residual else {}
             with self._timed("transform"):
                 self.rotation = self.method.residual_rotation(samples, self.stream.geometry)
-        self.ends = rotate_ends(self.ends, self.rotation)
+            self.ends = rotate_ends(self.ends, self.rotation)
 
     @torch.no_grad()
     def layers(self) -> Iterator[nn.Module]:
         """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
         with self._timed("capture"):
             hidden = self._embedded(self.ends)
+            self.reference = list(hidden) if self.method.reads_reference else None
         for index in range(self.stream.count):
             layer, hidden = self._layer(index, hidden)
             yield layer
 
     def _layer(self, index: int, hidden: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
+        stream = self.stream
         with self._timed("capture"):
-            layer = self.stream.layer(index)
+            layer = stream.layer(index)
             elements = sum(p.numel() for p in layer.parameters())
             if not self.method.quantizes:
-                self._count_bytes(elements)
+                self.report.count_bytes(elements)
                 return layer, hidden
             layer = self._folded(layer)
             statistics, outputs = self._capture(index, layer, hidden)
         with self._timed("transform"):
-            weights = StackedWeights(self.stream.family, layer)
-            transforms = self.method.layer_transforms(LayerView(index, statistics, weights, self.stream.geometry))
+            block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
+            weights = StackedWeights(stream.family, layer)
+            plan = self.method.plan(LayerView(index, statistics, weights, stream.geometry, block))
+            if self.reference is not None:
+                self.reference = block.targets()
         with self._timed("weights"):
-            inputs = install_transforms(self.stream.family, self.stream.geometry, layer, transforms)
-            moments = self._moments(statistics, transforms)
+            inputs = install_plan(stream.family, stream.geometry, layer, plan)
+            moments = self._moments(statistics, plan)
             run = self._as_run(index, layer, hidden)
             rounded = round_weights(
-                self.stream.family, layer, inputs, self.weights, index=index, moments=moments, run=run
+                stream.family,
+                layer,
+                inputs,
+                self.recipe.weights,
+                index=index,
+                ranges=plan.weight_ranges,
+                moments=moments,
+                run=run,
             )
-            layer.to(self.stream.dtype)
-            if self.weights.propagate == "quantized":
+            layer.to(stream.dtype)
+            if self.propagate == "quantized_weights":
                 outputs = run()
-            for site in inputs.values():
-                site.quantizer = self.make_quantizer()
-        self._describe(index, statistics, transforms)
+            install_quantizers(stream.family, layer, inputs, plan, self.recipe)
+            if self.propagate == "quantized":
+                outputs = run()
+        self._describe(index, statistics, plan)
         integer = sum(weight.nbytes() for weight in rounded.values())
         others = elements - sum(weight.codes.numel() for weight in rounded.values())
-        online = [site.transform for site in inputs.values() if site.transform is not None]
-        factors = sum(factor.numel() for transform in online for factor in transform.buffers())
-        self._count_bytes(elements, integer + 2 * (others + factors))
+        online = [site.transform for site in inputs.values()] + [plan.keys]
+        factors = sum(factor.numel() for transform in online if transform is not None for factor in transform.buffers())
+        self.report.count_bytes(elements, integer + 2 * (others + factors))
         return layer, outputs
 
     def _folded(self, layer: nn.Module) -> nn.Module:
@@ -152,8 +145,8 @@ class Pipeline:
     def _capture(
         self, index: int, layer: nn.Module, hidden: list[Tensor]
     ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
-        moments = set(self.method.needs_second_moment)
-        if self.weights.name == "gptq" and not self.weights.sequential:
+        moments = set(self.method.second_moments)
+        if self.recipe.weights.name == "gptq" and not self.recipe.weights.sequential:
             moments |= set(SITES)
         running = layer
         if next(layer.parameters()).dtype != self.stream.dtype:
@@ -166,6 +159,7 @@ class Pipeline:
             index=index,
             sites=SITES,
             second_moment=moments,
+            attention=self.recipe.quantizes_scores,
             sample=self.sample,
         )
 
@@ -193,13 +187,41 @@ class Pipeline:
     def _embedded(self, ends: Ends) -> list[Tensor]:
         return [ends.embed(batch) for batch in self.ids.split(self.batch)]
 
-    def _moments(
-        self, statistics: Mapping[str, SiteStatistics], transforms: Mapping[str, SiteTransform]
-    ) -> dict[str, Tensor]:
+    def _training(self) -> Training:
+        """What `Method.learn` is given; nothing is read before it asks."""
+
+        def ends() -> Ends:
+            found = self.stream.ends()
+            return rotate_ends(found, None) if self.method.fold_norms else found
+
+        return Training(
+            block=lambda index: self._block(index, self._folded(self.stream.layer(index)), (), ()),
+            count=self.stream.count,
+            ends=ends,
+            geometry=self.stream.geometry,
+            recipe=self.recipe,
+            ids=self.ids,
+            log=self.log,
+        )
+
+    def _block(
+        self, index: int, layer: nn.Module, inputs: Sequence[Tensor], reference: Sequence[Tensor]
+    ) -> TrainingBlock:
+        def run(call: Callable[..., Any], hidden: Tensor) -> Tensor:
+            return self.stream.forward(index, call, hidden)
+
+        stream = self.stream
+        return TrainingBlock(
+            index, layer, run, stream.family, stream.geometry, self.recipe, inputs, reference, self.log
+        )
+
+    def _moments(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
+        if self.recipe.weights.name != "gptq" or self.recipe.weights.sequential:
+            return {}
         return {
-            site: transforms.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.geometry)
+            site: plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.geometry)
             for site, found in statistics.items()
-            if found.second_moment is not None and self.weights.name == "gptq" and not self.weights.sequential
+            if found.second_moment is not None
         }
 
     def _as_run(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> Callable[[], list[Tensor]]:
@@ -209,34 +231,19 @@ class Pipeline:
 
         return run
 
-    def _describe(
-        self, index: int, statistics: Mapping[str, SiteStatistics], transforms: Mapping[str, SiteTransform]
-    ) -> None:
+    def _describe(self, index: int, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> None:
+        geometry = self.stream.geometry
         for site, found in statistics.items():
-            transform = transforms.get(site, SiteTransform())
             tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
-            after = transform.tokens(tokens, site, self.stream.geometry)
-            self.report.sites.append(
-                {
-                    "layer": index,
-                    "site": site,
-                    "peak_over_rms_before": peak_over_rms(tokens),
-                    "peak_over_rms_after": peak_over_rms(after),
-                    "multiply_adds": 0 if transform.online is None else transform.online.multiply_adds(),
-                }
-            )
+            if site in SITES:
+                transform = plan.sites.get(site, SiteTransform())
+                cost = 0 if transform.online is None else transform.online.multiply_adds()
+                self.report.describe(index, site, tokens, transform.tokens(tokens, site, geometry), cost)
+            elif site == "keys":
+                heads = tokens.unflatten(-1, (geometry.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
+                turned = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, geometry.kv_heads)
+                cost = AttentionInput(plan.keys).multiply_adds(geometry)
+                self.report.describe(index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
 
-    def _count_bytes(self, elements: int, packed: int | None = None) -> None:
-        self.report.full_bytes += 2 * elements
-        self.report.packed_bytes += 2 * elements if packed is None else packed
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        memory = PeakMemory(self.stream.device)
-        self.report.start_memory = self.report.start_memory or memory.start
-        start = time.perf_counter()
-        yield
-        if self.stream.device.type == "cuda":
-            torch.cuda.synchronize(self.stream.device)
-        self.report.seconds[part] += time.perf_counter() - start
-        self.report.peak_memory = max(self.report.peak_memory, memory.peak())
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        return self.report.timed(part, self.stream.device)

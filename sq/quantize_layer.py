@@ -1,49 +1,24 @@
-"""Install a method's transforms in one decoder layer and quantize its weights."""
+"""Install a method's plan in one decoder layer and quantize it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from sq.linear import QuantizedLinear, SiteInput
+from sq.method import LayerPlan
+from sq.models.attention import AttentionInput
 from sq.models.families import Family, Geometry
-from sq.models.fold import fold_site
+from sq.models.fold import fold_query_key, fold_site
 from sq.models.parts import bias_of, weight_of
-from sq.quant import HessianAccumulator, QuantizedWeight, WeightQuantizer, gptq, rtn
+from sq.quant import HessianAccumulator, QuantizedWeight, gptq, rtn
+from sq.recipe import Recipe, WeightRecipe
 from sq.site import SiteTransform
 
 
-@dataclass(frozen=True)
-class WeightRecipe:
-    """How weights are rounded.
-
-    Attributes:
-        name: "rtn" or "gptq".
-        quantizer: the integer grid and its clip search.
-        block, damping, act_order: of GPTQ.
-        sequential: GPTQ sees, at each site, activations of the sites before it with their weights already rounded.
-        propagate: what the next layer is calibrated on, "full_precision" or "quantized" outputs of this one (weights
-            rounded, activations not).
-    """
-
-    name: str
-    quantizer: WeightQuantizer
-    block: int = 128
-    damping: float = 0.01
-    act_order: bool = False
-    sequential: bool = True
-    propagate: str = "quantized"
-
-
-def install_transforms(
-    family: Family,
-    geometry: Geometry,
-    layer: nn.Module,
-    transforms: Mapping[str, SiteTransform],
-) -> dict[str, SiteInput]:
+def install_plan(family: Family, geometry: Geometry, layer: nn.Module, plan: LayerPlan) -> dict[str, SiteInput]:
     """Fold what folds, transform the readers' weights and replace each linear by a `QuantizedLinear`, in place.
 
     The weights stay unrounded, and activations too until the caller sets `SiteInput.quantizer`.
@@ -52,8 +27,10 @@ def install_transforms(
         Site -> its input module.
     """
     inputs: dict[str, SiteInput] = {}
+    if plan.query_key_scale is not None:
+        fold_query_key(family, layer, plan.query_key_scale, geometry)
     for site, names in family.linears.items():
-        transform = transforms.get(site, SiteTransform())
+        transform = plan.sites.get(site, SiteTransform())
         if transform.folded is not None:
             fold_site(family, layer, site, transform.folded, geometry.head_dim)
         inputs[site] = SiteInput(transform.online, None, len(names))
@@ -68,6 +45,20 @@ def install_transforms(
     return inputs
 
 
+def install_quantizers(
+    family: Family, layer: nn.Module, inputs: Mapping[str, SiteInput], plan: LayerPlan, recipe: Recipe
+) -> None:
+    """Quantize from now on: activations at every site; queries, keys and values inside attention."""
+    for site, found in inputs.items():
+        found.quantizer = recipe.activations
+        if recipe.activations is not None and site in plan.activation_clips:
+            found.quantizer = recipe.activations.with_clip(plan.activation_clips[site])
+    if recipe.quantizes_attention:
+        keys = plan.keys if recipe.quantizes_scores else None
+        owner = layer.get_submodule(family.attention)
+        owner.attention_input = AttentionInput(keys, recipe.queries, recipe.keys, recipe.values)
+
+
 def round_weights(
     family: Family,
     layer: nn.Module,
@@ -76,11 +67,13 @@ def round_weights(
     *,
     index: int,
     moments: Mapping[str, Tensor],
+    ranges: Mapping[str, tuple[Tensor, Tensor]],
     run: Callable[[], Sequence[Tensor]],
 ) -> dict[str, QuantizedWeight]:
     """Round the weights of an installed layer, in place.
 
     Args:
+        ranges: linear -> (low, high) that its weight is clamped to, see `LayerPlan`.
         moments: site -> second moment of the transformed activations, for GPTQ that is not sequential.
         run: forwards all calibration batches through the layer, for sequential GPTQ.
 
@@ -95,14 +88,18 @@ def round_weights(
         if recipe.name == "gptq":
             hessian = _observed_hessian(inputs[site], run) if recipe.sequential else 2 * moments[site]
         for name in names:
-            weight = weight_of(layer, name)
+            weight, quantizer = weight_of(layer, name), recipe.quantizer
+            if name in ranges:
+                low, high = ranges[name]
+                weight.copy_(weight.clamp(low.to(weight), high.to(weight)))
+                quantizer = replace(quantizer, clip=1.0)
             if hessian is None:
-                integer = rtn(weight, recipe.quantizer)
+                integer = rtn(weight, quantizer)
             else:
                 integer = gptq(
                     weight,
                     hessian,
-                    recipe.quantizer,
+                    quantizer,
                     block=recipe.block,
                     damping=recipe.damping,
                     act_order=recipe.act_order,
@@ -128,9 +125,3 @@ def _observed_hessian(site: SiteInput, run: Callable[[], Sequence[Tensor]]) -> T
     finally:
         site.observer = None
     return accumulator[0].value
-
-
-def peak_over_rms(tokens: Tensor) -> float:
-    """Median over tokens of max |x| / rms(x): 1 is perfectly flat, sqrt(n) a single spike. tokens (T, n)."""
-    rms = tokens.square().mean(-1).sqrt().clamp_min(torch.finfo(tokens.dtype).tiny)
-    return float((tokens.abs().amax(-1) / rms).median())

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView
+from sq.method import LayerView, Method
 from sq.models.families import SITES, Geometry
 from sq.rotation import (
     Art,
@@ -46,7 +46,7 @@ POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as man
 
 
 @dataclass(frozen=True)
-class SingleQuant:
+class SingleQuant(Method):
     """The method and all of its options; the defaults are the recipe that wins the ablation in README.
 
     Args:
@@ -88,8 +88,7 @@ class SingleQuant:
     placement: Placement = "folded"
     sites: Sequence[str] = SITES
     seed: int = 0
-    fold_norms: bool = True
-    quantizes: bool = True
+    fold_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         problems = [f"stage {stage!r}" for stage in self.order if stage not in get_args(StageName)]
@@ -113,18 +112,18 @@ class SingleQuant:
         self._stages()  # an unknown target or partner is told before anything is loaded
 
     @property
-    def needs_residual(self) -> bool:
+    def reads_residual(self) -> bool:
         """The folded placement has one rotation for the whole residual stream."""
         return self.placement == "folded"
 
     @property
-    def needs_second_moment(self) -> Sequence[str]:
+    def second_moments(self) -> Sequence[str]:
         """The non-diagonal balances read second moments."""
         return self.sites if self.rank or self.mixing != "none" else ()
 
     def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
         """One rotation from the pooled, normalized tokens of every layer; folded, so full width costs nothing."""
-        if not set(samples).intersection(self.sites):
+        if not (self.reads_residual and set(samples).intersection(self.sites)):
             return None
         pooled = torch.cat([tokens for site, layers in samples.items() if site in self.sites for tokens in layers])
         pooled = pooled[:: -(-len(pooled) // POOLED_TOKENS)]
@@ -145,7 +144,7 @@ class SingleQuant:
             folded.append(self._head_rotations(balanced, geometry, name, seed))
         done = _fold(folded)
         online: list[Transform] = []
-        if self.needs_second_moment:
+        if self.second_moments:
             assert statistics.second_moment is not None
             turned = done.weights(weights, site, geometry)
             moments = (

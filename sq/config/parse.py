@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +24,7 @@ from sq.config.reader import Reader
 from sq.config.settings import (
     ActivationSettings,
     BitsSettings,
+    CacheSettings,
     CalibrationSettings,
     ExperimentSettings,
     MethodSettings,
@@ -40,6 +41,7 @@ from sq.errors import ConfigError
 __all__ = [
     "ActivationSettings",
     "BitsSettings",
+    "CacheSettings",
     "CalibrationSettings",
     "ExperimentSettings",
     "MethodSettings",
@@ -59,9 +61,9 @@ __all__ = [
 SCHEMES = ("symmetric", "asymmetric", "midrise")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PLACEMENTS = ("auto", "memory", "stream")
+PROPAGATE = ("full_precision", "quantized_weights", "quantized")
 TRACKERS = ("offline", "online", "none")
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-CACHE_BITS = (16,)  # nothing quantizes keys and values yet, and a number that is ignored must not be accepted
 FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -87,6 +89,7 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
         bits=bits if method.quantizes else FULL_PRECISION,
         weights=_weights(root.section("weights")),
         activations=_activations(root.section("activations")),
+        cache=_cache(root.section("cache")),
         calibration=_calibration(root.section("calibration")),
         task=_task(root.section("task")),
         tracker=_tracker(root.section("tracker")),
@@ -190,8 +193,9 @@ def _bits(read: Reader) -> BitsSettings:
         name=read.name("name"),
         weights=read.one_of("weights", BITS, words),
         activations=read.one_of("activations", BITS, words),
-        keys=read.one_of("keys", CACHE_BITS, "16 (quantized keys are not available yet)"),
-        values=read.one_of("values", CACHE_BITS, "16 (quantized values are not available yet)"),
+        keys=read.one_of("keys", BITS, words),
+        values=read.one_of("values", BITS, words),
+        queries=read.one_of("queries", BITS, words, default=16),
     )
     read.finish()
     return settings
@@ -202,8 +206,8 @@ def _weights(read: Reader) -> WeightSettings:
         name=read.choice("name", ("rtn", "gptq")),
         scheme=read.choice("scheme", SCHEMES),
         group_size=read.optional_integer("group_size", low=2),
-        clip_search=read.boolean("clip_search", default=True),
-        propagate=read.choice("propagate", ("quantized", "full_precision"), default="quantized"),
+        clip=read.clip("clip", default="search"),
+        propagate=read.choice("propagate", PROPAGATE, default="quantized_weights"),
         block=read.integer("block", low=1, default=128),
         damping=read.number("damping", above=0.0, default=0.01),
         act_order=read.boolean("act_order", default=False),
@@ -214,20 +218,25 @@ def _weights(read: Reader) -> WeightSettings:
 
 
 def _activations(read: Reader) -> ActivationSettings:
-    clip: float | Literal["search"] = "search"
-    if read.values.get("clip") == "search":
-        read.text("clip")
-    else:
-        clip = read.number("clip", above=0.0, most=1.0, also="'search'")
-    settings = ActivationSettings(
-        name=read.name("name"),
-        scheme=read.choice("scheme", SCHEMES),
-        clip=clip,
-        candidates=read.integer("candidates", low=2, default=9),
-        group_size=read.optional_integer("group_size", low=2),
-    )
+    settings = ActivationSettings(**_rounding(read))
     read.finish()
     return settings
+
+
+def _cache(read: Reader) -> CacheSettings:
+    settings = CacheSettings(**_rounding(read))
+    read.finish()
+    return settings
+
+
+def _rounding(read: Reader) -> dict[str, Any]:
+    return {
+        "name": read.name("name"),
+        "scheme": read.choice("scheme", SCHEMES),
+        "clip": read.clip("clip"),
+        "candidates": read.integer("candidates", low=2, default=9),
+        "group_size": read.optional_integer("group_size", low=2),
+    }
 
 
 def _calibration(read: Reader) -> CalibrationSettings:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _REQUIRED: Any = object()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -73,6 +73,12 @@ class Reader:
         upper = f" and at most {most:g}" if most != inf else ""
         return float(self._wrong(key, value, f"a number above {above:g}{upper}{' or ' + also if also else ''}", 1.0))
 
+    def clip(self, key: str, default: Any = _REQUIRED) -> float | Literal["search"]:
+        """A share of a range in (0, 1], or "search"."""
+        if self._get(key, default) == "search":
+            return "search"
+        return self.number(key, above=0.0, most=1.0, default=default, also="'search'")
+
     def choice(self, key: str, allowed: Sequence[str], default: Any = _REQUIRED) -> Any:
         """One of the allowed texts; null reads as "none" where that is allowed."""
         value = self._get(key, default)
@@ -82,8 +88,8 @@ class Reader:
             return value
         return self._wrong(key, value, " | ".join(allowed), allowed[0])
 
-    def one_of(self, key: str, allowed: Sequence[int], words: str) -> int:
-        value = self._get(key, _REQUIRED)
+    def one_of(self, key: str, allowed: Sequence[int], words: str, default: Any = _REQUIRED) -> int:
+        value = self._get(key, default)
         if isinstance(value, int) and not isinstance(value, bool) and value in allowed:
             return value
         return int(self._wrong(key, value, words, allowed[-1]))

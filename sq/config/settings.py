@@ -42,19 +42,26 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class BitsSettings:
-    """Bits of weights, activations, keys and values; 16 means not quantized."""
+    """Bits of weights, activations, keys, values and queries; 16 means not quantized."""
 
     name: str
     weights: int
     activations: int
     keys: int
     values: int
+    queries: int = 16
 
     @property
     def label(self) -> str:
-        """ "W4A4KV16", or "W4A4K4V8" where keys and values differ."""
+        """ "W4A4KV16"; "W4A4K4V8" where keys and values differ; "W4A4Q4KV4" where queries are quantized too."""
+        queries = "" if self.queries == 16 else f"Q{self.queries}"
         cache = f"KV{self.keys}" if self.keys == self.values else f"K{self.keys}V{self.values}"
-        return f"W{self.weights}A{self.activations}{cache}"
+        return f"W{self.weights}A{self.activations}{queries}{cache}"
+
+    @property
+    def quantizes_attention(self) -> bool:
+        """Whether queries, keys or values are quantized."""
+        return (self.queries, self.keys, self.values) != (16, 16, 16)
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ class WeightSettings:
     name: Literal["rtn", "gptq"]
     scheme: Scheme
     group_size: int | None
-    clip_search: bool
-    propagate: Literal["quantized", "full_precision"]
+    clip: float | Literal["search"]
+    propagate: Literal["full_precision", "quantized_weights", "quantized"]
     block: int = 128
     damping: float = 0.01
     act_order: bool = False
@@ -75,6 +82,17 @@ class WeightSettings:
 @dataclass(frozen=True)
 class ActivationSettings:
     """The activation quantizer; `clip` is a share of the token's range in (0, 1], or "search"."""
+
+    name: str
+    scheme: Scheme
+    clip: float | Literal["search"]
+    candidates: int
+    group_size: int | None
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The quantizer of queries, keys and values; `group_size` None = a grid a token and head."""
 
     name: str
     scheme: Scheme
@@ -155,6 +173,7 @@ class ExperimentSettings:
     bits: BitsSettings
     weights: WeightSettings
     activations: ActivationSettings
+    cache: CacheSettings
     calibration: CalibrationSettings
     task: TaskSettings
     tracker: TrackerSettings

@@ -33,7 +33,8 @@ class Family:
         norms: site -> the RMSNorm in front of it, for sites fed by the residual stream.
         producers: site -> the linear whose output rows are the site's channels.
         residual_outputs: linears that write into the residual stream.
-        head_norms: RMSNorms on q and k heads, between projection and RoPE (no transform touches them).
+        head_norms: RMSNorms on q and k heads, between projection and RoPE (in that order); empty where there are none.
+        attention: the module that calls the attention function.
     """
 
     model_type: str
@@ -51,6 +52,7 @@ class Family:
     producers: Mapping[str, str] = field(default_factory=lambda: {"o": "self_attn.v_proj", "down": "mlp.up_proj"})
     residual_outputs: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     head_norms: tuple[str, ...] = ()
+    attention: str = "self_attn"
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"

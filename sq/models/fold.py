@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq.models.families import Family
+from sq.models.families import Family, Geometry
 from sq.models.parts import bias_of, weight_of
 from sq.models.stream import Ends
 from sq.rotation.transform import Diagonal, Transform
@@ -76,6 +76,39 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
     weight.copy_(transform(weight.T).T)
     if bias is not None:
         bias.copy_(transform(bias))
+
+
+def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, geometry: Geometry) -> None:
+    """k <- k t and q <- q / t in front of RoPE, which keeps every product of the two.
+
+    RoPE rotates channels i and i + head_dim / 2 of a head into each other, so both take one factor. It goes into rows
+    and biases of the projections, or into the gains of the head norms where the family has them.
+
+    Args:
+        scale: t, (kv_heads, head_dim / 2); (1, head_dim / 2) is shared by all heads, and all that head norms allow.
+
+    Raises:
+        ValueError: another shape.
+    """
+    half = geometry.head_dim // 2
+    allowed = {(1, half)} if family.head_norms else {(1, half), (geometry.kv_heads, half)}
+    if tuple(scale.shape) not in allowed:
+        raise ValueError(
+            f"a query-key scale for {family.model_type} has shape {tuple(scale.shape)}; allowed: {sorted(allowed)}"
+        )
+    channels = torch.cat([scale, scale], dim=1)  # (kv_heads or 1, head_dim)
+    if family.head_norms:
+        query, key = (weight_of(layer, path) for path in family.head_norms)
+        query.copy_(query / channels[0])
+        key.copy_(key * channels[0])
+        return
+    keys = channels.expand(geometry.kv_heads, -1)
+    queries = keys.repeat_interleave(geometry.heads // geometry.kv_heads, dim=0)
+    for name, factor in zip(family.linears["qkv"][:2], (1 / queries.flatten(), keys.flatten()), strict=True):
+        weight, bias = weight_of(layer, name), bias_of(layer, name)
+        weight.copy_(weight * factor[:, None].to(weight))
+        if bias is not None:
+            bias.copy_(bias * factor.to(bias))
 
 
 def transform_readers(family: Family, layer: nn.Module, site: str, transform: Transform) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sq.errors import CheckpointError
+from sq.models.attention import ATTENTION
 from sq.models.families import Geometry, check_layer, family_of
 from sq.models.source import WeightSource
 
@@ -64,7 +65,7 @@ class DecoderStream:
         self.source = WeightSource(self.folder)
         with torch.device("meta"):
             self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype, attn_implementation="sdpa"
+                self.config, dtype=self.dtype, attn_implementation=ATTENTION
             )
         self.skeleton.eval()
         check_layer(self.family, self.meta_layer(0))
@@ -135,8 +136,8 @@ class DecoderStream:
         """A working rotary embedding: the skeleton's has its frequencies on the meta device."""
         return type(self.skeleton.get_submodule(self.family.rotary))(self.config).to(self.device)
 
-    def forward(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """Run one layer on hidden states (B, S, hidden) of full windows."""
+    def forward(self, index: int, layer: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+        """Run layer `index`, or what stands in for it, on hidden states (B, S, hidden) of full windows."""
         batch, length, _ = hidden.shape
         out: Tensor = layer(hidden.to(self.device), **self.arguments(batch, length)[index])
         return out

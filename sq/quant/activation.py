@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sq.errors import QuantizationError
 from sq.quant.clip_search import best_clip, row_chunks
-from sq.quant.grid import UNQUANTIZED_BITS, Grid, Scheme, check_bits, code_dtype, row_grid
+from sq.quant.grid import (
+    UNQUANTIZED_BITS,
+    Grid,
+    Scheme,
+    check_bits,
+    code_dtype,
+    grid_from_range,
+    row_grid,
+    row_range,
+)
 from sq.quant.straight_through import straight_through
 
 # The lowest clip factor tried, by bits; candidates are evenly spaced from 1 down to it. Measured against a search over
@@ -18,6 +27,9 @@ from sq.quant.straight_through import straight_through
 # on the others) for 4 bits. A peak of 3-4 standard deviations and the optimal range of 2.7 of a 4-bit grid put the best
 # factor between 0.6 and 0.9; fewer bits want more clipping, 8 bits nearly none.
 _LOWEST_CLIP = {2: 0.3, 3: 0.45, 4: 0.6, 5: 0.7, 6: 0.8, 7: 0.9, 8: 0.95}
+
+
+Clip: TypeAlias = float | Literal["search"] | tuple[float, float]
 
 
 def clip_candidates(bits: int, count: int) -> list[float]:
@@ -35,8 +47,8 @@ class ActivationQuantizer(nn.Module):
     Args:
         bits: 2..8, or 16 for the identity.
         scheme: "symmetric" | "asymmetric" | "midrise".
-        clip: factor on the range in (0, 1], or "search": per token (group) the one of `candidates` factors with the
-            least squared error.
+        clip: factor on the range in (0, 1]; a pair of them, on its low and its high end; or "search": per token (group)
+            the one of `candidates` factors with the least squared error.
         group_size: features that share a grid, a divisor of n; None for the whole token. As in the peers, a group's
             asymmetric range is not widened to hold 0, a token's is.
         candidates: number of clip factors searched, from 2.
@@ -49,7 +61,7 @@ class ActivationQuantizer(nn.Module):
         self,
         bits: int,
         scheme: Scheme = "symmetric",
-        clip: float | Literal["search"] = 1.0,
+        clip: Clip = 1.0,
         group_size: int | None = None,
         candidates: int = 9,
     ) -> None:
@@ -58,8 +70,8 @@ class ActivationQuantizer(nn.Module):
         if isinstance(clip, str):
             if clip != "search":
                 raise QuantizationError(f'clip is {clip!r}; use a number in (0, 1] or "search"')
-        elif not 0 < clip <= 1:
-            raise QuantizationError(f'clip is {clip}; use a number in (0, 1] or "search"')
+        elif not all(0 < factor <= 1 for factor in (clip if isinstance(clip, tuple) else (clip,))):
+            raise QuantizationError(f'clip is {clip}; use a number in (0, 1], a pair of them, or "search"')
         if group_size is not None and group_size < 1:
             raise QuantizationError(
                 f"group_size is {group_size}; use a divisor of the features, or None for whole tokens"
@@ -68,7 +80,7 @@ class ActivationQuantizer(nn.Module):
             raise QuantizationError(f"candidates is {candidates}; a clip search needs at least 2")
         self.bits = bits
         self.scheme: Scheme = scheme
-        self.clip = clip
+        self.clip: Clip = clip
         self.group_size = group_size
         self.candidates = candidates
 
@@ -104,6 +116,10 @@ class ActivationQuantizer(nn.Module):
         shape = (*x.shape[:-1], groups)
         return codes.view(x.shape), scale.view(shape), None if zero is None else zero.view(shape)
 
+    def with_clip(self, clip: Clip) -> ActivationQuantizer:
+        """The same quantizer with another clip."""
+        return ActivationQuantizer(self.bits, self.scheme, clip, self.group_size, self.candidates)
+
     def _fake(self, x: Tensor) -> Tensor:
         rows = self._rows(x)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
@@ -127,6 +143,10 @@ class ActivationQuantizer(nn.Module):
     def _grid(self, rows: Tensor) -> Grid:
         include_zero = self.group_size is None
         clip: float | Tensor
+        if isinstance(self.clip, tuple):
+            low, high = row_range(rows)
+            low, high = self.clip[0] * low, self.clip[1] * high
+            return grid_from_range(low, high, self.bits, self.scheme, include_zero=include_zero)
         if isinstance(self.clip, str):
             clips = clip_candidates(self.bits, self.candidates)
             clip = best_clip(rows, clips, self.bits, self.scheme, include_zero=include_zero)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class QuantizedWeight:
 class WeightQuantizer:
     """Rounds weights (d_out, d_in) to a grid per output channel, or per group of group_size input features.
 
-    With clip_search the range of each channel (group) shrinks to the factor p = 1 - i / search_grid, i = 0 ..
+    With clip="search" the range of each channel (group) shrinks to the factor p = 1 - i / search_grid, i = 0 ..
     max_shrink * search_grid - 1, with the least sum |q(w) - w|^norm (QuaRot fake_quant/quant_utils.py, WeightQuantizer
     with mse=True). Grids and rounding: sq/quant/grid.py. As for activations, a group's asymmetric range is not widened
     to hold 0, a channel's is.
@@ -65,7 +66,7 @@ class WeightQuantizer:
         bits: 2..8, or 16 for no quantization.
         scheme: "symmetric" | "asymmetric" | "midrise".
         group_size: a divisor of d_in; None for one grid per channel.
-        clip_search: search the clip factor; False for none.
+        clip: factor on the range in (0, 1], or "search": per channel (group) the one of least error.
         norm, search_grid, max_shrink: the search, as above; norm at least 2, max_shrink in (0, 1).
 
     Raises:
@@ -76,7 +77,7 @@ class WeightQuantizer:
     bits: int
     scheme: Scheme = "symmetric"
     group_size: int | None = None
-    clip_search: bool = True
+    clip: float | Literal["search"] = "search"
     norm: float = 2.4
     search_grid: int = 100
     max_shrink: float = 0.8
@@ -87,12 +88,14 @@ class WeightQuantizer:
             raise QuantizationError(
                 f"group_size is {self.group_size}; use a divisor of d_in, or None for whole channels"
             )
+        if self.clip != "search" and not (isinstance(self.clip, (int, float)) and 0 < self.clip <= 1):
+            raise QuantizationError(f'clip is {self.clip!r}; use a number in (0, 1] or "search"')
         if self.norm < 2:
             raise QuantizationError(f"the norm of the clip search is {self.norm}; use 2 or more")
         if not (0 < self.max_shrink < 1 and int(self.max_shrink * self.search_grid) >= 1):
             raise QuantizationError(
                 f"max_shrink {self.max_shrink} and search_grid {self.search_grid} leave no clip factor to search; "
-                "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or clip_search=False"
+                "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or a number for clip"
             )
 
     def __call__(self, w: Tensor) -> Tensor:
@@ -144,8 +147,10 @@ class WeightQuantizer:
 
     def _row_grid(self, rows: Tensor) -> Grid:
         include_zero = self.group_size is None
-        clip: float | Tensor = 1.0
-        if self.clip_search:
+        clip: float | Tensor
+        if isinstance(self.clip, str):
             clips = [1 - i / self.search_grid for i in range(int(self.max_shrink * self.search_grid))]
             clip = best_clip(rows, clips, self.bits, self.scheme, include_zero=include_zero, norm=self.norm)
+        else:
+            clip = self.clip
         return row_grid(rows, self.bits, self.scheme, clip, include_zero=include_zero)

@@ -30,14 +30,16 @@ def identity(settings: ExperimentSettings) -> str:
 
     That is: model, method, bits, weights, activations, calibration, task, seed and the package version. Local files
     count by their content and not by their place. Where nothing is quantized, bits, quantizers, calibration and seed do
-    not count. Paths, tracker and `force` never count, nor do names of choices whose values are there.
+    not count, nor the quantizer of keys and values where these stay in 16 bits. Paths, tracker and `force` never count,
+    nor do names of choices whose values are there.
     """
     config = as_config(settings)
     parts = ["model", "method", "task"]
     if settings.method.quantizes:
         parts += ["bits", "weights", "activations", "calibration", "seed"]
+        parts += ["cache"] if settings.bits.quantizes_attention else []
     chosen: dict[str, Any] = {part: config[part] for part in parts}
-    for part in ("bits", "activations", "calibration", "task"):
+    for part in ("bits", "activations", "cache", "calibration", "task"):
         chosen.get(part, {}).pop("name", None)
     for default in MODEL_DEFAULTS:
         chosen["model"].pop(default)
@@ -50,9 +52,7 @@ def identity(settings: ExperimentSettings) -> str:
 def run_id(settings: ExperimentSettings) -> str:
     """A folder's name: "tiny-singlequant-w4a4-1a2b3c4d"; the last part is the start of `identity`."""
     bits = settings.bits
-    short = f"w{bits.weights}a{bits.activations}"
-    if (bits.keys, bits.values) != (16, 16):
-        short += f"kv{bits.keys}" if bits.keys == bits.values else f"k{bits.keys}v{bits.values}"
+    short = bits.label.lower() if bits.quantizes_attention else f"w{bits.weights}a{bits.activations}"
     return f"{settings.model.name}-{settings.method.name}-{short}-{identity(settings)[:8]}"
 
 

@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
 from sq.quant import WeightQuantizer
-from sq.quantize_layer import WeightRecipe
+from sq.recipe import Recipe, WeightRecipe
 from sq.singlequant import SingleQuant
 
 ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
@@ -51,8 +51,8 @@ def transformed_logits(folder: Path, method: SingleQuant, dtype: torch.dtype) ->
     """Logits of the model with the method's transforms installed and nothing rounded, and the original's."""
     stream = DecoderStream(folder, dtype=dtype)
     ids = torch.randint(0, SIZES["vocab_size"], (4, 19), generator=torch.Generator().manual_seed(2))
-    recipe = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
-    pipeline = Pipeline(stream, method, recipe, lambda: None, ids, batch=2)
+    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision"))
+    pipeline = Pipeline(stream, method, recipe, ids, batch=2)
     pipeline.prepare()
     with torch.no_grad():
         rotated = stream.assemble(list(pipeline.layers()), pipeline.ends)(ids).logits

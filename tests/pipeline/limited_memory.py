@@ -20,7 +20,7 @@ from sq.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
 from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quantize_layer import WeightRecipe
+from sq.recipe import Recipe, WeightRecipe
 from sq.singlequant import SingleQuant
 
 
@@ -39,10 +39,9 @@ def main(folder: Path, allowed: int) -> None:
     memory = PeakMemory(torch.device("cpu"))
     ids = torch.randint(0, 64, (4, 32), generator=torch.Generator().manual_seed(0))
     stream = DecoderStream(folder)
-    recipe = WeightRecipe("rtn", WeightQuantizer(4, clip_search=False), propagate="full_precision")
-    pipeline = Pipeline(
-        stream, SingleQuant(order=("orthogonal",), placement="online"), recipe, lambda: ActivationQuantizer(4), ids
-    )
+    weights = WeightRecipe("rtn", WeightQuantizer(4, clip=1.0), propagate="full_precision")
+    recipe = Recipe(weights, ActivationQuantizer(4))
+    pipeline = Pipeline(stream, SingleQuant(order=("orthogonal",), placement="online"), recipe, ids)
     pipeline.prepare()
     evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], pipeline.ends)
     for index, layer in enumerate(pipeline.layers()):

@@ -23,7 +23,8 @@ from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
 from sq.plain import FullPrecision, RoundToNearest
 from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quantize_layer import WeightRecipe, peak_over_rms
+from sq.recipe import Recipe, WeightRecipe
+from sq.report import peak_over_rms
 from sq.rotation import Kronecker, random_orthogonal
 from sq.singlequant import SingleQuant
 
@@ -38,8 +39,8 @@ def windows(count: int = 6, length: int = 20, seed: int = 0) -> Tensor:
 def pipeline_of(folder: Path, method: object, *, bits: int = 4, activations: int = 4, **recipe: object) -> Pipeline:
     stream = DecoderStream(folder, dtype=torch.float32)
     weights = WeightRecipe(str(recipe.pop("name", "rtn")), WeightQuantizer(bits), **recipe)  # type: ignore[arg-type]
-    make = (lambda: ActivationQuantizer(activations)) if activations < 16 else (lambda: None)
-    return Pipeline(stream, method, weights, make, windows(), batch=4)  # type: ignore[arg-type]
+    quantizer = ActivationQuantizer(activations) if activations < 16 else None
+    return Pipeline(stream, method, Recipe(weights, quantizer), windows(), batch=4)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from sq.errors import QuantizationError
 from sq.method import LayerView
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
-from sq.quantize_layer import peak_over_rms
+from sq.report import peak_over_rms
 from sq.rotation import Kronecker, PerHead
 from sq.singlequant import SingleQuant
 from sq.site import from_heads, over_heads

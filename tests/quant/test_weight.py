@@ -41,7 +41,7 @@ def test_clip_search_equals_brute_force(scheme: Scheme, bits: int, group_size: i
 def test_search_is_never_worse_and_chunks_change_nothing(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     w = weight(31, 64)
     searched = rtn(w, WeightQuantizer(4, scheme))
-    plain = rtn(w, WeightQuantizer(4, scheme, clip_search=False))
+    plain = rtn(w, WeightQuantizer(4, scheme, clip=1.0))
     assert (costs(w, searched.dequantize(), 2.4) <= costs(w, plain.dequantize(), 2.4) * (1 + 1e-6)).all()
     monkeypatch.setattr("sq.quant.clip_search._CPU_CHUNK", 5 * 64)
     again = rtn(w, WeightQuantizer(4, scheme))
@@ -54,7 +54,7 @@ def test_search_is_never_worse_and_chunks_change_nothing(scheme: Scheme, monkeyp
 @pytest.mark.parametrize("group_size", [None, 12])
 def test_dequantize_is_the_grid_applied(scheme: Scheme, bits: int, group_size: int | None) -> None:
     w = weight(5, 36, dtype=torch.bfloat16)
-    result = rtn(w, WeightQuantizer(bits, scheme, group_size, clip_search=False))
+    result = rtn(w, WeightQuantizer(bits, scheme, group_size, clip=1.0))
     rows = w.float() if group_size is None else w.float().reshape(-1, group_size)
     expected = row_grid(rows, bits, scheme, include_zero=group_size is None).fake(rows).reshape(w.shape)
     assert torch.equal(result.dequantize(), expected)
@@ -134,6 +134,6 @@ def test_bad_arguments_are_errors(arguments: dict[str, int]) -> None:
 
 def test_a_group_need_not_hold_zero_and_a_channel_does() -> None:
     w = weight(4, 32).abs() + 5
-    channel = rtn(w, WeightQuantizer(4, "asymmetric", clip_search=False)).dequantize()
-    group = rtn(w, WeightQuantizer(4, "asymmetric", 8, clip_search=False)).dequantize()
+    channel = rtn(w, WeightQuantizer(4, "asymmetric", clip=1.0)).dequantize()
+    group = rtn(w, WeightQuantizer(4, "asymmetric", 8, clip=1.0)).dequantize()
     assert (group - w).abs().max() < 0.005 < 0.02 < (channel - w).abs().max()
