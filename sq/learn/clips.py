@@ -49,14 +49,14 @@ class LearnedClip(nn.Module):
 
     def factors(self) -> tuple[float, float]:
         """What `LayerPlan.activation_clips` holds."""
-        return float(self.low.sigmoid()), float(self.high.sigmoid())
+        return float(self.low.detach().sigmoid()), float(self.high.detach().sigmoid())
 
 
 def fake_weight(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """w (d_out, d_in) rounded on the quantizer's grid without a clip search, differentiable in w and its range.
 
-    What `WeightQuantizer(clip=1.0)` gives, with the gradient of `fake_between`: clamp w to a `LearnedRange` first, and the
-    gradient reaches the logits. At 16 bits w itself.
+    What `WeightQuantizer(clip=1.0)` gives, with the gradient of `fake_between`: clamp w to a `LearnedRange` first, and
+    the gradient reaches the logits. At 16 bits w itself.
     """
     if quantizer.bits == 16:
         return w

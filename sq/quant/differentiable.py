@@ -14,8 +14,8 @@ def fake_between(
 ) -> Tensor:
     """x rounded to the grid that spans [low, high], equal to `Grid.fake` on that grid; shape of x, float32.
 
-    Rounding has the gradient of the identity and clamping its own (OmniQuant quantize/quantizer.py, LSQ). With a scale s
-    that follows the range, a value y = q s inside it has dy/dx = 1 and dy/ds = q - x / s; one that is clamped has
+    Rounding has the gradient of the identity and clamping its own (OmniQuant quantize/quantizer.py, LSQ). With a scale
+    s that follows the range, a value y = q s inside it has dy/dx = 1 and dy/ds = q - x / s; one that is clamped has
     dy/dx = 0 and dy/ds = q. The zero point is rounded without a gradient.
 
     Args:
