@@ -11,7 +11,7 @@ from models.checkpoints import FAMILIES, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
 
 from sq.baselines.duquant import DuQuant
-from sq.baselines.quarot import QuaRot
+from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
 
 # Hadamard matrices exist for 4 heads of 12, hidden 60 and intermediate 84; for the families' own 6 heads there is none.
@@ -20,9 +20,9 @@ UNGROUPED = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
 METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "smoothquant": (SmoothQuant(), {}),
     "quarot": (QuaRot(), FOUR_HEADS),
-    "quarot, no rotation across heads": (QuaRot(cross_head="none", head="orthogonal"), {}),
+    "quarot, no rotation across heads": (QuaRot(cross_head="none", head="orthogonal", keys="orthogonal"), {}),
     "quarot, random orthogonal": (
-        QuaRot(residual="orthogonal", head="orthogonal", cross_head="orthogonal", down="orthogonal"),
+        QuaRot(**{place: "orthogonal" for place in PLACES}),
         {},
     ),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),

@@ -87,8 +87,9 @@ def test_residual_rotation_is_signs_then_hadamard_and_follows_the_seed(geometry_
 
 
 def test_every_rotation_can_be_left_out(geometry_of: Callable[..., Geometry]) -> None:
-    method = QuaRot(residual="none", head="none", cross_head="none", down="none")
-    assert not method.needs_residual
+    method = QuaRot(residual="none", head="none", cross_head="none", down="none", keys="none")
+    assert method.residual_rotation({}, geometry_of()) is None
+    assert method.key_transform(blind(geometry_of())) is None
     for transform in method.layer_transforms(blind(geometry_of())).values():
         assert transform.folded is None
         assert transform.online is None

@@ -34,7 +34,7 @@ def problems(*overrides: str) -> list[str]:
         ("bits.weights=1", ["bits.weights=1", "2 to 8, or 16"]),
         ("bits.activations=9", ["bits.activations=9", "2 to 8, or 16"]),
         ("bits.keys=four", ["bits.keys=four"]),
-        ("bits.keys=4", ["bits.keys=4", "not available yet"]),
+        ("bits.keys=9", ["bits.keys=9", "2 to 8"]),
         ("bits.values=true", ["bits.values=true"]),
         ("bits.weights=4.0", ["bits.weights=4.0"]),
         ("activations.scheme=affine", ["activations.scheme=affine", "symmetric | asymmetric | midrise"]),

@@ -14,9 +14,10 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from sq.method import Method
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
-from sq.quant import WeightQuantizer
+from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.recipe import Recipe, WeightRecipe
 from sq.singlequant import SingleQuant
 
@@ -47,11 +48,13 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(norm, "forward", forward)
 
 
-def transformed_logits(folder: Path, method: SingleQuant, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def transformed_logits(folder: Path, method: Method, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Logits of the model with the method's transforms installed and nothing rounded, and the original's."""
     stream = DecoderStream(folder, dtype=dtype)
     ids = torch.randint(0, SIZES["vocab_size"], (4, 19), generator=torch.Generator().manual_seed(2))
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision"))
+    # Keys "quantized" to 16 bits stay as they are, but their transforms are installed.
+    weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
+    recipe = Recipe(weights, keys=ActivationQuantizer(16))
     pipeline = Pipeline(stream, method, recipe, ids, batch=2)
     pipeline.prepare()
     with torch.no_grad():
