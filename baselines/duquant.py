@@ -13,9 +13,11 @@ P deals the channels, sorted by peak, to the blocks in turn and back again, so t
 | down         | diag(1/s) in up's rows        | the same                                                     |
 | o            | diag(1/s) in v's rows         | the same; with grouped KV heads diag(1/s) too: each query    |
 |              |                               | head has an s of its own                                     |
+| keys, queries| nothing                       | R1, P, R2 on head_dim after RoPE, if they are rounded        |
 
 Defaults: alpha 0.6, block 128, 256 steps, one permutation, as run.sh of the released code. That also clips activations
-to 0.9 and weights to 0.8 of their range, both asymmetric, and at W4A4 rounds q, k and v as well.
+to 0.9 and weights to 0.8 of their range, both asymmetric, and at W4A4 rounds q, k and v as well; the command
+is in conf/method/duquant.yaml.
 
 Differs from the released code:
 - Coordinate: it splits the index of the largest entry into (row, column) and then takes the ROW, modulo the block, for
@@ -24,7 +26,8 @@ Differs from the released code:
 - Statistic: it searches on one sequence, the mean of 128 windows passed through the quantized layers. Here all is found
   on the site's own calibration tokens, and on as many of them as one window has: `search_tokens`.
 - Learned weight clipping (its run_lwc.sh) is training, a method of its own, and is not here.
-- The rotations of q and k after RoPE, and the smoothing between the two, serve a quantized cache alone; not here.
+- q and k after RoPE share a rotation found on the keys of all heads, with block gcd(block, head_dim). The smoothing
+  between the two (there floored at 0.5) is left out: in front of RoPE only pairs of channels could be scaled.
 - max|W_j| is over all linears that read the site, there over q or up alone. s is divided by its geometric mean, which
   changes no code, in place of a floor of 1e-2.
 - F is a chain of Givens rotations like theirs with its coordinates in another order, for any block and not only 2^m.
@@ -111,21 +114,29 @@ class DuQuant(Method):
         x = smooth(statistics.tokens[::stride])
         check_samples(x, f"layer {layer.index}, {site}")
         seed = self.seed + 1 + (len(SITES) * layer.index + SITES.index(site)) * (self.permutations + 1)
-        rotations = self._rotations(x, seed)
+        rotations = self._rotations(x, self.block, seed)
         if site == "o" and geometry.kv_heads != geometry.heads:
             return SiteTransform(online=Compose([smooth, *rotations]))
         return SiteTransform(smooth, Compose(rotations))
 
-    def _rotations(self, x: Tensor, seed: int) -> list[Transform]:
+    def key_transform(self, layer: LayerView) -> Transform | None:
+        """The whole sequence without smoothing on head_dim features, one for all heads."""
+        head_dim, tokens = layer.geometry.head_dim, layer.statistics["keys"].tokens
+        x = tokens[:: -(-len(tokens) // self.search_tokens)].reshape(-1, head_dim)
+        check_samples(x, f"layer {layer.index}, keys")
+        seed = self.seed + 1 + (len(SITES) * layer.geometry.layers + layer.index) * (self.permutations + 1)
+        return Compose(self._rotations(x, gcd(self.block, head_dim), seed))
+
+    def _rotations(self, x: Tensor, block: int, seed: int) -> list[Transform]:
         """R1, P, R2, ... for tokens x (T, n), each from x as those before left it."""
         parts: list[Transform] = []
         for turn in range(self.permutations + 1):
             if turn:
-                parts.append(Permutation(zigzag(x.abs().amax(0), self.block)))
+                parts.append(Permutation(zigzag(x.abs().amax(0), block)))
                 x = parts[-1](x)
-            base = base_rotation(self.block, seed + turn).to(x.device)
-            rotation = greedy_rotation(x.reshape(-1, self.block), base, self.rotation_steps)
-            parts.append(Kronecker(x.shape[1] // self.block, rotation))
+            base = base_rotation(block, seed + turn).to(x.device)
+            rotation = greedy_rotation(x.reshape(-1, block), base, self.rotation_steps)
+            parts.append(Kronecker(x.shape[1] // block, rotation))
             x = parts[-1](x)
         return parts
 

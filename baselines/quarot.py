@@ -1,12 +1,12 @@
 """QuaRot (Ashkboos et al., arXiv 2404.00456): Hadamard rotations of every activation, blind to the data.
 
-| site         | folded                                                    | online                     |
-|--------------|-----------------------------------------------------------|----------------------------|
-| qkv, gate_up | the residual stream: diag(random signs) H_hidden          | nothing                    |
-| o            | H_head_dim on every head, in v's rows and o's columns     | H_heads (x) I, across heads|
-| down         | nothing                                                   | H_intermediate             |
-| keys, queries| nothing                                                   | H_head_dim after RoPE, if  |
-|              |                                                           | keys or queries are rounded|
+| site          | folded                                                 | online                      |
+|---------------|--------------------------------------------------------|-----------------------------|
+| qkv, gate_up  | the residual stream: diag(random signs) H_hidden       | nothing                     |
+| o             | H_head_dim on every head, in v's rows and o's columns  | H_heads (x) I, across heads |
+| down          | nothing                                                | H_intermediate              |
+| keys, queries | nothing                                                | H_head_dim after RoPE, where|
+|               |                                                        | keys or queries are rounded |
 
 Every H is divided by the root of its order. At o the two make H_heads (x) H_head_dim, a Hadamard of heads * head_dim.
 

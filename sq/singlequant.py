@@ -41,6 +41,7 @@ from sq.site import SiteTransform, over_heads
 
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
+KeyTransform = Literal["balance", "rotation", "none"]
 Mixing = Literal["none", "block", "dense"]
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
@@ -66,6 +67,8 @@ class SingleQuant(Method):
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
         sites: sites that are transformed.
+        keys: "rotation" builds one a KV head for keys and queries after RoPE, "balance" puts a dense balance of the two
+            in front of it, at the same cost online; "none" leaves them. Where keys or queries are quantized.
         seed: of random stages.
 
     Raises:
@@ -87,6 +90,7 @@ class SingleQuant(Method):
     block: int = 64
     placement: Placement = "folded"
     sites: Sequence[str] = SITES
+    keys: KeyTransform = "balance"
     seed: int = 0
     fold_norms: ClassVar[bool] = True
 
@@ -97,11 +101,10 @@ class SingleQuant(Method):
             raise ValueError(
                 f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
             )
-        if self.placement not in get_args(Placement) or self.mixing not in get_args(Mixing):
-            raise ValueError(
-                f"placement={self.placement!r}, mixing={self.mixing!r}; allowed: {', '.join(get_args(Placement))}; "
-                f"{', '.join(get_args(Mixing))}"
-            )
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform}
+        if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
+            told = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
+            raise ValueError(". ".join(told))
         if self.rank < 0 or self.art_steps < 0 or self.urt_sweeps < 1 or not 0 <= self.balance_strength <= 1:
             raise ValueError(
                 f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
@@ -132,6 +135,27 @@ class SingleQuant(Method):
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Balance, then the rotation, at each of `sites`."""
         return {site: self._site(layer, site) for site in self.sites}
+
+    def key_transform(self, layer: LayerView) -> Transform | None:
+        """One block a KV head, from its keys and the queries that meet them, online after RoPE."""
+        if self.keys == "none":
+            return None
+        geometry, stages = layer.geometry, self._stages()
+        keys = layer.statistics["keys"].tokens.unflatten(-1, (geometry.kv_heads, -1))  # (T, kv_heads, head_dim)
+        queries = over_heads(layer.statistics["queries"].tokens, geometry).unflatten(-1, (geometry.kv_heads, -1))
+        seed, blocks = self.seed + 1 + len(SITES) * geometry.layers + layer.index, []
+        for head in range(geometry.kv_heads):
+            tokens = keys[:, head]
+            parts: list[Transform] = []
+            if self.keys == "balance":
+                met = queries[:, :, head].flatten(0, 1)
+                moments = (part.T.double() @ part.double() / len(part) for part in (tokens, met))
+                parts.append(dense_balance(*moments))
+                tokens = parts[0](tokens)
+            name = f"layer {layer.index}, keys of head {head}"
+            parts.append(build_rotation(tokens, stages, None, seed, name))
+            blocks.append(Compose(parts).matrix())
+        return PerHead(torch.stack(blocks), orthogonal=self.keys == "rotation")
 
     def _site(self, layer: LayerView, site: str) -> SiteTransform:
         statistics, weights, geometry = layer.statistics[site], layer.weights[site], layer.geometry
