@@ -76,8 +76,8 @@ def execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: b
         SQError: with the reason, see sq.errors.
     """
     keep = keep_model or settings.task.zeroshot is not None or settings.model.placement == "memory"
-    if keep and settings.model.placement == "stream":
-        raise ConfigError(["zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"])
+    if keep_model and settings.model.placement == "stream":
+        raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
     torch.manual_seed(settings.seed)
     method = build_method(settings.method)
     tokenizer, stream = load_model(settings.model, settings.paths.cache)

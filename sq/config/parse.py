@@ -102,6 +102,8 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     for name in parsed.reference_methods:
         if not (CONF / "method" / f"{name}.yaml").is_file():
             problems.append(f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}")
+    if parsed.task.zeroshot is not None and parsed.model.placement == "stream":
+        problems.append("zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity")
     root.finish()
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))

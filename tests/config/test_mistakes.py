@@ -174,3 +174,9 @@ def test_checking_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_settings_that_contradict_each_other_are_told_with_the_rest() -> None:
+    told = problems("task=all", "model.placement=stream", "seed=-1")
+    assert any("model.placement=memory" in problem for problem in told)
+    assert len(told) == 2

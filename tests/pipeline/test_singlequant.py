@@ -27,7 +27,14 @@ def view_of(folder: Path, **overrides: Any) -> LayerView:
     layer = stream.layer(0)
     hidden = stream.ends().embed(torch.randint(0, 97, (8, 32), generator=torch.Generator().manual_seed(0)))
     found, _ = capture(
-        stream.family, layer, lambda b: stream.forward(0, layer, b), [hidden], index=0, sites=SITES, second_moment=SITES
+        stream.family,
+        layer,
+        lambda b: stream.forward(0, layer, b),
+        [hidden],
+        index=0,
+        sites=SITES,
+        second_moment=SITES,
+        attention=True,
     )
     return LayerView(0, found, StackedWeights(stream.family, layer), stream.geometry)
 
@@ -42,6 +49,7 @@ def tokens_after(view: LayerView, method: SingleQuant, site: str) -> Tensor:
         ({"order": ("urt", "magic")}, r"stage 'magic' unknown; stages: art, urt, hadamard, orthogonal"),
         ({"sites": ("qkv", "lm_head")}, r"site 'lm_head' unknown.*sites: qkv, o, gate_up, down"),
         ({"placement": "offline"}, r"placement='offline'.*allowed: online, folded"),
+        ({"keys": "hadamard"}, r"keys='hadamard'; allowed: balance, rotation, none"),
         ({"urt_target": "round"}, r"target 'round'.*uniform"),
         ({"rank": -1}, "rank=-1"),
         ({"rank": 4, "mixing": "dense"}, "both balance"),
@@ -105,6 +113,43 @@ def test_heads_view_shows_each_query_head_its_kv_head(tmp_path: Path) -> None:
         expected = x[head * geometry.head_dim : (head + 1) * geometry.head_dim]
         torch.testing.assert_close(spread[head % group, head // group], expected)
     torch.testing.assert_close(from_heads(over_heads(x, geometry), geometry), x)
+
+
+def by_kv_head(view: LayerView, name: str) -> Tensor:
+    """Captured keys or queries (T', kv_heads, head_dim): all query heads of a group are samples of their KV head."""
+    geometry, tokens = view.geometry, view.statistics[name].tokens
+    if name == "keys":
+        return tokens.unflatten(-1, (geometry.kv_heads, geometry.head_dim))
+    grouped = tokens.unflatten(-1, (geometry.kv_heads, -1, geometry.head_dim))  # (T, kv_heads, group, head_dim)
+    return grouped.transpose(1, 2).flatten(0, 1)
+
+
+def test_balanced_keys_and_their_queries_have_one_second_moment(tmp_path: Path) -> None:
+    """k T and q T^-T of every KV head end with proportional second moments, whatever rotation follows (DESIGN 5)."""
+    view = view_of(tmp_path)
+    transform = SingleQuant(order=("orthogonal", "urt")).key_transform(view)
+    assert isinstance(transform, PerHead)
+    keys, queries = by_kv_head(view, "keys").double(), by_kv_head(view, "queries").double()
+    turned_keys = transform(keys.flatten(-2)).view_as(keys)
+    turned_queries = transform.inverse_transpose(queries.flatten(-2)).view_as(queries)
+    for head in range(view.geometry.kv_heads):
+        moments = [x[:, head].T @ x[:, head] for x in (turned_keys, turned_queries)]
+        first, second = (moment / moment.trace() for moment in moments)
+        torch.testing.assert_close(first, second, rtol=0, atol=0.03 * float(first.max()))  # damping of the balance
+        before = keys[:, head].T @ keys[:, head]
+        assert not torch.allclose(before / before.trace(), first, atol=0.03 * float(first.max()))
+
+
+def test_rotated_keys_are_flatter_than_captured_ones(tmp_path: Path) -> None:
+    view = view_of(tmp_path)
+    view.statistics["keys"].tokens[:, 3] *= 40
+    transform = SingleQuant(order=("orthogonal", "urt"), keys="rotation").key_transform(view)
+    assert isinstance(transform, PerHead)
+    assert transform.orthogonal
+    keys = by_kv_head(view, "keys")
+    turned = transform(keys.flatten(-2)).view_as(keys)
+    assert peak_over_rms(turned[:, 0]) < 0.8 * peak_over_rms(keys[:, 0])
+    assert SingleQuant(keys="none").key_transform(view) is None
 
 
 def test_same_seed_gives_the_same_transforms_and_another_does_not(tmp_path: Path) -> None:
