@@ -53,9 +53,11 @@ def fit(
     layer: int,
     schedule: Schedule = "none",
     final_lr: float = 0.0,
+    weight_decay: float = 0.0,
+    relative: bool = False,
     generator: torch.Generator | None = None,
 ) -> Fitted:
-    """Lower the mean of loss(0), ..., loss(batches - 1): a step of AdamW without weight decay on each, every epoch.
+    """Lower the mean of loss(0), ..., loss(batches - 1): a step of AdamW on each, every epoch.
 
     The parameters are left as the last step leaves them. Gradients are on inside, whatever the caller's mode is. The
     log gets one record an epoch: layer, epoch (0 = before the first step), step (taken so far) and loss.
@@ -69,6 +71,8 @@ def fit(
         layer: its index, for log and errors.
         schedule: "none", or "cosine": step t of T has final_lr + (lr - final_lr) (1 + cos(pi t / T)) / 2, t from 0.
         final_lr: the rate that the cosine of every group ends at.
+        weight_decay: of AdamW, times the learning rate.
+        relative: take gradients of the loss divided by its own value, so that they have one scale in every layer.
         generator: draws the order of the batches anew in each epoch; None keeps it 0, 1, 2, ...
 
     Raises:
@@ -83,7 +87,7 @@ def fit(
         return Fitted(float("nan"), ())
     rates = {group.setting: group.lr for group in groups}
     optimizer = torch.optim.AdamW(
-        [{"params": list(group.parameters), "lr": group.lr} for group in groups], weight_decay=0.0
+        [{"params": list(group.parameters), "lr": group.lr} for group in groups], weight_decay=weight_decay
     )
     means: list[float] = []
     total = epochs * batches
@@ -109,7 +113,7 @@ def fit(
                 optimizer.zero_grad()
                 value = loss(batch)
                 losses.append(checked(value, step))
-                value.backward()
+                (value / value.detach().clamp_min(torch.finfo(value.dtype).tiny) if relative else value).backward()
                 optimizer.step()
                 log.progress(f"layer {layer}", step + 1, total)
             close_epoch(epoch + 1, losses)
