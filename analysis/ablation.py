@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sq.analysis.results import load, window_values
+from sq.analysis.results import chosen, load, main, markdown, window_values
 from sq.errors import DataError
 from sq.evaluate.bootstrap import paired_ratio
 
@@ -42,17 +42,13 @@ def ablation_table(results: str | Path, **settings: str) -> str:
     """
     runs = load(results)
     runs = runs[(runs["status"] == "finished") & (runs["method"] != "fp16")]
-    for column, value in {**FIXED, **settings}.items():
-        if column not in runs:
-            raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
-        # A missing value elsewhere turns a column of integers into floats: 128 and 128.0 are the same setting.
-        runs = runs[runs[column].astype(str).str.removesuffix(".0") == value]
+    runs = chosen(runs, {**FIXED, **settings})
     names = list(dict.fromkeys(runs.sort_values("created")["method"]))
     heads = ["recipe", "order", "balance", "placement", "online MAC/token"]
     quantizers = [name for name in ("rtn", "gptq") if name in set(runs["weights"])]
     for name in quantizers:
         heads += [f"KL, {name.upper()}", "ratio to Hadamard (95%)"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * 4 + "---:|" * (1 + 2 * len(quantizers))]
+    rows: list[list[str]] = []
     bases = {name: _one(runs, BASE, name) for name in quantizers}
     for method in names:
         cells: list[str] = []
@@ -62,8 +58,8 @@ def ablation_table(results: str | Path, **settings: str) -> str:
                 cells = _recipe(method, row)
             ratio = paired_ratio(window_values(row, f"kl/{TEXT}"), window_values(bases[name], f"kl/{TEXT}"))
             cells += [f"{row[f'kl/{TEXT}']:.4f}", f"{ratio.mean:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(heads, rows, texts=4)
 
 
 def _recipe(method: str, row: pd.Series) -> list[str]:
@@ -104,9 +100,4 @@ def _one(runs: pd.DataFrame, method: str, weights: str) -> pd.Series:
 
 
 if __name__ == "__main__":
-    folder = next((argument for argument in sys.argv[1:] if "=" not in argument), "runs")
-    chosen = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    try:
-        print(ablation_table(folder, **chosen))
-    except DataError as error:
-        sys.exit(str(error))
+    main(ablation_table, sys.argv[1:])

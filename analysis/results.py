@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,36 @@ def window_values(run: pd.Series, name: str) -> np.ndarray:
             raise DataError(f"{path} has no {name!r}; it has {', '.join(arrays)}")
         values: np.ndarray = arrays[name]
     return values
+
+
+def chosen(runs: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:
+    """Runs whose columns have the given values, compared as text.
+
+    Raises:
+        DataError: a column that no run has.
+    """
+    for column, value in settings.items():
+        if column not in runs:
+            raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
+        # A missing value elsewhere turns a column of integers into floats: 128 and 128.0 are the same setting.
+        runs = runs[runs[column].astype(str).str.removesuffix(".0") == value]
+    return runs
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
+    """A Markdown table; the first `texts` columns are aligned to the left, numbers to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * texts + "---:|" * (len(heads) - texts)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def main(table: Callable[..., str], arguments: Sequence[str]) -> None:
+    """`python -m sq.analysis.<module> [folder] [key=value ...]`: print a table, or end with what is missing."""
+    folder = next((argument for argument in arguments if "=" not in argument), "runs")
+    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    try:
+        print(table(folder, **settings))
+    except DataError as error:
+        sys.exit(str(error))
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

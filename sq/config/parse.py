@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import sq.config.resolvers  # noqa: F401  (configs compute with it)
 from sq.config.checks import (
     check_file,
     check_folder,
@@ -95,6 +96,7 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
         tracker=_tracker(root.section("tracker")),
         paths=_paths(root.section("paths")),
         seed=root.integer("seed", low=0),
+        effort=root.number("effort", low=0.0, default=1.0),
         force=root.boolean("force", default=False),
         reference_methods=root.names("reference_methods", default=()),
         executor=root.text("executor", default="sq.execute:execute"),

@@ -64,14 +64,24 @@ class Reader:
         self._wrong(key, value, f"null or a whole number of at least {low}", None)
         return None
 
-    def number(self, key: str, *, above: float, most: float = inf, default: Any = _REQUIRED, also: str = "") -> float:
-        """A finite number in (above, most]."""
+    def number(
+        self,
+        key: str,
+        *,
+        above: float = -inf,
+        low: float = -inf,
+        most: float = inf,
+        default: Any = _REQUIRED,
+        also: str = "",
+    ) -> float:
+        """A finite number in (above, most], or in [low, most]."""
         value = self._get(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and isfinite(value) and above < value <= most:
+        if is_number and isfinite(value) and above < value <= most and value >= low:
             return float(value)
         upper = f" and at most {most:g}" if most != inf else ""
-        return float(self._wrong(key, value, f"a number above {above:g}{upper}{' or ' + also if also else ''}", 1.0))
+        lower = f"above {above:g}" if low == -inf else f"of at least {low:g}"
+        return float(self._wrong(key, value, f"a number {lower}{upper}{' or ' + also if also else ''}", 1.0))
 
     def clip(self, key: str, default: Any = _REQUIRED) -> float | Literal["search"]:
         """A share of a range in (0, 1], or "search"."""

@@ -179,6 +179,7 @@ class ExperimentSettings:
     tracker: TrackerSettings
     paths: PathSettings
     seed: int
+    effort: float  # share of their published training that learned methods take; resolved in the method's arguments
     force: bool
     reference_methods: tuple[str, ...]
     executor: str
