@@ -20,7 +20,7 @@ from sq.models.attention import AttentionInput, on_heads
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
 from sq.models.stream import DecoderStream, Ends
-from sq.quantize_layer import install_plan, install_quantizers, round_weights
+from sq.quantize_layer import install_plan, install_quantizers, pack_weights, round_weights
 from sq.recipe import Recipe
 from sq.report import Report
 from sq.rotation.transform import Transform
@@ -40,6 +40,7 @@ class Pipeline:
         batch: windows a forward.
         sample: tokens a site that transforms are built from.
         log: of trainings; one that keeps nothing on disk unless given.
+        packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Pipeline:
         batch: int = 8,
         sample: int = 4096,
         log: TrainingLog | None = None,
+        packed: bool = False,
     ) -> None:
+        self.packed = packed
         self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
@@ -125,6 +128,8 @@ class Pipeline:
             install_quantizers(stream.family, layer, inputs, plan, self.recipe)
             if self.propagate == "quantized":
                 outputs = run()
+            if self.packed and rounded:
+                pack_weights(stream.family, layer, rounded)
         self._describe(index, statistics, plan)
         integer = sum(weight.nbytes() for weight in rounded.values())
         others = elements - sum(weight.codes.numel() for weight in rounded.values())

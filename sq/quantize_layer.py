@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from sq.linear import QuantizedLinear, SiteInput
+from sq.linear import PackedLinear, QuantizedLinear, SiteInput
 from sq.method import LayerPlan
 from sq.models.attention import AttentionInput
 from sq.models.families import Family, Geometry
@@ -39,10 +39,26 @@ def install_plan(family: Family, geometry: Geometry, layer: nn.Module, plan: Lay
             weight.copy_(transform.weights(weight, site, geometry))
     for site, names in family.linears.items():
         for name in names:
-            owner, _, attribute = name.rpartition(".")
-            linear = QuantizedLinear(inputs[site], weight_of(layer, name), bias_of(layer, name))
-            setattr(layer.get_submodule(owner), attribute, linear)
+            owns = name == names[0]
+            linear = QuantizedLinear(inputs[site], weight_of(layer, name), bias_of(layer, name), owns_inputs=owns)
+            replace_linear(layer, name, linear)
     return inputs
+
+
+def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, QuantizedWeight]) -> None:
+    """Exchange the fake weights of an installed layer for their integers, in place."""
+    for names in family.linears.values():
+        for name in names:
+            fake = layer.get_submodule(name)
+            assert isinstance(fake, QuantizedLinear)
+            packed = PackedLinear(fake.inputs, rounded[name], fake.bias, owns_inputs=name == names[0])
+            replace_linear(layer, name, packed)
+
+
+def replace_linear(layer: nn.Module, name: str, linear: nn.Module) -> None:
+    """Put a module in the place of the linear at a path."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(layer.get_submodule(owner), attribute, linear)
 
 
 def install_quantizers(
