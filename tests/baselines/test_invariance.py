@@ -13,10 +13,12 @@ from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
 from sq.baselines.duquant import DuQuant
 from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
+from sq.baselines.spinquant import SpinQuant
 
 # Hadamard matrices exist for 4 heads of 12, hidden 60 and intermediate 84; for the families' own 6 heads there is none.
 FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
 UNGROUPED = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
+HAAR: dict[str, Any] = {"residual": "orthogonal", "head": "orthogonal", "down": "orthogonal", "keys": "orthogonal"}
 METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "smoothquant": (SmoothQuant(), {}),
     "quarot": (QuaRot(), FOUR_HEADS),
@@ -25,6 +27,8 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
         QuaRot(**{place: "orthogonal" for place in PLACES}),
         {},
     ),
+    "spinquant": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2), FOUR_HEADS),
+    "spinquant, random orthogonal": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2, **HAAR), {}),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),
     "duquant, a KV head for each query head": (DuQuant(block=12, rotation_steps=8, permutations=2), UNGROUPED),
 }

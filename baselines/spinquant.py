@@ -1,0 +1,247 @@
+"""SpinQuant (Liu et al., arXiv 2405.16406): rotations of the residual stream and of the heads, learned by Cayley SGD.
+
+| site         | folded                                                      | online                   |
+|--------------|-------------------------------------------------------------|--------------------------|
+| qkv, gate_up | R1 on the residual stream, one hidden x hidden for the model| nothing                  |
+| o            | R2 on every head, in v's rows and o's columns, one head_dim | nothing                  |
+|              | x head_dim a layer                                          |                          |
+| down         | nothing                                                     | R4 = H_intermediate      |
+| keys, queries| nothing                                                     | R3 = H_head_dim after    |
+|              |                                                             | RoPE, if either is       |
+|              |                                                             | rounded                  |
+
+R1 and R2 start as randomized Hadamards and take `steps` steps of Cayley SGD (sq/learn/cayley.py) on the next-token
+cross-entropy of the fake-quantized model. Each step rotates every weight, rounds it and runs the model on calibration
+windows (sq/learn/rotated_model.py); gradients pass rounding unchanged and reach R1 and R2 only.
+
+What is rounded in training (`train_bits`): with auto what the run rounds, if its weights are rounded to nearest. GPTQ
+decides on the rounding of weights after the training, so the authors advise to train with 16-bit weights for it (README
+of the released code). auto does so, unless nothing but weights is rounded: there would be nothing to train on.
+
+Defaults: 100 steps at learning rate 1.5, 8 windows a step, as the released scripts (8 processes of batch 1). Their
+learning rate falls along a cosine, the paper's linearly. Their windows are 800 different ones of 2048 tokens; here they
+are the run's calibration windows, the same as every method's, dealt anew when all were seen.
+
+Differs from the released code:
+- Weights are rotated in float32 (`rerotate_dtype`), there in float64, at every step. In exchange the result is replaced
+  by the nearest orthogonal matrices in float64 and checked to be orthogonal to 1e-6.
+- The weights' clip factors are searched every 10 steps and held in between (`clip_interval`), there at every step: the
+  search is most of what rounding costs, and factors hardly move in one step.
+- The nearest orthogonal matrix at every 101st step stands for a QR retraction with chance 1/101 at each.
+- o's input is rounded like every other site's, there per head: one activation quantizer for all methods.
+- Trained in float32, there in bfloat16. head_dim is the model's own, there hidden / heads. A size without a Hadamard
+  matrix ends in an error that names the option that works.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.learn.checkpoint import TrainingCheckpoint
+from sq.learn.descent import Descent, learn_rotations
+from sq.learn.rotated_model import RotatedModel
+from sq.learn.rotations import Rotations, load_rotations
+from sq.learn.schedule import Decay, windows_of_step
+from sq.learn.train_bits import describe, parse_bits, recipe_at
+from sq.learn.training import Training
+from sq.method import LayerView, Method
+from sq.models.families import Geometry
+from sq.recipe import Recipe
+from sq.rotation import Dense, Hadamard, PerHead, Transform, has_hadamard, random_orthogonal, random_signs
+from sq.site import SiteTransform
+
+Start = Literal["hadamard", "orthogonal"]
+Fixed = Literal["hadamard", "orthogonal", "none"]
+Rerotate = Literal["float32", "float64"]
+STATE, LEARNED = "training.safetensors", "rotations.safetensors"  # in the run directory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SpinQuant(Method):
+    """Learned R1 and R2, Hadamard R3 and R4.
+
+    Args:
+        name: as printed in tables.
+        steps: of Cayley SGD; 0 keeps the start.
+        lr: learning rate of the first step.
+        schedule: how it falls to 0: "linear" or "cosine".
+        batch: windows a step, at most all there are.
+        train_bits: what is rounded in training: "auto", see above, or a label such as w16a4 or w4a4kv4, whose left-out
+            parts are the run's own.
+        clip_interval: steps from one clip search of the weights to the next; 1 is the released code's.
+        rerotate_dtype: of the products that rotate weights at each step.
+        recompute: keep the hidden states between layers only and run each layer twice: less memory, more time.
+        rotations: file of learned rotations (rotations.safetensors of another run) to take instead of training.
+        checkpoint_interval: steps from one saved state to the next; an interrupted run goes on from the last.
+        residual, head: start of R1 and R2: "hadamard" (random signs) or "orthogonal" (Haar).
+        down, keys: R4 and R3: "hadamard", "orthogonal" (Haar, n^2 online) or "none".
+        seed: of the start and of the order of the windows.
+
+    Raises:
+        ValueError: an option other than these.
+    """
+
+    name: str = "spinquant"
+    steps: int = 100
+    lr: float = 1.5
+    schedule: Decay = "linear"
+    batch: int = 8
+    train_bits: str = "auto"
+    clip_interval: int = 10
+    rerotate_dtype: Rerotate = "float32"
+    recompute: bool = False
+    rotations: str | None = None
+    checkpoint_interval: int = 10
+    residual: Start = "hadamard"
+    head: Start = "hadamard"
+    down: Fixed = "hadamard"
+    keys: Fixed = "hadamard"
+    seed: int = 0
+    learned: Rotations | None = field(default=None, init=False, repr=False, compare=False)
+    fold_norms: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        allowed = {"schedule": Decay, "rerotate_dtype": Rerotate, "residual": Start, "head": Start}
+        allowed |= {"down": Fixed, "keys": Fixed}
+        wrong = [
+            f"{key}={getattr(self, key)!r} (allowed: {', '.join(get_args(choices))})"
+            for key, choices in allowed.items()
+            if getattr(self, key) not in get_args(choices)
+        ]
+        least = {"steps": 0, "batch": 1, "clip_interval": 1, "checkpoint_interval": 1}
+        wrong += [
+            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
+        ]
+        if not self.lr > 0:
+            wrong.append(f"lr={self.lr} (more than 0)")
+        if self.rotations is not None and not Path(self.rotations).expanduser().is_file():
+            wrong.append(f"rotations={self.rotations!r} (a file that exists, or null to train)")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        if self.train_bits != "auto":
+            parse_bits(self.train_bits)
+
+    def learn(self, training: Training) -> None:
+        """Train R1 and R2, or read them. What was trained is kept in the run directory."""
+        geometry, recipe, folder = training.geometry, self.trained_on(training.recipe), training.log.folder
+        ends = training.ends()
+        device = ends.embedding.device
+        if self.rotations is not None:
+            self.learned = self._read(Path(self.rotations).expanduser(), geometry, recipe).to(torch.float64, device)
+            return
+        model = RotatedModel(
+            training,
+            recipe,
+            down=_on(device, self._down(geometry)),
+            keys=_on(device, self._keys(geometry)) if recipe.quantizes_scores else None,
+            clip_interval=self.clip_interval,
+            rerotate_dtype=getattr(torch, self.rerotate_dtype),
+            recompute=self.recompute,
+        )
+
+        def loss(rotations: Rotations, step: int) -> Tensor:
+            chosen = windows_of_step(step, self.batch, len(training.ids), self.seed)
+            return model.loss(rotations, training.ids[chosen], step)
+
+        facts = {"trained_on": describe(recipe), **self._settings(training, ends.embedding)}
+        self.learned = learn_rotations(
+            self.start(geometry).to(model.dtype, device),
+            loss,
+            Descent(self.steps, self.lr, self.schedule),
+            log=training.log,
+            checkpoint=TrainingCheckpoint(folder and folder / STATE, facts, self.checkpoint_interval),
+            held=model.round.factors,
+        )
+        if folder is not None:
+            self.learned.save(folder / LEARNED, facts)
+
+    def trained_on(self, recipe: Recipe) -> Recipe:
+        """The quantizers of the training: the run's, at `train_bits`."""
+        if self.train_bits != "auto":
+            return recipe_at(recipe, self.train_bits)
+        others = [recipe.activations, recipe.queries, recipe.keys, recipe.values]
+        if recipe.weights.name != "gptq" or all(found is None or found.bits == 16 for found in others):
+            return recipe
+        return recipe_at(recipe, f"w16a{recipe.activations.bits if recipe.activations else 16}")
+
+    def start(self, geometry: Geometry) -> Rotations:
+        """R1 and R2 in front of the first step, float64."""
+        residual = self._rotation("residual", geometry.hidden, self.seed, "the residual stream: a hidden size of")
+        seeds = range(self.seed + 1, self.seed + 1 + geometry.layers)
+        heads = [self._rotation("head", geometry.head_dim, seed, "o: a head_dim of") for seed in seeds]
+        return Rotations(residual.matrix(), torch.stack([head.matrix() for head in heads]))
+
+    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+        """R1 as learned; the samples are not read."""
+        return Dense(self._learned.residual, orthogonal=True)
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """R2 as learned at o, R4 at down."""
+        head, down = self._learned.heads[layer.index], self._down(layer.geometry)
+        folded = PerHead(head.expand(layer.geometry.kv_heads, -1, -1))
+        return {"o": SiteTransform(folded=folded), "down": SiteTransform(online=_on(head.device, down))}
+
+    def key_transform(self, layer: LayerView) -> Transform | None:
+        """R3 on every head of keys and queries."""
+        return _on(self._learned.heads.device, self._keys(layer.geometry))
+
+    @property
+    def _learned(self) -> Rotations:
+        if self.learned is None:
+            raise QuantizationError("SpinQuant has no rotations yet; call learn first, as sq.pipeline does")
+        return self.learned
+
+    def _down(self, geometry: Geometry) -> Transform | None:
+        return self._fixed("down", geometry.intermediate, "down: an intermediate size of")
+
+    def _keys(self, geometry: Geometry) -> Transform | None:
+        return self._fixed("keys", geometry.head_dim, "keys: a head_dim of")
+
+    def _fixed(self, place: str, n: int, what: str) -> Transform | None:
+        return None if getattr(self, place) == "none" else self._rotation(place, n, self.seed, what)
+
+    def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform:
+        if getattr(self, place) == "orthogonal":
+            return Dense(random_orthogonal(n, seed), orthogonal=True)
+        if not has_hadamard(n):
+            raise QuantizationError(
+                f"{what} {n} has no Hadamard matrix that exists or is known here; set method.{place}=orthogonal (a "
+                f"random rotation, {n} multiply-adds a feature where it is online)"
+            )
+        return Hadamard(n, random_signs(n, seed) if place in ("residual", "head") else None)
+
+    def _read(self, path: Path, geometry: Geometry, recipe: Recipe) -> Rotations:
+        rotations, facts = load_rotations(path, geometry)
+        known, wanted = facts.get("trained_on"), describe(recipe)
+        if known != wanted:
+            logger.warning(
+                "the rotations of %s were learned for %s; this run would learn them for %s (method.train_bits=%s)",
+                path,
+                known or "quantizers that the file does not tell",
+                wanted,
+                self.train_bits,
+            )
+        return rotations
+
+    def _settings(self, training: Training, embedding: Tensor) -> dict[str, Any]:
+        """All that determines the training, beside the quantizers."""
+        left_out = {"name", "recompute", "rotations", "checkpoint_interval", "learned"}
+        options = {key: value for key, value in vars(self).items() if key not in left_out}
+        data = (training.ids, embedding.float())
+        windows, model = (sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()[:16] for tensor in data)
+        return {"method": options, "geometry": asdict(training.geometry), "windows": windows, "embedding": model}
+
+
+def _on(device: torch.device, transform: Transform | None) -> Transform | None:
+    return None if transform is None else transform.to(device)

@@ -1,0 +1,63 @@
+"""Rounding of weights that change a little each step, with a clip search every few steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sq.quant import WeightQuantizer, row_grid, straight_through
+from sq.quant.clip_search import row_chunks
+
+
+class HeldClip:
+    """Rounds weights as a `WeightQuantizer` does, straight through, but searches their clip factors only now and then.
+
+    Between searches each row (group) keeps its factor p, and its grid still follows its range: scale = p max|w| /
+    qmax. A row's best factor changes slowly while a search over 80 candidates costs many times what rounding does.
+
+    Attributes:
+        factors: name -> p of each row (group) as of its last search, (rows, 1). To be kept when training is resumed.
+
+    Args:
+        quantizer: bits, scheme, groups and clip; without a clip search there is nothing to hold.
+        interval: steps from search to search; 1 searches at every step.
+    """
+
+    def __init__(self, quantizer: WeightQuantizer, interval: int) -> None:
+        self.quantizer, self.interval = quantizer, interval
+        self.factors: dict[str, Tensor] = {}
+        self._searched: dict[str, int] = {}
+
+    def __call__(self, name: str, w: Tensor, step: int) -> Tensor:
+        """w (d_out, d_in) rounded; its gradient passes unchanged.
+
+        Args:
+            name: of the weight, under which its factors are held.
+            step: number of the training step, from 0.
+        """
+        if self.quantizer.bits == 16 or self.quantizer.clip != "search":
+            return self.quantizer(w)
+        due = step % self.interval == 0 and self._searched.get(name) != step
+        if due or name not in self.factors:
+            self.factors[name] = _searched_factors(w.detach(), self.quantizer)
+            self._searched[name] = step
+        return straight_through(w, lambda weight: self._fake(weight, self.factors[name]))
+
+    def _fake(self, w: Tensor, factors: Tensor) -> Tensor:
+        quantizer = self.quantizer
+        rows = w.reshape(-1, quantizer.group_size or w.shape[1])
+        whole, out = quantizer.group_size is None, torch.empty_like(rows)
+        for part in row_chunks(rows.shape[0], rows.shape[1], rows.device):
+            chunk = rows[part].float()
+            grid = row_grid(chunk, quantizer.bits, quantizer.scheme, factors[part], include_zero=whole)
+            out[part] = grid.fake(chunk)
+        return out.view_as(w)
+
+
+def _searched_factors(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
+    """p of each row: the scale that a search finds over the scale of the whole range."""
+    found, _ = quantizer.grid(w)
+    full, _ = replace(quantizer, clip=1.0).grid(w)
+    return (found / full).reshape(-1, 1)
