@@ -11,6 +11,7 @@ from models.checkpoints import FAMILIES, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
 
 from sq.baselines.duquant import DuQuant
+from sq.baselines.omniquant import OmniQuant
 from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
 from sq.baselines.spinquant import SpinQuant
@@ -29,6 +30,8 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     ),
     "spinquant": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2), FOUR_HEADS),
     "spinquant, random orthogonal": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2, **HAAR), {}),
+    "omniquant": (OmniQuant(epochs=2, let_lr=0.1), {}),
+    "omniquant, a KV head for each query head": (OmniQuant(epochs=1, batch=3, alpha=0.8), UNGROUPED),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),
     "duquant, a KV head for each query head": (DuQuant(block=12, rotation_steps=8, permutations=2), UNGROUPED),
 }

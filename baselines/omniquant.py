@@ -1,0 +1,264 @@
+"""OmniQuant (Shao et al., arXiv 2308.13137): learned scales between activations and weights, learned ranges of weights.
+
+    LET: x_j / s_j, W_j s_j,  q_i / t_i, k_i t_i        LWC: w clamped to [sigmoid(l) min(w), sigmoid(u) max(w)]
+
+s, t, and l and u of each output channel are trained layer by layer with AdamW, to lower the mean squared error between
+the rounded layer, fed by the rounded layers before it, and the full-precision layer, fed by full-precision ones. They
+start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 and l = u = 4.
+
+| site         | folded                                                    | online  |
+|--------------|-----------------------------------------------------------|---------|
+| qkv, gate_up | diag(1/s) in the norm's gain                              | nothing |
+| o            | diag(1/s) in v's rows                                     | nothing |
+| down         | nothing, as in the released code                          | nothing |
+| keys, queries| diag(t) in k's rows, diag(1/t) in q's, where either is    | nothing |
+|              | rounded                                                   |         |
+
+Defaults: learning rates 5e-3 (LET) and 1e-2 (LWC), alpha 0.5, 20 epochs, batch 1: main.py and the W4A4 scripts of the
+released code. For Llama-2 these set let_lr 1e-3 and alpha 0.75, for the first Llama aug_loss. Its quantizers are
+asymmetric; W4A4 rounds q, k and v as well.
+
+Differs from the released code:
+- o: it has an s for each channel of o's input, but with grouped KV heads v has fewer. Here the query heads of a group
+  share their KV head's s, which starts from the largest of their peaks.
+- Keys: it has a t for each channel. RoPE turns channels i and i + head_dim / 2 into each other, so that a t for each
+  changes what the layer computes. Here both share one; where q and k have norms (Qwen3), in whose gains it goes, all
+  heads do. Learned only where queries or keys are rounded: elsewhere its gradient is noise, made steps by AdamW.
+- max|W_j| takes magnitudes, there signed entries; max|x_j| is of the rounded stream, there of the full-precision model.
+  A channel that calibration never saw alive starts at s = 1.
+- Symmetric weights: the larger end of the learned range counts for both, as there; code -2^(b-1) is left out.
+  Groups of input features (weights.group_size) share the range of their channel, there each has one.
+- Training in float32, there in mixed float16 with a loss scaler. NaN ends the run, there it opens a debugger.
+- As there, the last step's parameters are kept, and not the best epoch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from sq.errors import QuantizationError
+from sq.learn.block import TrainingBlock
+from sq.learn.clips import LearnedRange, fake_weight
+from sq.learn.fit import Group, batches_of, fit
+from sq.learn.rounding import RangeGradient, differentiable, round_on, row_extremes
+from sq.method import LayerPlan, LayerView, Method
+from sq.models.attention import AttentionInput
+from sq.models.families import SITES
+from sq.quant.grid import UNQUANTIZED_BITS, code_range, grid_from_range
+from sq.rotation import Diagonal
+from sq.site import SiteTransform, from_heads, over_heads
+
+LEAST_SCALE = 1e-2  # models/transformation.py of the released code, truncate_number
+KEYS = "keys"  # beside the sites, the name of t
+
+
+@dataclass(frozen=True)
+class OmniQuant(Method):
+    """Learn LET and LWC of each layer.
+
+    Args:
+        name: as printed in tables.
+        let: learn scales.
+        lwc: learn ranges of the weights; at 16 bits there are none.
+        alpha: strength of the scales that training starts from, in [0, 1].
+        epochs: passes over the calibration windows; 0 keeps what training starts from.
+        let_lr, lwc_lr: learning rates of scales and of logits.
+        batch: windows a step.
+        aug_loss: add the error to the full-precision layer fed by the rounded ones.
+
+    Raises:
+        ValueError: an option outside its range, or neither LET nor LWC.
+    """
+
+    name: str = "omniquant"
+    let: bool = True
+    lwc: bool = True
+    alpha: float = 0.5
+    epochs: int = 20
+    let_lr: float = 5e-3
+    lwc_lr: float = 1e-2
+    batch: int = 1
+    aug_loss: bool = False
+    propagates: ClassVar[str | None] = "quantized"
+    reads_reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checks = {
+            "alpha": (0 <= self.alpha <= 1, "0 to 1"),
+            "epochs": (self.epochs >= 0, "at least 0"),
+            "batch": (self.batch >= 1, "at least 1"),
+            "let_lr": (self.let_lr > 0, "above 0"),
+            "lwc_lr": (self.lwc_lr > 0, "above 0"),
+            "let": (self.let or self.lwc, "true where lwc is false"),
+        }
+        wrong = [f"{key}={getattr(self, key)} ({allowed})" for key, (good, allowed) in checks.items() if not good]
+        if wrong:
+            raise ValueError(f"out of range: {', '.join(wrong)}")
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """diag(1/s) that training starts from."""
+        return _folded(initial_scales(layer, self.alpha)) if self.let else {}
+
+    def plan(self, layer: LayerView) -> LayerPlan:
+        """Train on the layer's calibration windows.
+
+        Raises:
+            TrainingError: a loss that is NaN or infinite, naming layer, step and learning rates.
+            QuantizationError: nothing to learn.
+        """
+        block = layer.block
+        if block is None:
+            raise QuantizationError(f"layer {layer.index} came without a block to train on; OmniQuant needs one")
+        learned = LearnedLayer(block, initial_scales(layer, self.alpha) if self.let else {}, lwc=self.lwc)
+        if not (learned.scales or learned.ranges):
+            raise QuantizationError(
+                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits.weights"
+            )
+        self._train(learned, block)
+        return learned.plan()
+
+    def _train(self, learned: LearnedLayer, block: TrainingBlock) -> None:
+        if not self.epochs:
+            return
+        inputs, targets = batches_of(block.inputs, self.batch), [batches_of(block.targets(), self.batch)]
+        if self.aug_loss:
+            with torch.no_grad():
+                targets.append([block.outputs(hidden) for hidden in inputs])
+
+        def loss(batch: int) -> Tensor:
+            learned.truncate_scales()
+            out = block.outputs(inputs[batch], learned.rounded())
+            return torch.stack([mse_loss(out, target[batch]) for target in targets]).sum()
+
+        logits = [logit for found in learned.ranges.values() for logit in found.parameters()]
+        groups = [Group("let_lr", list(learned.scales.values()), self.let_lr), Group("lwc_lr", logits, self.lwc_lr)]
+        recipe = block.recipe
+        sites = {} if recipe.activations is None else dict.fromkeys(SITES, RangeGradient(recipe.activations))
+        inside = AttentionInput(None, *map(differentiable, (recipe.queries, recipe.keys, recipe.values)))
+        with block.quantized(sites, inside if recipe.quantizes_attention else None):
+            fit(groups, loss, batches=len(inputs), epochs=self.epochs, log=block.log, layer=block.index)
+
+
+class LearnedLayer:
+    """What is learned of one layer, and the layer's weights with that in them.
+
+    Attributes:
+        scales: site -> s, (n,), at o (kv_heads * head_dim,); KEYS -> t, (kv_heads or 1, head_dim / 2), where it counts.
+        ranges: linear -> its logits; empty at 16 bits or without LWC.
+
+    Args:
+        block: the layer.
+        initial: s of each site, empty without LET.
+        lwc: learn ranges.
+    """
+
+    def __init__(self, block: TrainingBlock, initial: Mapping[str, Tensor], *, lwc: bool) -> None:
+        self.block, self.quantizer = block, block.recipe.weights.quantizer
+        names = [name for site in SITES for name in block.family.linears[site]]
+        like = block.weight(names[0])
+        self.scales = {site: nn.Parameter(s.to(like)) for site, s in initial.items()}
+        if initial and block.recipe.quantizes_scores:
+            heads = 1 if block.family.head_norms else block.geometry.kv_heads
+            self.scales[KEYS] = nn.Parameter(like.new_ones(heads, block.geometry.head_dim // 2))
+        ranged = names if lwc and self.quantizer.bits != UNQUANTIZED_BITS else []
+        self.ranges = {name: LearnedRange(len(block.weight(name)), device=like.device) for name in ranged}
+
+    def transformed(self) -> dict[str, Tensor]:
+        """Gains, weights and biases with s and t in them, by full name; differentiable, not rounded."""
+        block, family, geometry = self.block, self.block.family, self.block.geometry
+        columns: dict[str, Tensor] = {}  # site -> factors on the columns of all its weights
+        rows: dict[str, Tensor] = {}  # linear -> factors on its rows and bias
+        found: dict[str, Tensor] = {}
+        group = geometry.heads // geometry.kv_heads
+        for site, s in self.scales.items():
+            if site in family.norms:
+                found[f"{family.norms[site]}.weight"] = block.weight(family.norms[site]) / s
+                columns[site] = s
+            elif site == "o":
+                rows[family.producers[site]] = 1 / s
+                columns[site] = from_heads(s.expand(group, -1), geometry)
+            elif family.head_norms:
+                for path, factor in zip(family.head_norms, (1 / s[0], s[0]), strict=True):
+                    found[f"{path}.weight"] = block.weight(path) * factor.repeat(2)
+            else:
+                query, key, _ = family.linears["qkv"]
+                t = torch.cat([s, s], dim=1)  # (kv_heads, head_dim)
+                rows[query], rows[key] = 1 / t.repeat_interleave(group, dim=0).flatten(), t.flatten()
+        for site, names in family.linears.items():
+            for name in names:
+                weight, bias = block.weight(name), block.bias(name)
+                weight = weight * columns[site] if site in columns else weight
+                found[f"{name}.weight"] = weight * rows[name][:, None] if name in rows else weight
+                if bias is not None and name in rows:
+                    found[f"{name}.bias"] = bias * rows[name]
+        return found
+
+    def rounded(self) -> dict[str, Tensor]:
+        """The same, its weights clamped to their ranges and rounded to nearest."""
+        found = self.transformed()
+        for names in self.block.family.linears.values():
+            for name in names:
+                weight = found[f"{name}.weight"]
+                found[f"{name}.weight"] = self._round(name, weight) if name in self.ranges else self.quantizer(weight)
+        return found
+
+    @torch.no_grad()
+    def plan(self) -> LayerPlan:
+        """What the pipeline installs."""
+        self.truncate_scales()
+        weights, scales = self.transformed(), {site: s.detach() for site, s in self.scales.items()}
+        ranges = {name: self._range(name, weights[f"{name}.weight"]) for name in self.ranges}
+        return LayerPlan(query_key_scale=scales.pop(KEYS, None), sites=_folded(scales), weight_ranges=ranges)
+
+    @torch.no_grad()
+    def truncate_scales(self) -> None:
+        """Keep |s| and |t| at `LEAST_SCALE` or more; no gradient sees it."""
+        for s in self.scales.values():
+            s.copy_(torch.where(s < 0, -1, 1) * s.abs().clamp_min(LEAST_SCALE))
+
+    def _range(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        extremes = torch.cat(row_extremes(weight), dim=1)  # a row's range is that of these two
+        low, high = self.ranges[name](extremes)
+        if self.quantizer.scheme == "asymmetric":
+            return low, high
+        peak = torch.maximum(-low, high)
+        return -peak, peak
+
+    def _round(self, name: str, weight: Tensor) -> Tensor:
+        bits, scheme = self.quantizer.bits, self.quantizer.scheme
+        low, high = self._range(name, weight)
+        if self.quantizer.group_size is not None:
+            return fake_weight(weight.clamp(low, high), self.quantizer)
+        grid = grid_from_range(low.float(), high.float(), bits, scheme)
+        lowest = code_range(bits, scheme)[0] + (
+            scheme == "symmetric"
+        )  # what is clamped to the range never gets -2^(b-1)
+        return round_on(weight.float(), grid, lowest=lowest).to(weight)
+
+
+def initial_scales(layer: LayerView, alpha: float) -> dict[str, Tensor]:
+    """s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) of each site, float64; 1 where either is 0."""
+    geometry, weights = layer.geometry, layer.weights
+    balanced = {
+        "qkv": weights["qkv"][: geometry.heads * geometry.head_dim],  # q
+        "o": weights["o"],
+        "gate_up": weights["gate_up"][-geometry.intermediate :],  # up
+    }
+    scales = {}
+    for site, weight in balanced.items():
+        peaks: Sequence[Tensor] = (layer.statistics[site].peak, weight.abs().amax(0))
+        if site == "o":
+            peaks = [over_heads(peak, geometry).amax(0) for peak in peaks]
+        x, w = (peak.double() for peak in peaks)
+        scales[site] = torch.where((x > 0) & (w > 0), x**alpha / w ** (1 - alpha), 1.0)
+    return scales
+
+
+def _folded(scales: Mapping[str, Tensor]) -> dict[str, SiteTransform]:
+    return {site: SiteTransform(folded=Diagonal(1 / s.double())) for site, s in scales.items()}
