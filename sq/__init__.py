@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sq.register import register
+
 if TYPE_CHECKING:
     from sq.api import Quantized as Quantized
     from sq.api import quantize as quantize
+    from sq.checkpoint import save_packed as save_packed
 
 __version__ = "0.1.0"
-__all__ = ["Quantized", "quantize"]
+__all__ = ["Quantized", "quantize", "save_packed"]
+
+register()
 
 
 def __getattr__(name: str) -> Any:
     """Load the API when it is first asked for: `import sq` alone must not pull in torch."""
+    if name == "save_packed":
+        from sq.checkpoint import save_packed
+
+        return save_packed
     if name in __all__:
         from sq import api
 

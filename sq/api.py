@@ -19,7 +19,7 @@ class Quantized:
 
     Attributes:
         model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids
-            held in floating point).
+            held in floating point) or `PackedLinear` (integers).
         tokenizer: of the model.
         metrics: flat numbers, named as in result.json.
         sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.
@@ -39,6 +39,7 @@ def quantize(
     weights: str = "rtn",
     activations: str = "symmetric",
     task: str = "none",
+    packed: bool = False,
     overrides: Sequence[str] = (),
 ) -> Quantized:
     """Quantize a model in memory, with the same configs and the same pipeline as `python run.py`.
@@ -46,6 +47,7 @@ def quantize(
     Args:
         model: a name from conf/model, a local folder, or a hub id (owner/name).
         method, bits, weights, activations: names from the config groups.
+        packed: integer weights and products of integers instead of fake quantization; `sq.save_packed` writes them.
         task: what is measured besides; "none" measures nothing, "perplexity" compares with full precision.
         overrides: anything else, as on the command line: ["calibration.tokens=8192", "method.rank=16"].
 
@@ -70,7 +72,7 @@ def quantize(
             *overrides,
         ]
     )
-    done = execute(settings, None, keep_model=True)
+    done = execute(settings, None, keep_model=True, packed=packed)
     assert done.model is not None
     assert done.tokenizer is not None
     return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])

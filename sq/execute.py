@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.checkpoint import CheckpointWriter
+from sq.config.parse import as_config
 from sq.config.settings import (
     ActivationSettings,
     CacheSettings,
@@ -41,6 +43,7 @@ from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.recipe import Recipe, WeightRecipe
+from sq.register import QUANT_METHOD
 from sq.report import Report
 from sq.runs.runid import run_id
 
@@ -64,13 +67,16 @@ class Execution:
     tokenizer: PreTrainedTokenizerBase | None = None
 
 
-def execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool = False) -> Execution:
+def execute(
+    settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool = False, packed: bool = False
+) -> Execution:
     """Quantize and evaluate as the settings say.
 
     Args:
         settings: complete and checked.
         run_dir: of the run; finished zero-shot tasks and what a training learned are kept in it. None keeps nothing.
         keep_model: return the quantized model (placement=memory), even if no task needs it.
+        packed: quantize to integer weights and products of integers, as `save_to` does, instead of fake ones.
 
     Raises:
         SQError: with the reason, see sq.errors.
@@ -87,12 +93,23 @@ def execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: b
     with _progress() as progress:
         log = TrainingLog(run_dir, settings.method.name, _shown_in(progress), force=settings.force)
         ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
-        pipeline = Pipeline(stream, method, recipe(settings, stream.geometry.head_dim), ids, log=log)
+        writer = checkpoint_writer(settings, stream)
+        pipeline = Pipeline(
+            stream,
+            method,
+            recipe(settings, stream.geometry.head_dim),
+            ids,
+            log=log,
+            packed=packed or writer is not None,
+            saved=lambda index: saved_layer(writer, stream, index),
+        )
         pipeline.prepare()
         batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
         evaluation = StreamEvaluation(stream, texts, pipeline.ends, measured=method.quantizes, batch=batch)
         task = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
         for index, layer in enumerate(pipeline.layers()):
+            if writer is not None and not writer.has(index):
+                writer.write_layer(index, layer)
             evaluation.advance(index, layer)
             if keep:
                 kept.append(layer)
@@ -107,11 +124,36 @@ def execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: b
         "calibration": None if calibration is None else calibration.fingerprint,
         "sites": pipeline.report.sites,
     }
+    if writer is not None:
+        writer.finish(pipeline.ends, tokenizer)
     if keep:
         result.model = stream.assemble(kept, pipeline.ends)
+    if result.model is not None and (packed or writer is not None):
+        result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
     if settings.task.zeroshot is not None:
         _zeroshot(settings, result, run_dir)
     return result
+
+
+def checkpoint_writer(settings: ExperimentSettings, stream: DecoderStream) -> CheckpointWriter | None:
+    """The writer of the packed checkpoint, where one is asked for."""
+    if settings.save_to is None:
+        return None
+    return CheckpointWriter(settings.save_to, stream.config, what_made(settings))
+
+
+def what_made(settings: ExperimentSettings) -> dict[str, Any]:
+    """The settings that a packed checkpoint carries: everything but where it was made and measured."""
+    config = as_config(settings)
+    parts = ("model", "method", "bits", "weights", "activations", "cache", "calibration", "seed")
+    return {part: config[part] for part in parts}
+
+
+def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: int) -> torch.nn.Module | None:
+    """A layer that an interrupted run with the same settings wrote."""
+    if writer is None or not writer.has(index):
+        return None
+    return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
 
 
 def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase, DecoderStream]:

@@ -20,7 +20,7 @@ from sq.models.attention import AttentionInput, on_heads
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
 from sq.models.stream import DecoderStream, Ends
-from sq.quantize_layer import install_plan, install_quantizers, pack_weights, round_weights
+from sq.quantize_layer import install_plan, install_quantizers, pack_weights, round_weights, without_quantizers
 from sq.recipe import Recipe
 from sq.report import Report
 from sq.rotation.transform import Transform
@@ -41,6 +41,7 @@ class Pipeline:
         sample: tokens a site that transforms are built from.
         log: of trainings; one that keeps nothing on disk unless given.
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
+        saved: index -> a packed layer that an interrupted run left, or None where there is none.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Pipeline:
         sample: int = 4096,
         log: TrainingLog | None = None,
         packed: bool = False,
+        saved: Callable[[int], nn.Module | None] = lambda index: None,
     ) -> None:
-        self.packed = packed
+        self.packed, self.saved = packed, saved
         self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
@@ -101,6 +103,8 @@ class Pipeline:
                 self.report.count_bytes(elements)
                 return layer, hidden
             layer = self._folded(layer)
+            if (found := self.saved(index)) is not None:
+                return found, self._resumed(index, found, layer, hidden)
             statistics, outputs = self._capture(index, layer, hidden)
         with self._timed("transform"):
             block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
@@ -137,6 +141,17 @@ class Pipeline:
         factors = sum(factor.numel() for transform in online if transform is not None for factor in transform.buffers())
         self.report.count_bytes(elements, integer + 2 * (others + factors))
         return layer, outputs
+
+    def _resumed(self, index: int, found: nn.Module, layer: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
+        """What the next layer is calibrated on, behind a layer that was quantized before."""
+        if self.reference is not None:
+            self.reference = self._block(index, layer, hidden, self.reference).targets()
+        if self.propagate == "full_precision":
+            return self._as_run(index, layer.to(self.stream.dtype), hidden)()
+        if self.propagate == "quantized":
+            return self._as_run(index, found, hidden)()
+        with without_quantizers(self.stream.family, found):
+            return self._as_run(index, found, hidden)()
 
     def _folded(self, layer: nn.Module) -> nn.Module:
         """The layer in at least float32, gains folded and the residual rotated where the method asks for it."""
@@ -231,7 +246,7 @@ class Pipeline:
 
     def _as_run(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> Callable[[], list[Tensor]]:
         def run() -> list[Tensor]:
-            dtype = next(layer.buffers()).dtype
+            dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
             return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
 
         return run

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from sq.linear import PackedLinear, QuantizedLinear, SiteInput
@@ -45,8 +47,28 @@ def install_plan(family: Family, geometry: Geometry, layer: nn.Module, plan: Lay
     return inputs
 
 
+@contextmanager
+def without_quantizers(family: Family, layer: nn.Module) -> Iterator[None]:
+    """Run a quantized layer as it ran before `install_quantizers`: its weights rounded, nothing else."""
+    owner = layer.get_submodule(family.attention)
+    attention = owner._modules.pop("attention_input", None)
+    sites = {module: module.quantizer for module in layer.modules() if isinstance(module, SiteInput)}
+    for site in sites:
+        site.quantizer = None
+    try:
+        yield
+    finally:
+        for site, quantizer in sites.items():
+            site.quantizer = quantizer
+        if attention is not None:
+            owner.attention_input = attention
+
+
 def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, QuantizedWeight]) -> None:
-    """Exchange the fake weights of an installed layer for their integers, in place."""
+    """Exchange the fake weights of an installed layer for their integers, in place; transforms are held in float32."""
+    for module in layer.modules():
+        if isinstance(module, (SiteInput, AttentionInput)) and module.transform is not None:
+            module.transform.narrow(torch.float32)
     for names in family.linears.values():
         for name in names:
             fake = layer.get_submodule(name)

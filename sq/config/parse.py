@@ -95,6 +95,7 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
         task=_task(root.section("task")),
         tracker=_tracker(root.section("tracker")),
         paths=_paths(root.section("paths")),
+        save_to=root.optional_path("save_to"),
         seed=root.integer("seed", low=0),
         effort=root.number("effort", low=0.0, default=1.0),
         force=root.boolean("force", default=False),
@@ -104,6 +105,8 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     for name in parsed.reference_methods:
         if not (CONF / "method" / f"{name}.yaml").is_file():
             problems.append(f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}")
+    if parsed.save_to is not None and not 2 <= parsed.bits.weights <= 8:
+        problems.append(f"save_to packs integer weights, {parsed.bits.label} has none; use 2 to 8 bits, or omit it")
     if parsed.task.zeroshot is not None and parsed.model.placement == "stream":
         problems.append("zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity")
     root.finish()
@@ -129,7 +132,7 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
     if problems:
         raise ConfigError(problems)
     bits = settings.bits if method.quantizes else FULL_PRECISION
-    return replace(settings, method=method, bits=bits, weights=weights)
+    return replace(settings, method=method, bits=bits, weights=weights, save_to=None)
 
 
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:

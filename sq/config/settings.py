@@ -178,6 +178,7 @@ class ExperimentSettings:
     task: TaskSettings
     tracker: TrackerSettings
     paths: PathSettings
+    save_to: Path | None  # folder of the packed checkpoint, made where it is not there yet
     seed: int
     effort: float  # share of their published training that learned methods take; resolved in the method's arguments
     force: bool

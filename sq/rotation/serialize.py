@@ -69,4 +69,6 @@ def _is_plain_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value)
 
 
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+_MODULE_ATTRIBUTES = frozenset(
+    {*vars(nn.Module()), "_is_hf_initialized"}
+)  # the last: transformers marks what it filled

@@ -79,6 +79,8 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
     fresh = since is not None and datetime.fromisoformat(result.created) >= since
     if not fresh and (settings.force or result.status != "finished"):
         return None
+    if settings.save_to is not None and not (settings.save_to / "config.json").is_file():
+        return None  # measured before, but its checkpoint is elsewhere
     other = result.environment.get("source") != source_hash()
     note = "; made by other source code than today's, force=true recomputes it" if other else ""
     log.info("%s: %s%s", result.run_id, "reused" if result.status == "finished" else "failed already", note)

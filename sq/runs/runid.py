@@ -43,6 +43,8 @@ def identity(settings: ExperimentSettings) -> str:
         chosen.get(part, {}).pop("name", None)
     for default in MODEL_DEFAULTS:
         chosen["model"].pop(default)
+    if settings.save_to is not None:
+        chosen["packed"] = True  # products of integers: other sums than those of fake weights
     chosen["version"] = sq.__version__
     _local_content(settings, chosen)
     text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -25,7 +25,7 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "quarot": (QuaRot(), FOUR_HEADS),
     "quarot, no rotation across heads": (QuaRot(cross_head="none", head="orthogonal", keys="orthogonal"), {}),
     "quarot, random orthogonal": (
-        QuaRot(**{place: "orthogonal" for place in PLACES}),
+        QuaRot(**dict.fromkeys(PLACES, "orthogonal")),
         {},
     ),
     "spinquant": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2), FOUR_HEADS),
