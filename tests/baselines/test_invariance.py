@@ -11,6 +11,7 @@ from models.checkpoints import FAMILIES, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
 
 from sq.baselines.duquant import DuQuant
+from sq.baselines.flatquant import FlatQuant
 from sq.baselines.omniquant import OmniQuant
 from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
@@ -34,6 +35,11 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "omniquant, a KV head for each query head": (OmniQuant(epochs=1, batch=3, alpha=0.8), UNGROUPED),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),
     "duquant, a KV head for each query head": (DuQuant(block=12, rotation_steps=8, permutations=2), UNGROUPED),
+    "flatquant": (FlatQuant(), {}),
+    "flatquant, prime sizes": (
+        FlatQuant(diagonal=False),
+        {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 12, "intermediate_size": 83},
+    ),
 }
 
 

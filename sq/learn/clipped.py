@@ -1,0 +1,58 @@
+"""Rounding behind learned clips: the numbers and gradients of sq.learn.clips in a fraction of autograd's passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
+from sq.learn.rounding import round_on, row_extremes
+from sq.quant import ActivationQuantizer, WeightQuantizer
+from sq.quant.grid import UNQUANTIZED_BITS, Grid, grid_from_range
+
+
+def clipped_weight(w: Tensor, learned: LearnedRange, quantizer: WeightQuantizer) -> Tensor:
+    """w (d_out, d_in) clamped to its learned range and rounded: `fake_weight(w.clamp(*learned(w)), quantizer)`."""
+    low, high = learned(torch.cat(row_extremes(w), dim=1))  # a row's range is that of these two
+    if quantizer.group_size is not None or quantizer.bits == UNQUANTIZED_BITS:
+        return fake_weight(w.clamp(low, high), quantizer)
+    low, high = low.float(), high.float()
+    grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme)
+    rounded: Tensor = _ClampAndRound.apply(w.float(), low, high, grid.scale, grid)  # type: ignore[no-untyped-call]
+    return rounded.to(w)
+
+
+def clipped_tokens(x: Tensor, learned: LearnedClip, quantizer: ActivationQuantizer) -> Tensor:
+    """x (..., n) rounded with the learned clip in place of the quantizer's: `learned(x, quantizer)`."""
+    rows = x.reshape(-1, quantizer.group_size or x.shape[-1]).float()
+    low, high = row_extremes(rows)
+    low, high = learned.low.sigmoid() * low, learned.high.sigmoid() * high
+    whole = quantizer.group_size is None
+    grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme, include_zero=whole)
+    return round_on(rows, grid).view_as(x).to(x)
+
+
+class _ClampAndRound(torch.autograd.Function):
+    """y = round(c / s) s for c = clamp(w, low, high), with dy/dc = 1 and dy/ds = (y - c) / s.
+
+    Masks are made in place on floats, see sq.learn.rounding.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, low: Tensor, high: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+        clamped = w.clamp(low, high)
+        y = grid.fake(clamped, clamped)
+        ctx.save_for_backward(w, y, low, high, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        (g,), (w, y, low, high, scale) = grads, ctx.saved_tensors
+        below, above = w.clone().lt_(low).mul_(g), w.clone().gt_(high).mul_(g)
+        g_low, g_high = (part.sum(-1, keepdim=True) for part in (below, above))
+        inside = g - below.add_(above)
+        clamped = (inside * w).sum(-1, keepdim=True) + g_low * low + g_high * high  # sum of g c
+        g_scale = ((g * y).sum(-1, keepdim=True) - clamped) / scale
+        return inside, g_low, g_high, g_scale, None
