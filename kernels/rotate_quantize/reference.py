@@ -8,8 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .front import Front, front_reference
+
 Scheme = Literal["symmetric", "asymmetric", "midrise"]
 
+Container = Literal["int4", "int8", "int8_planes"]
+
+_NO_FRONT = Front()
 _ZERO_ROW_SCALE = {"symmetric": 1.0, "midrise": 2.0**-100}  # mid-rise has no level 0: an all-zero token gets tiny ones
 
 
@@ -19,20 +24,34 @@ def rotate_quantize_reference(
     r2: Tensor | None,
     scheme: Scheme,
     clips: Sequence[float],
+    *,
+    front: Front = _NO_FRONT,
+    ends: tuple[float, float] = (1.0, 1.0),
+    container: Container = "int4",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Packed codes (..., ceil(n / 2)) uint8, scale (..., 1) float32, zero (..., 1) float32 or None.
+    """Codes in their container, scale (..., 1) float32, zero (..., 1) float32 or None.
 
     Args:
-        x: (..., n). The factors are rounded to x's dtype, everything after that is computed in `dtype`.
+        x: (..., n). The factors and what the front yields are rounded to x's dtype, the rest is computed in `dtype`.
         clips: candidates; the first of least squared error is taken, per token.
+        ends: factors on the low and the high end of each token's range.
     """
-    y = rotate(x, r1, r2, dtype)
-    finite = torch.isfinite(y).all(-1, keepdim=True)
-    low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
-    unit, _ = _grid(low, high, 1.0, scheme)
-    finite &= torch.isfinite(unit)
-    y, low, high = (torch.where(finite, value, 0) for value in (y, low, high))
+    y = rotate(front_reference(x, front, dtype).to(x.dtype), r1, r2, dtype)
+    codes, scale, zero = quantize(y, scheme, clips, ends)
+    return contain(codes, container), scale.float(), zero.float() if scheme == "asymmetric" else None
+
+
+def quantize(
+    y: Tensor, scheme: Scheme, clips: Sequence[float], ends: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1), 0 where the scheme has none, in y's dtype."""
+    low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)  # NaN where the row holds one
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    low, high = low * ends[0], high * ends[1]
+    finite &= torch.isfinite(_grid(low, high, 1.0, scheme)[0])
+    if y.is_cuda or not bool(finite.all()):  # asking a GPU would wait for it
+        y, low, high = (torch.where(finite, value, 0) for value in (y, low, high))
 
     clip = torch.full_like(low, clips[0])
     if len(clips) > 1:
@@ -40,14 +59,13 @@ def rotate_quantize_reference(
         unit, _ = _grid(low, high, 1.0, scheme)
         for candidate in clips:
             scale, zero = _grid(low, high, candidate, scheme)
-            error = (y / scale - _level(_encode(y, scale, zero, scheme), zero, scheme)).square_()
+            error = y / scale
+            error.sub_(_level(_encode(error.clone(), zero, scheme), zero, scheme)).square_()
             cost = error.sum(-1, keepdim=True) * (scale / unit) ** 2
             better = cost < least
             clip, least = torch.where(better, candidate, clip), torch.where(better, cost, least)
     scale, zero = _grid(low, high, clip, scheme)
-    codes = pack_nibbles(_encode(y, scale, zero, scheme))
-    scale = torch.where(finite, scale, torch.nan).float()
-    return codes, scale, zero.float() if scheme == "asymmetric" else None
+    return _encode(y / scale, zero, scheme), torch.where(finite, scale, torch.nan), zero
 
 
 def rotate(x: Tensor, r1: Tensor | None, r2: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,10 +81,19 @@ def rotate(x: Tensor, r1: Tensor | None, r2: Tensor | None, dtype: torch.dtype =
 
 def pack_nibbles(codes: Tensor) -> Tensor:
     """Integer-valued codes (..., n) as uint8 (..., ceil(n / 2)): code 2j in the low nibble of byte j, 2j + 1 above."""
-    nibbles = codes.to(torch.int16) & 15  # two's complement where negative
-    if nibbles.shape[-1] % 2:
-        nibbles = torch.nn.functional.pad(nibbles, (0, 1))
-    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).to(torch.uint8)
+    data = codes.to(torch.int8).view(torch.uint8)  # two's complement where negative
+    if data.shape[-1] % 2:
+        data = torch.nn.functional.pad(data, (0, 1))
+    pairs = data.contiguous().view(torch.int16)  # little-endian: the even code lies in the low byte
+    return ((pairs & 15) | ((pairs >> 4) & 0xF0)).to(torch.uint8)
+
+
+def contain(codes: Tensor, container: Container) -> Tensor:
+    """Integer-valued codes (..., n) as uint8 (..., ceil(n / 2)), int8 (..., n) or int8 (..., 2, n / 2)."""
+    if container == "int4":
+        return pack_nibbles(codes)
+    codes = codes.to(torch.int8)
+    return codes if container == "int8" else codes.unflatten(-1, (-1, 2)).transpose(-1, -2)
 
 
 def _grid(low: Tensor, high: Tensor, clip: float | Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -81,13 +108,16 @@ def _grid(low: Tensor, high: Tensor, clip: float | Tensor, scheme: Scheme) -> tu
     return scale, torch.round(-low / scale)
 
 
-def _encode(y: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
+def _encode(v: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
+    """Codes of v = y / scale, in place."""
     if scheme == "midrise":
-        return torch.floor(y / scale).clamp_(-8, 7)
-    low, high = (0, 15) if scheme == "asymmetric" else (-8, 7)
-    return torch.round(y / scale).add_(zero).clamp_(low, high)
+        return v.floor_().clamp_(-8, 7)
+    v.round_()
+    return v.add_(zero).clamp_(0, 15) if scheme == "asymmetric" else v.clamp_(-8, 7)
 
 
 def _level(codes: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """Values of codes in units of the scale."""
-    return codes + 0.5 if scheme == "midrise" else codes - zero
+    """Values of codes in units of the scale, in place."""
+    if scheme == "symmetric":
+        return codes
+    return codes.add_(0.5) if scheme == "midrise" else codes.sub_(zero)

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of its kernels and takes tl.constexpr only.)
-"""Triton kernel of rotate_quantize; the only module of this folder that imports Triton."""
+"""Triton kernel of rotate_quantize. Imports Triton."""
 
 from __future__ import annotations
 
@@ -12,69 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tuning import autotune, compute_dtype, start, token_bucket
+from .front import Front
 from .tiles import block_sizes
-
-
-@triton.jit
-def _round(b_x):
-    """Nearest integer, ties to even, of |x| < 2^22: adding 3 * 2^22 leaves no bit for a fraction."""
-    return (b_x + 12582912.0) - 12582912.0
-
-
-@triton.jit
-def _grid(low, high, clip, SCHEME: tl.constexpr):
-    """Scale and zero of a token that spans [low, high]; quotients are rounded as torch rounds them."""
-    if SCHEME == "asymmetric":
-        low = tl.minimum(low, 0.0) * clip
-        high = tl.maximum(high, 0.0) * clip
-        flat = tl.div_rn(high - low, 15.0) == 0.0
-        low = tl.where(flat, -1.0, low)
-        high = tl.where(flat, 1.0, high)
-        scale = tl.div_rn(high - low, 15.0)
-        zero = _round(tl.div_rn(-low, scale))
-    elif SCHEME == "symmetric":
-        scale = tl.div_rn(tl.maximum(-low, high) * clip, 7.0)
-        scale = tl.where(scale == 0.0, 1.0, scale)
-        zero = tl.zeros_like(scale)
-    else:
-        scale = tl.div_rn(tl.maximum(-low, high) * clip, 7.5)
-        scale = tl.where(scale == 0.0, 7.888609052210118e-31, scale)  # 2^-100
-        zero = tl.zeros_like(scale)
-    return scale, zero
-
-
-@triton.jit
-def _nearest(b_v, zero, SCHEME: tl.constexpr):
-    """Integer-valued q - zero of v = y / scale; clamping at integers before rounding is clamping after it."""
-    if SCHEME == "midrise":
-        b_v = tl.floor(tl.minimum(tl.maximum(b_v, -8.0), 7.0))
-    elif SCHEME == "symmetric":
-        b_v = _round(tl.minimum(tl.maximum(b_v, -8.0), 7.0))
-    else:
-        b_v = _round(tl.minimum(tl.maximum(b_v, 0.0 - zero), 15.0 - zero))
-    return b_v
-
-
-@triton.jit
-def _squared_error(b_y, m_y, inverse, zero, SCHEME: tl.constexpr):
-    """sum (y / scale - level)^2 over the entries of the mask: a padding zero is an error on the mid-rise grid."""
-    b_v = b_y * inverse
-    b_e = b_v - _nearest(b_v, zero, SCHEME)
-    if SCHEME == "midrise":
-        b_e = b_e - 0.5
-    return tl.sum(tl.where(m_y, b_e * b_e, 0.0))
-
-
-@triton.jit
-def _largest_bits(b_y):
-    """Bits of the largest |y|: as integers floats of one sign keep their order, with inf and then NaN on top."""
-    return tl.max(tl.abs(b_y).to(tl.int32, bitcast=True))
+from .triton_front import balanced, rms_norm, swiglu
+from .triton_grid import quantized_token
 
 
 @autotune
 @triton.jit
 def rotate_quantize_kernel(
     p_x,
+    p_up,
+    p_gain,
+    p_diagonal,
+    p_basis,
+    p_change,
     p_r1,
     p_r2,
     p_clips,
@@ -83,21 +35,33 @@ def rotate_quantize_kernel(
     p_zero,
     T,
     stride_x,
+    stride_up,
+    eps,
+    end_low,
+    end_high,
     T_BUCKET,
     N1: tl.constexpr,
     N2: tl.constexpr,
     BLOCK_N1: tl.constexpr,
     BLOCK_N2: tl.constexpr,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_GAIN: tl.constexpr,
+    HAS_UP: tl.constexpr,
+    HAS_BALANCE: tl.constexpr,
+    HAS_DIAGONAL: tl.constexpr,
+    RANK: tl.constexpr,
     HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr,
+    SCHEME: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    HAS_ENDS: tl.constexpr,
+    CONTAINER: tl.constexpr,
     COMPUTE: tl.constexpr,
     PROGRAMS_PER_SM: tl.constexpr,
 ):
-    """Y = R1^T X R2, its grid and its packed codes, one token X [N1, N2] at a time.
+    """Y = R1^T X R2, its grid and its codes, one token X [N1, N2] at a time.
 
-    Y lives as two halves, the even and the odd columns: they are the low and the high nibbles of the bytes.
+    Y ends as two halves, the even and the odd columns: they are the low and the high nibbles of the bytes.
     """
     BLOCK_H: tl.constexpr = BLOCK_N2 // 2
     o_1 = tl.arange(0, BLOCK_N1)
@@ -105,113 +69,122 @@ def rotate_quantize_kernel(
     o_h = tl.arange(0, BLOCK_H)
     m_1 = o_1 < N1
     m_2 = o_2 < N2
+    m_x = m_1[:, None] & m_2[None, :]
     m_y = m_1[:, None] & (o_h[None, :] < N2 // 2)
+    o_x = o_1[:, None] * N2 + o_2[None, :]
     if HAS_LEFT:
         p_left = p_r1 + o_1[:, None] + o_1[None, :] * N1  # transposed
         b_left = tl.load(p_left, mask=m_1[:, None] & m_1[None, :], other=0.0).to(COMPUTE)
     if HAS_RIGHT:
         p_right = p_r2 + o_2[:, None] * N2 + 2 * o_h[None, :]
         m_right = m_2[:, None] & (o_h[None, :] < N2 // 2)
-        b_even = tl.load(p_right, mask=m_right, other=0.0).to(COMPUTE)
-        b_odd = tl.load(p_right + 1, mask=m_right, other=0.0).to(COMPUTE)
+        b_r2_even = tl.load(p_right, mask=m_right, other=0.0).to(COMPUTE)
+        b_r2_odd = tl.load(p_right + 1, mask=m_right, other=0.0).to(COMPUTE)
     row_x = tl.full([], stride_x, tl.int64)
-    row_codes = tl.full([], N1 * N2 // 2, tl.int64)
+    row_up = tl.full([], stride_up, tl.int64)
+    row_codes = tl.full([], N1 * N2 // 2 if CONTAINER == "int4" else N1 * N2, tl.int64)
     for i_t in range(tl.program_id(0), T, tl.num_programs(0)):
-        p_token = p_x + i_t * row_x
+        b_x = tl.load(p_x + i_t * row_x + o_x, mask=m_x, other=0.0)
+        if HAS_NORM:
+            b_x = rms_norm(b_x.to(tl.float32), p_gain, o_x, m_x, eps, N1 * N2, HAS_GAIN, COMPUTE)
+        if HAS_UP:
+            b_x = swiglu(b_x.to(tl.float32), p_up + i_t * row_up, o_x, m_x, COMPUTE)
+        if HAS_BALANCE:
+            b_x = b_x.to(tl.float32)
+            b_x = balanced(b_x, p_diagonal, p_basis, p_change, o_x, m_x, N1 * N2, HAS_DIAGONAL, RANK, COMPUTE)
+        b_x = b_x.to(COMPUTE)
+        if HAS_LEFT:
+            b_x = tl.dot(b_left, b_x, input_precision="ieee")
         if HAS_RIGHT:
-            o_x = o_1[:, None] * N2 + o_2[None, :]
-            b_x = tl.load(p_token + o_x, mask=m_1[:, None] & m_2[None, :], other=0.0).to(COMPUTE)
-            if HAS_LEFT:
-                b_x = tl.dot(b_left, b_x, input_precision="ieee").to(COMPUTE)
-            b_low = tl.dot(b_x, b_even, input_precision="ieee")
-            b_high = tl.dot(b_x, b_odd, input_precision="ieee")
+            b_x = b_x.to(COMPUTE)
+            b_even = tl.dot(b_x, b_r2_even, input_precision="ieee")
+            b_odd = tl.dot(b_x, b_r2_odd, input_precision="ieee")
         else:
-            o_x = o_1[:, None] * N2 + 2 * o_h[None, :]
-            b_low = tl.load(p_token + o_x, mask=m_y, other=0.0).to(COMPUTE)
-            b_high = tl.load(p_token + o_x + 1, mask=m_y, other=0.0).to(COMPUTE)
-            if HAS_LEFT:
-                b_low = tl.dot(b_left, b_low, input_precision="ieee")
-                b_high = tl.dot(b_left, b_high, input_precision="ieee")
-            b_low = b_low.to(tl.float32)
-            b_high = b_high.to(tl.float32)
-
-        # padding is 0 and the range holds 0, so only NaN and inf can come from it, and those are the token's own
-        bits = tl.maximum(_largest_bits(b_low), _largest_bits(b_high))
-        high = bits.to(tl.float32, bitcast=True)
-        low = -high
-        if SCHEME == "asymmetric":
-            low = tl.minimum(tl.min(b_low), tl.min(b_high))
-            high = tl.maximum(tl.max(b_low), tl.max(b_high))
-        unit, zero = _grid(low, high, 1.0, SCHEME)
-        finite = (bits < 0x7F800000) & (unit < float("inf"))
-        low = tl.where(finite, low, 0.0)
-        high = tl.where(finite, high, 0.0)
-        b_low = tl.where(finite, b_low, 0.0)
-        b_high = tl.where(finite, b_high, 0.0)
-
-        clip = tl.load(p_clips)
-        if CANDIDATES > 1:
-            unit, zero = _grid(low, high, 1.0, SCHEME)
-            least = tl.full([], float("inf"), tl.float32)
-            for i_c in tl.static_range(CANDIDATES):  # unrolled: only an innermost loop's loads are prefetched
-                candidate = tl.load(p_clips + i_c)
-                scale, zero = _grid(low, high, candidate, SCHEME)
-                inverse = tl.div_rn(1.0, scale)
-                error = _squared_error(b_low, m_y, inverse, zero, SCHEME)
-                error += _squared_error(b_high, m_y, inverse, zero, SCHEME)
-                relative = tl.div_rn(scale, unit)
-                cost = error * relative * relative
-                clip = tl.where(cost < least, candidate, clip)
-                least = tl.minimum(cost, least)
-        scale, zero = _grid(low, high, clip, SCHEME)
-        b_low = (_nearest(tl.div_rn(b_low, scale), zero, SCHEME) + zero).to(tl.int32) & 15
-        b_high = (_nearest(tl.div_rn(b_high, scale), zero, SCHEME) + zero).to(tl.int32) & 15
-        o_codes = o_1[:, None] * (N2 // 2) + o_h[None, :]
-        tl.store(p_codes + i_t * row_codes + o_codes, (b_low | (b_high << 4)).to(tl.uint8), mask=m_y)
-        tl.store(p_scale + i_t, tl.where(finite, scale, float("nan")))
+            b_even, b_odd = tl.split(tl.reshape(b_x.to(tl.float32), [BLOCK_N1, BLOCK_H, 2]))
+        b_even, b_odd, scale, zero = quantized_token(
+            b_even, b_odd, m_y, p_clips, end_low, end_high, SCHEME, CANDIDATES, HAS_ENDS
+        )
+        p_token = p_codes + i_t * row_codes
+        if CONTAINER == "int8":
+            tl.store(p_token + o_x, tl.interleave(b_even, b_odd).to(tl.int8), mask=m_x)
+        else:
+            o_half = o_1[:, None] * (N2 // 2) + o_h[None, :]
+            if CONTAINER == "int4":
+                tl.store(p_token + o_half, ((b_even & 15) | ((b_odd & 15) << 4)).to(tl.uint8), mask=m_y)
+            else:
+                tl.store(p_token + o_half, b_even.to(tl.int8), mask=m_y)
+                tl.store(p_token + N1 * N2 // 2 + o_half, b_odd.to(tl.int8), mask=m_y)
+        tl.store(p_scale + i_t, scale)
         if SCHEME == "asymmetric":
             tl.store(p_zero + i_t, zero)
 
 
 @lru_cache(maxsize=64)
-def _clips_on(device: torch.device, clips: tuple[float, ...]) -> Tensor:
+def clips_on(device: torch.device, clips: tuple[float, ...]) -> Tensor:
     """Candidates on the device: copied there once, since no copy from the host can be captured in a CUDA graph."""
     return torch.tensor(clips, dtype=torch.float32, device=device)
 
 
 def launch(
     x: Tensor,
+    front: Front,
     r1: Tensor | None,
     r2: Tensor | None,
     sizes: tuple[int, int],
     scheme: str,
     clips: tuple[float, ...],
+    ends: tuple[float, float],
+    container: str,
     codes: Tensor,
     scale: Tensor,
     zero: Tensor | None,
 ) -> None:
     """rotate_quantize of checked, non-empty arguments without a tile_obstacle, written to codes, scale and zero."""
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    factors = [x if factor is None else factor.to(x.dtype).contiguous() for factor in (r1, r2)]
+    rows = _rows(x)
+    up = rows if front.up is None else _rows(front.up)
+    norm, balance = front.norm, front.balance
+
+    def operand(tensor: Tensor | None) -> Tensor:
+        """In x's dtype, contiguous; x stands for what is not there."""
+        return x if tensor is None else tensor.to(x.dtype).contiguous()
+
+    operands = (None if norm is None else norm.gain, *(balance or (None, None, None)), r1, r2)
     block_1, block_2 = block_sizes(*sizes, rotates=r1 is not None or r2 is not None)
     start(
         rotate_quantize_kernel,
         x,
         rows.shape[0],
-        *(rows, *factors, _clips_on(x.device, clips), codes, scale, scale if zero is None else zero),
+        *(rows, up, *map(operand, operands), clips_on(x.device, clips)),
+        *(codes, scale, scale if zero is None else zero),
         T=rows.shape[0],
         stride_x=rows.stride(0),
+        stride_up=up.stride(0),
+        eps=0.0 if norm is None else norm.eps,
+        end_low=ends[0],
+        end_high=ends[1],
         T_BUCKET=token_bucket(rows.shape[0]),
         N1=sizes[0],
         N2=sizes[1],
         BLOCK_N1=block_1,
         BLOCK_N2=block_2,
-        SCHEME=scheme,
-        CANDIDATES=len(clips),
+        HAS_NORM=norm is not None,
+        HAS_GAIN=norm is not None and norm.gain is not None,
+        HAS_UP=front.up is not None,
+        HAS_BALANCE=balance is not None,
+        HAS_DIAGONAL=balance is not None and balance.diagonal is not None,
+        RANK=0 if balance is None else balance.basis.shape[0],
         HAS_LEFT=r1 is not None,
         HAS_RIGHT=r2 is not None,
+        SCHEME=scheme,
+        CANDIDATES=len(clips),
+        HAS_ENDS=ends != (1.0, 1.0),
+        CONTAINER=container,
         COMPUTE=compute_dtype(x),
         enable_fp_fusion=scheme != "asymmetric",  # high * clip - low * clip rounds each product, as torch does
     )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as (T, n) with contiguous rows."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()

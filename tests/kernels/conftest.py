@@ -58,6 +58,7 @@ class Runner:
         if self.pool is not None:
             return self.pool.submit(function, *args, **kwargs).result()
         args = tuple(move(value, self.device) for value in args)
+        kwargs = {name: move(value, self.device) for name, value in kwargs.items()}
         return move(function(*args, **kwargs), "cpu")
 
 
@@ -65,7 +66,7 @@ def move(value: Any, device: str) -> Any:
     """Tensors, alone or in a named tuple, on the device; anything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device)
-    return type(value)(*(move(v, device) for v in value)) if isinstance(value, tuple) else value
+    return type(value)(*(move(v, device) for v in value)) if hasattr(value, "_fields") else value
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -93,3 +94,29 @@ class Guarded:
 def guarded(run: Runner) -> Callable[..., Guarded]:
     """guarded(shape, dtype, band): a tensor where `run` computes, with bands full of the value `band`."""
     return lambda shape, dtype, band: Guarded(shape, dtype, run.device, band)
+
+
+@pytest.fixture
+def assert_rounded(run: Runner) -> Callable[..., None]:
+    """assert_rounded(packed, y, scheme, clip=1.0, precision=...): scale, zero and codes are those of float64 y.
+
+    precision: what the scale may be off, relatively, and a code in steps; a GPU that rounds to bfloat16 between two
+    products gets 0.05. The default is float32 arithmetic's, 1e-4.
+    """
+
+    def check(packed: Any, y: Tensor, scheme: str, clip: float | Tensor = 1.0, precision: float = 1e-4) -> None:
+        low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
+        q, s = packed.codes.double(), packed.scale.double()
+        if scheme == "asymmetric":
+            expected = clip * (high.clamp_min(0) - low.clamp_max(0)) / 15
+            zero = -low.clamp_max(0) * clip / expected
+            assert float((packed.zero.double() - zero).abs().max()) <= 0.5 + 15 * precision
+            v, low_code, high_code = y / s + packed.zero.double(), 0, 15
+        else:
+            expected = clip * torch.maximum(-low, high) / (7 if scheme == "symmetric" else 7.5)
+            v, low_code, high_code = y / s - (0.5 if scheme == "midrise" else 0), -8, 7
+        assert float((s / expected - 1).abs().max()) <= precision, "a scale is wrong"
+        off = float((q - v.clamp(low_code, high_code)).abs().max())
+        assert off <= 0.5 + 10 * precision, f"a code is {off:.3g} steps from its entry"
+
+    return check

@@ -42,25 +42,43 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "scheme", "candidates", "warps"),
-    [((64, 64), "symmetric", 1, 4), ((86, 128), "midrise", 9, 8), ((128, 224), "asymmetric", 1, 16)],
-    ids=str,
+    ("sizes", "scheme", "candidates", "warps", "front"),
+    [
+        ((64, 64), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_GAIN": True}),
+        ((86, 128), "midrise", 9, 8, {"HAS_UP": True, "CONTAINER": "int8"}),
+        ((128, 224), "asymmetric", 1, 16, {"HAS_UP": True, "HAS_ENDS": True}),
+        ((1, 4096), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_LEFT": False, "HAS_RIGHT": False}),
+        (
+            (64, 80),
+            "symmetric",
+            1,
+            4,
+            {"HAS_BALANCE": True, "HAS_DIAGONAL": True, "RANK": 8, "CONTAINER": "int8_planes"},
+        ),
+    ],
+    ids=["norm", "swiglu", "swiglu 28672", "norm alone", "balance"],
 )
-def test_rotate_quantize(sizes: tuple[int, int], scheme: str, candidates: int, warps: int) -> None:
+def test_rotate_quantize(
+    sizes: tuple[int, int], scheme: str, candidates: int, warps: int, front: dict[str, Any]
+) -> None:
     import triton.language as tl
 
     from sq.kernels.rotate_quantize.tiles import block_sizes
     from sq.kernels.rotate_quantize.triton import rotate_quantize_kernel
 
-    types = {"p_x": "*bf16", "p_r1": "*bf16", "p_r2": "*bf16", "p_clips": "*fp32", "p_codes": "*u8"}
-    types |= {"p_scale": "*fp32", "p_zero": "*fp32"}
-    (n1, n2), (block_1, block_2) = sizes, block_sizes(*sizes, rotates=True)
-    constants: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_N1": block_1, "BLOCK_N2": block_2}
-    constants |= {"SCHEME": scheme, "CANDIDATES": candidates, "HAS_LEFT": True, "HAS_RIGHT": True}
-    constants |= {"COMPUTE": tl.bfloat16}
+    types = {f"p_{name}": "*bf16" for name in ("x", "up", "gain", "diagonal", "basis", "change", "r1", "r2")}
+    types |= {"p_clips": "*fp32", "p_codes": "*i8" if "CONTAINER" in front else "*u8", "p_scale": "*fp32"}
+    types |= {"p_zero": "*fp32", "eps": "fp32", "end_low": "fp32", "end_high": "fp32"}
+    flags = ("HAS_NORM", "HAS_GAIN", "HAS_UP", "HAS_BALANCE", "HAS_DIAGONAL", "HAS_ENDS")
+    constants: dict[str, Any] = dict.fromkeys(flags, False)
+    constants |= {"RANK": 0, "HAS_LEFT": True, "HAS_RIGHT": True, "CONTAINER": "int4", **front}
+    (n1, n2), (block_1, block_2) = sizes, block_sizes(*sizes, rotates=constants["HAS_LEFT"])
+    constants |= {"N1": n1, "N2": n2, "BLOCK_N1": block_1, "BLOCK_N2": block_2}
+    constants |= {"SCHEME": scheme, "CANDIDATES": candidates, "COMPUTE": tl.bfloat16}
     compiled = compile_for_hopper(rotate_quantize_kernel, types, constants, warps)
     assert compiled.metadata.shared <= SHARED_BYTES
-    assert "wgmma" in compiled.asm["ptx"], "products do not use Hopper's wide instructions"
+    if constants["HAS_LEFT"]:
+        assert "wgmma" in compiled.asm["ptx"], "products do not use Hopper's wide instructions"
 
 
 @pytest.mark.parametrize(("k", "powers", "warps"), [(1, 128, 4), (172, 64, 16)], ids=["128", "11008"])

@@ -1,0 +1,98 @@
+"""What may stand in front of the rotation, in torch: RMSNorm or SwiGLU, then a low-rank balance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Norm(NamedTuple):
+    """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each.
+
+    Attributes:
+        eps: at least 0.
+        gain: (n,), used in x's dtype; None where it is folded into what reads the norm.
+    """
+
+    eps: float
+    gain: Tensor | None = None
+
+
+class Balance(NamedTuple):
+    """x -> v + (v U) C with v = x D: the low-rank balance D (I + U (P - I) U^T) of sq/rotation/low_rank.py.
+
+    Sums are float32 and rounded to x's dtype once, behind. All three tensors are used in x's dtype.
+
+    Attributes:
+        diagonal: D's, (n,); None for an identity.
+        basis: U^T, (r, n).
+        change: C = (P - I) U^T, (r, n).
+    """
+
+    diagonal: Tensor | None
+    basis: Tensor
+    change: Tensor
+
+
+class Front(NamedTuple):
+    """Steps in front of the rotation, in this order; the first two exclude each other.
+
+    Attributes:
+        norm: RMSNorm of x.
+        up: x's shape and dtype; x is the gate and becomes silu(x) up, rounded to x's dtype after each.
+        balance: low-rank balance.
+    """
+
+    norm: Norm | None = None
+    up: Tensor | None = None
+    balance: Balance | None = None
+
+
+def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What the rotation gets, (..., n): values of x's dtype, each step computed and the result held in `dtype`."""
+
+    def rounded(value: Tensor) -> Tensor:
+        return value.to(x.dtype).to(dtype)
+
+    value = x.to(dtype)
+    norm, up, balance = front
+    if norm is not None:
+        value = rounded(value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps))
+        if norm.gain is not None:
+            value = rounded(value * rounded(norm.gain))
+    if up is not None:
+        value = rounded(rounded(torch.nn.functional.silu(value)) * up.to(dtype))
+    if balance is not None:
+        if balance.diagonal is not None:
+            value = value * rounded(balance.diagonal)
+        value = rounded(value + (value @ rounded(balance.basis).T) @ rounded(balance.change))
+    return value
+
+
+def check_front(x: Tensor, front: Front) -> None:
+    """Raise ValueError unless the front fits x (..., n)."""
+    norm, up, balance = front
+    n = x.shape[-1]
+    if norm is not None and up is not None:
+        raise ValueError("norm and up are both given; a site has an RMSNorm or a SwiGLU in front, not both")
+    if norm is not None and not norm.eps >= 0:
+        raise ValueError(f"norm.eps is {norm.eps}; it must be at least 0")
+    if up is not None and up.dtype != x.dtype:
+        raise ValueError(f"up is {up.dtype} and the gate x is {x.dtype}; they must have one dtype")
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"up": (up, tuple(x.shape))}
+    if norm is not None:
+        shapes["norm.gain"] = (norm.gain, (n,))
+    if balance is not None:
+        rank = balance.basis.shape[0] if balance.basis.dim() == 2 else 0
+        shapes["balance.diagonal"] = (balance.diagonal, (n,))
+        shapes["balance.basis"] = (balance.basis, (rank, n))
+        shapes["balance.change"] = (balance.change, (rank, n))
+    for name, (tensor, shape) in shapes.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating-point {shape}")
+        if tensor.device != x.device:
+            raise ValueError(f"x is on {x.device} and {name} on {tensor.device}; move {name} to x's device once")
