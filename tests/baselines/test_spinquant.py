@@ -384,3 +384,15 @@ def test_rotations_are_asked_for_after_learning(geometry_of: Callable[..., Geome
 def test_options_out_of_range_are_all_told(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         SpinQuant(**arguments)
+
+
+def test_a_bfloat16_checkpoint_is_trained_in_float32(small: tuple[Path, Tensor]) -> None:
+    """Weights, embedding and head lose 8 of 24 bits when read as bfloat16; their products are still float32."""
+    folder, ids = small
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = RotatedModel(training_of(folder, ids, FULL, dtype), FULL)
+        assert model.dtype == torch.float32
+        losses.append(float(model.loss(random_rotations(model.geometry, torch.float32), ids, 0)))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
