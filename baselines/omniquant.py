@@ -16,7 +16,8 @@ start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 an
 
 Defaults: learning rates 5e-3 (LET) and 1e-2 (LWC), alpha 0.5, 20 epochs, batch 1: main.py and the W4A4 scripts of the
 released code. For Llama-2 these set let_lr 1e-3 and alpha 0.75, for the first Llama aug_loss. Its quantizers are
-asymmetric; W4A4 rounds q, k and v as well.
+asymmetric; W4A4 rounds q, k and v as well. The rates suit the 2,560 steps a layer that its 128 windows make: on the
+embedded model's 16 windows the error still falls after 20 epochs, and 5 at four times the rates come as far.
 
 Differs from the released code:
 - o: it has an s for each channel of o's input, but with grouped KV heads v has fewer. Here the query heads of a group
