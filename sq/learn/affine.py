@@ -120,8 +120,8 @@ class Scaling(Transform):
         return x * (self._factor("start", x) * self.log_scale.exp().to(x))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """x / t."""
-        return x / (self._factor("start", x) * self.log_scale.exp().to(x))
+        """x / t, as a product with 1/t: a gradient of fewer passes."""
+        return x * (self.log_scale.neg().exp().to(x) / self._factor("start", x))
 
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w / t."""

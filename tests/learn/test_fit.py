@@ -44,6 +44,40 @@ def test_steps_are_adamw_without_decay_with_a_rate_for_each_group() -> None:
     torch.testing.assert_close(slow.data, expected[1], rtol=1e-6, atol=0)
 
 
+def test_weight_decay_takes_its_share_of_the_rate_at_each_step() -> None:
+    """A parameter without a gradient to follow: x (1 - lr decay)^3."""
+    x = nn.Parameter(torch.tensor([2.0]))
+    fit([Group("a", [x], 0.1)], lambda _: 0 * x.sum(), batches=3, epochs=1, log=log(), layer=0, weight_decay=0.5)
+    assert float(x) == pytest.approx(2 * 0.95**3)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e6])
+def test_relative_steps_do_not_depend_on_the_unit_of_the_loss(unit: float) -> None:
+    """AdamW's epsilon of 1e-8 would outweigh gradients of 1e-12; the losses that are kept are in their own unit."""
+    ends, centres = [], torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    for scale in (1.0, unit):
+        x = nn.Parameter(torch.zeros(2))
+        loss = quadratic(x, centres)
+        fitted = fit(
+            [Group("a", [x], 0.1)],
+            lambda batch, loss=loss, scale=scale: scale * loss(batch),  # type: ignore[misc]
+            batches=2,
+            epochs=3,
+            log=log(),
+            layer=0,
+            relative=True,
+        )
+        assert fitted.initial == pytest.approx(15 * scale)
+        ends.append(x.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=0)
+
+
+def test_a_relative_loss_of_zero_is_no_divergence() -> None:
+    x = nn.Parameter(torch.zeros(2))
+    fit([Group("a", [x], 0.1)], lambda _: x.square().sum(), batches=1, epochs=2, log=log(), layer=0, relative=True)
+    assert torch.equal(x.detach(), torch.zeros(2))
+
+
 def test_cosine_rates_reach_the_final_one_for_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[float]] = []
     step = torch.optim.AdamW.step
