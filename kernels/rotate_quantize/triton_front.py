@@ -13,10 +13,10 @@ def rms_norm(b_x, p_gain, o_x, m_x, eps, N: tl.constexpr, HAS_GAIN: tl.constexpr
     """x / sqrt(mean(x^2) + eps), then times the gain, rounded to the gain's dtype after each, as modules do."""
     DTYPE: tl.constexpr = p_gain.dtype.element_ty
     mean = tl.div_rn(tl.sum(b_x * b_x), tl.full([], N, tl.float32))
-    b_x = _rounded(b_x * tl.rsqrt(mean + eps), DTYPE, COMPUTE)
+    b_x = rounded(b_x * tl.rsqrt(mean + eps), DTYPE, COMPUTE)
     if HAS_GAIN:
         b_gain = tl.load(p_gain + o_x, mask=m_x, other=0.0).to(tl.float32)
-        b_x = _rounded(b_x * b_gain, DTYPE, COMPUTE)
+        b_x = rounded(b_x * b_gain, DTYPE, COMPUTE)
     return b_x
 
 
@@ -25,8 +25,8 @@ def swiglu(b_gate, p_up, o_x, m_x, COMPUTE: tl.constexpr):
     """silu(gate) up, silu(g) = g / (1 + exp(-g)), both factors of up's dtype and the product rounded to it."""
     DTYPE: tl.constexpr = p_up.dtype.element_ty
     b_up = tl.load(p_up + o_x, mask=m_x, other=0.0).to(tl.float32)
-    b_silu = _rounded(b_gate / (1.0 + tl.exp(-b_gate)), DTYPE, COMPUTE)
-    return _rounded(b_silu * b_up, DTYPE, COMPUTE)
+    b_silu = rounded(b_gate / (1.0 + tl.exp(-b_gate)), DTYPE, COMPUTE)
+    return rounded(b_silu * b_up, DTYPE, COMPUTE)
 
 
 @triton.jit
@@ -50,11 +50,11 @@ def balanced(
         b_basis = tl.load(p_basis + i_r * N + o_x, mask=m_x, other=0.0).to(tl.float32)
         b_change = tl.load(p_change + i_r * N + o_x, mask=m_x, other=0.0).to(tl.float32)
         b_y += tl.sum(b_x * b_basis) * b_change
-    return _rounded(b_y, p_basis.dtype.element_ty, COMPUTE)
+    return rounded(b_y, p_basis.dtype.element_ty, COMPUTE)
 
 
 @triton.jit
-def _rounded(b_v, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
+def rounded(b_v, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
     """float32 v rounded to the nearest value of DTYPE, ties to even."""
     if DTYPE.is_bf16() and COMPUTE.is_fp32():  # the interpreter, whose own conversion truncates
         b_bits = b_v.to(tl.int32, bitcast=True)

@@ -17,10 +17,14 @@ import sys
 sys.modules["triton"] = None  # an import of it raises, and it is not found
 import torch
 from sq.kernels.hadamard import hadamard
+from sq.kernels.kv4_attention import kv4_append, kv4_attention, kv4_cache
 from sq.kernels.rotate_quantize import rotate_quantize
 x = torch.ones(2, 16)
 assert hadamard(x, torch.ones(1, 1))[0, 0] == 4
 assert (rotate_quantize(x, torch.eye(4), torch.eye(4)).codes == 0x77).all()
+cache = kv4_cache(2, 1, 1, 16)
+kv4_append(cache, x[:, None, None], 3 * x[:, None, None], torch.tensor([0, 0]))
+assert (kv4_attention(x[:, None], cache, torch.tensor([1, 1])) == 3).all()
 try:
     hadamard(x, torch.ones(1, 1), backend="triton")
 except ValueError as error:

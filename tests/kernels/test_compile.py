@@ -11,6 +11,7 @@ import pytest
 from sq.kernels.backend import interpreted, power_of_two_from
 
 SHARED_BYTES = 227 * 1024  # of an H100 or H200 block
+PARTS = ("codes", "scale", "zero")
 
 pytestmark = [
     pytest.mark.skipif(
@@ -26,8 +27,10 @@ def compile_for_hopper(kernel: Any, types: dict[str, str], constants: dict[str, 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = kernel.fn  # below the autotuner
-    constants = {**constants, "PROGRAMS_PER_SM": 1}
+    function = kernel.fn if hasattr(kernel, "configs") else kernel  # below the autotuner
+    constants = {
+        name: value for name, value in {**constants, "PROGRAMS_PER_SM": 1}.items() if name in function.arg_names
+    }
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     source = ASTSource(function, signature, constants)
     options = {"num_warps": warps, "num_stages": 2 if warps < 16 else 1}
@@ -102,6 +105,56 @@ def test_hadamard(k: int, powers: int, warps: int) -> None:
         compiled = compile_for_hopper(kernels.hadamard_tile_kernel, types, constants, warps)
     assert compiled.metadata.shared <= SHARED_BYTES
     assert "wgmma" in compiled.asm["ptx"], "products do not use Hopper's wide instructions"
+
+
+@pytest.mark.parametrize(
+    ("group", "head_dim", "nibbles", "zero"),
+    [(4, 128, "bf16", True), (1, 64, "fp16", False), (8, 32, "fp32", True)],
+    ids=["bf16", "fp16", "fp32"],
+)
+def test_kv4_attention(group: int, head_dim: int, nibbles: str, zero: bool) -> None:
+    import triton.language as tl
+
+    from sq.kernels.kv4_attention.triton import kv4_attention_kernel
+
+    types = dict.fromkeys(("p_k", "p_v", "p_k_zero", "p_v_zero"), "*u8")
+    types |= dict.fromkeys(("p_k_scale", "p_v_scale", "p_o", "p_lse"), "*fp32")
+    types |= {"p_q": f"*{nibbles}", "p_starts": "*i64", "p_lengths": "*i32", "softmax_scale": "fp32"}
+    half = nibbles != "fp32"
+    compute = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[nibbles]
+    constants: dict[str, Any] = {"KV_HEADS": 8, "GROUP": group, "BLOCK_G": 16, "D": head_dim, "SPLITS": 3}
+    constants |= {"ZERO": 0.0 if zero else 7.5, "HAS_ZERO": zero, "HAS_STARTS": zero, "NIBBLES": nibbles, "ASM": half}
+    constants |= {"COMPUTE": compute, "COMPUTE_V": tl.bfloat16 if half else tl.float32, "BLOCK_S": 64}
+    compiled = compile_for_hopper(kv4_attention_kernel, types, constants, warps=4)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    assert ("prmt.b32" in compiled.asm["ptx"] and "mma.sync" in compiled.asm["ptx"]) or not half
+
+
+def test_kv4_cache_and_second_pass() -> None:
+    from sq.kernels.kv4_attention.triton import kv4_combine_kernel
+    from sq.kernels.kv4_attention.triton_append import kv4_append_kernel
+
+    types = {"p_k": "*bf16", "p_v": "*bf16", "p_positions": "*i64", "p_clips": "*fp32", "p_part": "*fp32"}
+    types |= {f"p_{side}_{part}": "*fp32" if part == "scale" else "*u8" for side in "kv" for part in PARTS}
+    types |= {"p_lse": "*fp32", "p_o": "*bf16"}
+    constants: dict[str, Any] = {"KV_HEADS": 8, "D": 128, "BLOCK_H": 64, "SCHEME": "asymmetric", "CANDIDATES": 2}
+    compile_for_hopper(kv4_append_kernel, types, constants, warps=1)
+    constants = {"SPLITS": 5, "BLOCK_SPLITS": 8, "D": 128, "BLOCK_D": 128}
+    compile_for_hopper(kv4_combine_kernel, types, constants, warps=4)
+
+
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 32), (4, 128), (16, 256), (128, 128)], ids=str)
+def test_pruned_launches_of_attention_fit_an_sm(group: int, head_dim: int) -> None:
+    """Sums and scores in registers, two packed tiles a stage in shared memory, by hand."""
+    from sq.kernels.kv4_attention.triton import configs, prune
+
+    block_g = power_of_two_from(group, 16)
+    kept = prune(configs(), {}, BLOCK_G=block_g, D=head_dim)
+    assert kept
+    for config in kept:
+        block, threads = config.kwargs["BLOCK_S"], 32 * config.num_warps
+        assert block_g * (head_dim + block) / threads <= 128 or len(kept) == 1
+        assert 2 * config.num_stages * block * head_dim / 2 <= SHARED_BYTES
 
 
 def test_a_new_token_count_of_the_same_bucket_needs_no_tuning() -> None:

@@ -1,0 +1,223 @@
+"""Decode attention over an int4 KV cache, and the cache; derivation in README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, picks_triton
+from ..rotate_quantize.reference import Scheme
+from .cache import Kv4Cache, Kv4Side, append_reference, dequantized, kv4_cache
+from .partials import Kv4Partials, kv4_partials, split_count
+from .reference import kv4_attention_reference
+
+__all__ = [
+    "Kv4Cache",
+    "Kv4Partials",
+    "Kv4Side",
+    "Scheme",
+    "dequantized",
+    "kv4_append",
+    "kv4_attention",
+    "kv4_attention_reference",
+    "kv4_cache",
+    "kv4_partials",
+]
+
+_HEAD_DIMS = (32, 64, 128, 256)
+_LARGEST_GROUP = 128
+
+
+@torch.no_grad()
+def kv4_attention(
+    q: Tensor,
+    cache: Kv4Cache,
+    lengths: Tensor,
+    *,
+    starts: Tensor | None = None,
+    scale: float | None = None,
+    out: Tensor | None = None,
+    partials: Kv4Partials | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """softmax(scale q K^T) V for one new token a row, over the row's cached positions.
+
+    Query head h reads KV head h // (H / H_kv), and the query heads of a KV head share its loads. A transform of keys
+    belongs on q before the call.
+
+    Args:
+        q: (B, H, D), floating point, behind RoPE.
+        cache: keys and values in 4 bits, the new token's own included (kv4_append).
+        lengths: (B,), int32 or int64 on q's device: positions below it are seen. Read on the device, so that a CUDA
+            graph captured at one length serves all.
+        starts: (B,) likewise: positions below it are not seen (left padding, a sliding window); None for 0.
+        scale: of the scores; 1 / sqrt(D) by default.
+        out: (B, H, D) of q's dtype, contiguous, written and returned if given.
+        partials: buffers of the first pass (kv4_partials), which also say into how many parts positions are split;
+            None chooses and allocates.
+        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes head_dim 32, 64, 128 or
+            256 and up to 128 query heads a KV head; "auto" takes torch for others.
+
+    Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that held NaN
+    or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other, or backend="triton" where it cannot run.
+    """
+    _check_cache(cache, q.device)
+    kv_heads, _, head_dim = _cache_sizes(cache)
+    if q.dim() != 3 or not q.is_floating_point() or q.shape[2] != head_dim or q.shape[1] % kv_heads:
+        raise ValueError(
+            f"q is {q.dtype} {tuple(q.shape)}; it must be floating-point (B, H, {head_dim}) with H a multiple of the "
+            f"cache's {kv_heads} KV heads: one token a row"
+        )
+    batch, heads = q.shape[:2]
+    _check_batch(cache, batch, {"lengths": lengths, "starts": starts}, q.device)
+    if out is not None and (
+        (out.shape, out.dtype, out.device) != (q.shape, q.dtype, q.device) or not out.is_contiguous()
+    ):
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; "
+            f"it must be {q.dtype} {tuple(q.shape)} on {q.device} and contiguous"
+        )
+    if partials is not None:
+        _check_partials(partials, q)
+    scale = head_dim**-0.5 if scale is None else scale
+    triton = picks_triton(backend, q, _obstacle(head_dim, heads // kv_heads))
+    if q.numel() == 0:
+        return torch.empty_like(q) if out is None else out
+    if not triton:
+        y = kv4_attention_reference(q, cache, lengths, starts, scale).to(q.dtype)
+        return y if out is None else out.copy_(y)
+
+    from .triton import launch
+
+    if partials is None:
+        splits = split_count(batch * kv_heads, cache.keys.scale.shape[2], q.device)
+    else:
+        splits = partials.lse.shape[-1]
+    if splits > 1 and partials is None:
+        partials = kv4_partials(q, splits)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    launch(q, cache, lengths, starts, scale, partials if splits > 1 else None, out)
+    return out
+
+
+@torch.no_grad()
+def kv4_append(
+    cache: Kv4Cache,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    *,
+    clip: float | Sequence[float] = 1.0,
+    backend: Backend = "auto",
+) -> None:
+    """Quantize the keys and values of new tokens, each head's features on a grid of their own, into the cache.
+
+    Args:
+        cache: written at positions[b]..positions[b] + N - 1 of row b, nowhere else.
+        k, v: (B, H_kv, N, D) of one dtype, floating point, any strides; keys behind RoPE and their transform.
+        positions: (B,), int32 or int64 on k's device. On a GPU, where checking would wait for it, a token whose
+            position lies outside the cache is dropped.
+        clip: factor on the range in (0, 1], or candidates of which each token and head takes the one of least squared
+            error.
+        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other, a clip outside (0, 1], a position outside the
+            cache (CPU), or backend="triton" where it cannot run.
+    """
+    clips = (float(clip),) if isinstance(clip, (int, float)) else tuple(float(c) for c in clip)
+    if not clips or not all(0 < c <= 1 for c in clips):
+        raise ValueError(f"clip is {list(clips)}; use a number in (0, 1] or a non-empty list of them")
+    _check_cache(cache, k.device)
+    kv_heads, capacity, head_dim = _cache_sizes(cache)
+    expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)
+    for name, x in (("k", k), ("v", v)):
+        if tuple(x.shape) != expected or not x.is_floating_point() or (x.dtype, x.device) != (k.dtype, k.device):
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; k and v must be (B, H_kv, N, D) = {expected} of "
+                f"one floating dtype on {k.device}"
+            )
+    _check_batch(cache, len(k), {"positions": positions}, k.device)
+    triton = picks_triton(backend, k, None)
+    if k.numel() == 0:
+        return
+    if k.device.type == "cpu" and (int(positions.min()) < 0 or int(positions.max()) + k.shape[2] > capacity):
+        raise ValueError(
+            f"{k.shape[2]} tokens at positions {positions.tolist()} leave the cache, which holds {capacity}; "
+            "make it larger with kv4_cache"
+        )
+    if triton:
+        from .triton_append import launch
+
+        launch(cache, k, v, positions, clips)
+    else:
+        for side, x in ((cache.keys, k), (cache.values, v)):
+            append_reference(side, cache.scheme, x, positions, clips)
+
+
+def _obstacle(head_dim: int, group: int) -> str | None:
+    if head_dim not in _HEAD_DIMS:
+        return f"it takes a head_dim of {', '.join(map(str, _HEAD_DIMS))}, not {head_dim}"
+    if group > _LARGEST_GROUP:
+        return f"{group} query heads share a KV head, and it takes up to {_LARGEST_GROUP}"
+    return None
+
+
+def _cache_sizes(cache: Kv4Cache) -> tuple[int, int, int]:
+    """(H_kv, S, D)."""
+    _, kv_heads, capacity, half = cache.keys.codes.shape
+    return kv_heads, capacity, 2 * half
+
+
+def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
+    shape = tuple(cache.keys.codes.shape)
+    if len(shape) != 4:
+        raise ValueError(f"cache.keys.codes has shape {shape}; it must be (B, H_kv, S, D / 2)")
+    zeros = cache.scheme == "asymmetric"
+    for name, side in (("keys", cache.keys), ("values", cache.values)):
+        for part, tensor in zip(side._fields, side, strict=True):
+            if tensor is None and part == "zero" and not zeros:
+                continue
+            dtype = torch.float32 if part == "scale" else torch.uint8
+            expected = shape if part == "codes" else shape[:3]
+            if (
+                tensor is None
+                or (part == "zero" and not zeros)
+                or (tuple(tensor.shape), tensor.dtype, tensor.device) != (expected, dtype, device)
+                or not tensor.is_contiguous()
+            ):
+                got = "None" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+                raise ValueError(
+                    f"cache.{name}.{part} is {got}; for the {cache.scheme} scheme it must be "
+                    f"{'None' if part == 'zero' and not zeros else f'{dtype} {expected} on {device}, contiguous'}"
+                )
+
+
+def _check_batch(cache: Kv4Cache, batch: int, indices: dict[str, Tensor | None], device: torch.device) -> None:
+    if cache.keys.codes.shape[0] != batch:
+        raise ValueError(f"the cache holds {cache.keys.codes.shape[0]} rows and {batch} are asked for")
+    for name, index in indices.items():
+        if index is None:
+            continue
+        if index.shape != (batch,) or index.dtype not in (torch.int32, torch.int64) or index.device != device:
+            raise ValueError(
+                f"{name} is {index.dtype} {tuple(index.shape)} on {index.device}; it must be int32 or int64 ({batch},) "
+                f"on {device}"
+            )
+
+
+def _check_partials(partials: Kv4Partials, q: Tensor) -> None:
+    splits = partials.lse.shape[-1] if partials.lse.dim() == 3 else 0
+    batch, heads, head_dim = q.shape
+    shapes = {"values": (batch, heads, splits, head_dim), "lse": (batch, heads, splits)}
+    for (name, shape), tensor in zip(shapes.items(), partials, strict=True):
+        if splits < 1 or (tuple(tensor.shape), tensor.dtype, tensor.device) != (shape, torch.float32, q.device):
+            raise ValueError(
+                f"partials.{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
+                "make the buffers with kv4_partials(q, splits)"
+            )

@@ -1,0 +1,86 @@
+"""The int4 KV cache: arrays, levels, and torch's way to write and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rotate_quantize.reference import Scheme, pack_nibbles, quantize
+
+# Stored codes are unsigned, u in 0..15: value = (u - zero) scale. Signed codes q are stored as u = q + 8.
+CONSTANT_ZERO: dict[Scheme, float] = {"symmetric": 8.0, "midrise": 7.5, "asymmetric": 0.0}
+
+
+class Kv4Side(NamedTuple):
+    """Keys or values: B rows of a batch, H_kv heads, S positions, D features of a head; all contiguous.
+
+    Attributes:
+        codes: uint8 (B, H_kv, S, D / 2): u of feature 2j in the low nibble of byte j, of 2j + 1 in the high one.
+        scale: float32 (B, H_kv, S); NaN where the token held NaN or inf.
+        zero: uint8 (B, H_kv, S) for asymmetric, else None.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+class Kv4Cache(NamedTuple):
+    """Keys and values in 4 bits, with a grid for each token and head.
+
+    The value of a stored code u in 0..15 is (u - z) s, with z the token's zero (asymmetric), 8 (symmetric) or 7.5
+    (midrise): the grids of sq/quant/grid.py with signed codes raised by 8.
+    """
+
+    keys: Kv4Side
+    values: Kv4Side
+    scheme: Scheme
+
+
+def kv4_cache(
+    batch: int, kv_heads: int, capacity: int, head_dim: int, scheme: Scheme = "asymmetric", device: str = "cpu"
+) -> Kv4Cache:
+    """An empty cache: 2 H_kv (D / 2 + 4) bytes a position, 2 H_kv more for asymmetric.
+
+    Raises:
+        ValueError: an unknown scheme, a size below 1 or an odd head_dim.
+    """
+    if scheme not in CONSTANT_ZERO:
+        raise ValueError(f"scheme is {scheme!r}; use one of {', '.join(CONSTANT_ZERO)}")
+    if min(batch, kv_heads, capacity, head_dim) < 1 or head_dim % 2:
+        raise ValueError(
+            f"kv4_cache got batch={batch}, kv_heads={kv_heads}, capacity={capacity}, head_dim={head_dim}; "
+            "sizes are at least 1 and head_dim is even, since two codes share a byte"
+        )
+
+    def side() -> Kv4Side:
+        shape = (batch, kv_heads, capacity)
+        return Kv4Side(
+            torch.zeros((*shape, head_dim // 2), dtype=torch.uint8, device=device),
+            torch.zeros(shape, dtype=torch.float32, device=device),
+            torch.zeros(shape, dtype=torch.uint8, device=device) if scheme == "asymmetric" else None,
+        )
+
+    return Kv4Cache(side(), side(), scheme)
+
+
+def dequantized(side: Kv4Side, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values (B, H_kv, S, D) of a side's codes, computed in `dtype`."""
+    codes = torch.stack((side.codes & 15, side.codes >> 4), dim=-1).flatten(-2).to(dtype)
+    zero = CONSTANT_ZERO[scheme] if side.zero is None else side.zero.to(dtype).unsqueeze(-1)
+    return codes.sub_(zero).mul_(side.scale.to(dtype).unsqueeze(-1))
+
+
+def append_reference(side: Kv4Side, scheme: Scheme, x: Tensor, positions: Tensor, clips: Sequence[float]) -> None:
+    """Quantize x (B, H_kv, N, D) in float32 and write token i of row b to position positions[b] + i."""
+    codes, scale, zero = quantize(x.float(), scheme, clips)
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    columns = positions.to(torch.int64)[:, None] + torch.arange(x.shape[2], device=x.device)  # [B, N]
+    signed = scheme != "asymmetric"
+    side.codes[rows, :, columns] = pack_nibbles(codes + 8 if signed else codes).transpose(1, 2)
+    side.scale[rows, :, columns] = scale.squeeze(-1).transpose(1, 2)
+    if side.zero is not None:
+        side.zero[rows, :, columns] = zero.squeeze(-1).to(torch.uint8).transpose(1, 2)

@@ -1,0 +1,47 @@
+"""Decode attention over the int4 cache in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .cache import Kv4Cache, Kv4Side, dequantized
+
+
+def kv4_attention_reference(
+    q: Tensor,
+    cache: Kv4Cache,
+    lengths: Tensor,
+    starts: Tensor | None,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """softmax(scale q K^T) V of each query head over positions starts[b]..lengths[b] - 1, (B, H, D) in `dtype`.
+
+    Args:
+        q: (B, H, D); head h reads KV head h // (H / H_kv).
+        lengths, starts: (B,), integers; None starts at 0. A row without positions yields zeros.
+    """
+    batch, heads, head_dim = q.shape
+    kv_heads = cache.keys.scale.shape[1]
+    last = lengths.max() if q.device.type == "cpu" else cache.keys.scale.shape[2]  # a GPU would be waited for
+    keys, values = (
+        dequantized(
+            Kv4Side(
+                side.codes[:, :, :last], side.scale[:, :, :last], None if side.zero is None else side.zero[:, :, :last]
+            ),
+            cache.scheme,
+            dtype,
+        )
+        for side in (cache.keys, cache.values)
+    )
+    position = torch.arange(keys.shape[2], device=q.device)
+    seen = position < lengths[:, None]
+    if starts is not None:
+        seen = seen & (position >= starts[:, None])
+    seen = seen[:, None, None, :]  # [B, 1, 1, S]
+    scores = q.to(dtype).view(batch, kv_heads, -1, head_dim) @ keys.transpose(-1, -2) * scale
+    scores = scores.masked_fill(~seen, -torch.inf)
+    # what is not seen may hold anything, NaN included, and a row may see nothing
+    weights = torch.where(seen.any(-1, keepdim=True), torch.softmax(scores, dim=-1), 0)
+    return (weights @ values.masked_fill(~seen.transpose(-1, -2), 0)).view(batch, heads, head_dim)
