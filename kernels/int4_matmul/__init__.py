@@ -1,0 +1,198 @@
+"""Products of packed 4-bit weights and quantized activations; derivation in README.md."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, picks_triton
+from ..rotate_quantize import PackedActivations
+from ..rotate_quantize.reference import Scheme
+from .blocked import int4_matmul_blocked
+from .planes import int8_planes
+from .reference import int4_matmul_reference
+from .tiles import DECODE_TOKENS, LARGEST_SUM
+from .weight import PackedWeight, weight_sums
+
+__all__ = ["Form", "PackedWeight", "int4_matmul", "int4_matmul_reference", "int8_planes", "weight_sums"]
+
+Form = Literal["auto", "prefill", "decode"]
+
+_OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
+_LARGEST_D_IN = LARGEST_SUM // 2**14 - 1  # even
+
+
+@torch.no_grad()
+def int4_matmul(
+    x: PackedActivations,
+    w: PackedWeight,
+    *,
+    x_scheme: Scheme = "symmetric",
+    w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+    form: Form = "auto",
+    backend: Backend = "auto",
+) -> Tensor:
+    """y = X W^T + bias + residual for X and W that stand for codes, summed in integers.
+
+    With values (q - z) s of symmetric (z = 0) and asymmetric codes and (q + 1/2) s of mid-rise ones,
+    y_to = s_t s_o (sum_k q_tk p_ok - z_o sum_k q_tk - z_t sum_k (p_ok - z_o)) + bias_o + residual_to.
+    The first sum is int32 and exact; the rest is float32, rounded to the output's dtype once.
+
+    Args:
+        x: of tokens (...), as `rotate_quantize` writes them: codes uint8 (..., d_in / 2), or int8 (..., d_in) or
+            (..., 2, d_in / 2), which saves unpacking them; scale (..., 1); zero (..., 1) for asymmetric, else None.
+            Symmetric int8 codes may take all 8 bits, others 4. The Triton kernel rearranges int8 (..., d_in) first.
+        w: see PackedWeight. A scale of NaN makes its token (its output feature) NaN.
+        bias: (d_out,), any floating dtype.
+        residual: (..., d_out), any floating dtype.
+        dtype: of the result without `out`: bfloat16, float16 or float32.
+        out: (..., d_out), contiguous, written and returned; not the residual, since tuning runs a kernel repeatedly.
+            With it, and after a first call that tunes, a CUDA graph can capture the call; graphs of one device that
+            hold decode calls must not run at the same time.
+        form: "prefill" | "decode" | "auto", of the Triton kernel; "auto" is decode up to 64 tokens, all that it takes.
+        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, zeros or sums that do not fit together, groups that d_in does not hold or
+            of an odd size, d_in beyond 131,070, an unknown scheme, form or backend, or backend="triton" where it cannot
+            run.
+    """
+    tokens = x.scale.shape[:-1]
+    d_out, d_in = len(w.codes), 2 * w.codes.shape[-1]
+    _check_weight(w, w_scheme)
+    _check_activations(x, x_scheme, w)
+    if form not in get_args(Form):
+        raise ValueError(f"form is {form!r}; use one of {', '.join(get_args(Form))}")
+    count = tokens.numel()
+    if form == "decode" and count > DECODE_TOKENS:
+        raise ValueError(f'form="decode" got {count} tokens; it takes up to {DECODE_TOKENS}, form="prefill" any number')
+    out = _checked_output((*tokens, d_out), w.codes.device, dtype, out, bias, residual)
+    triton = picks_triton(backend, x.scale, _obstacle(x, w, x_scheme))
+    if out.numel() == 0:
+        return out
+
+    codes = x.codes
+    if codes.dtype == torch.uint8:
+        codes = codes.reshape(count, d_in // 2)
+    elif codes.shape == (*tokens, d_in):
+        codes = codes.reshape(count, d_in // 2, 2).transpose(1, 2).contiguous()
+    else:
+        codes = codes.reshape(count, 2, d_in // 2)
+    zero = None if x.zero is None else x.zero.reshape(count, 1)
+    rows = PackedActivations(codes, x.scale.reshape(count, 1), zero)
+    others = None if residual is None else residual.reshape(count, d_out)
+    if triton:
+        from .launch import launch
+
+        decode = form == "decode" or (form == "auto" and count <= DECODE_TOKENS)
+        launch(rows, w, x_scheme, w_scheme, bias, others, out.view(count, d_out), decode)
+    else:
+        int4_matmul_blocked(rows, w, x_scheme, w_scheme, bias, others, out.view(count, d_out))
+    return out
+
+
+def _obstacle(x: PackedActivations, w: PackedWeight, x_scheme: Scheme) -> str | None:
+    """Why the kernel does not take these, or None."""
+    if w.codes.dtype != torch.uint8:
+        return "it takes packed weights, not int8 ones"
+    if x.codes.dtype == torch.int8 and x_scheme == "midrise" and w.sums is None:
+        return "mid-rise activations in int8 need the sums of the weight (w.sums = weight_sums(w, w_scheme))"
+    return None
+
+
+def _check_weight(w: PackedWeight, scheme: str) -> None:
+    if scheme not in get_args(Scheme):
+        raise ValueError(f"w_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
+    packed = w.codes.dtype == torch.uint8 and w.codes.dim() == 2
+    planes = w.codes.dtype == torch.int8 and w.codes.dim() == 3 and w.codes.shape[1] == 2
+    if not (packed or planes) or w.codes.shape[-1] == 0:
+        raise ValueError(
+            f"w.codes is {w.codes.dtype} {tuple(w.codes.shape)}; it must be uint8 (d_out, d_in / 2), two codes a byte, "
+            "or int8 (d_out, 2, d_in / 2) of int8_planes, with an even d_in > 0"
+        )
+    d_out, d_in = len(w.codes), 2 * w.codes.shape[-1]
+    if d_in > _LARGEST_D_IN:
+        raise ValueError(f"d_in is {d_in}; int32 sums are exact up to {_LARGEST_D_IN}: split the features")
+    groups = w.scale.shape[1] if w.scale.dim() == 2 else 0
+    if groups == 0 or w.scale.shape[0] != d_out or d_in % groups or (d_in // groups) % 2:
+        raise ValueError(
+            f"w.scale is {tuple(w.scale.shape)}; it must be ({d_out}, G) with groups of an even number d_in / G of "
+            f"features, d_in = {d_in}"
+        )
+    _check_zero("w", w.zero, w.scale, scheme)
+    if w.sums is not None and (w.sums.shape != (d_out,) or w.sums.dtype != torch.float32):
+        raise ValueError(
+            f"w.sums is {w.sums.dtype} {tuple(w.sums.shape)}; it must be float32 {(d_out,)} of weight_sums"
+        )
+
+
+def _check_activations(x: PackedActivations, scheme: str, w: PackedWeight) -> None:
+    if scheme not in get_args(Scheme):
+        raise ValueError(f"x_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
+    tokens, d_in = x.scale.shape[:-1], 2 * w.codes.shape[-1]
+    if x.scale.dim() == 0 or x.scale.shape[-1] != 1 or not x.scale.is_floating_point():
+        raise ValueError(f"x.scale is {x.scale.dtype} {tuple(x.scale.shape)}; it must be floating-point (..., 1)")
+    shapes = {torch.uint8: [(*tokens, d_in // 2)], torch.int8: [(*tokens, d_in), (*tokens, 2, d_in // 2)]}
+    if tuple(x.codes.shape) not in shapes.get(x.codes.dtype, []):
+        raise ValueError(
+            f"x.codes is {x.codes.dtype} {tuple(x.codes.shape)}; for d_in = {d_in} and a scale of "
+            f"{tuple(x.scale.shape)} it must be uint8 {(*tokens, d_in // 2)}, two codes a byte, or int8 "
+            f"{(*tokens, d_in)} or {(*tokens, 2, d_in // 2)}"
+        )
+    _check_zero("x", x.zero, x.scale, scheme)
+    if x.zero is not None and w.sums is None:
+        raise ValueError("activations with zeros need w.sums; compute weight_sums(w, w_scheme) once")
+    for name, tensor in (("x.codes", x.codes), ("x.scale", x.scale), ("w.scale", w.scale), ("w.sums", w.sums)):
+        if tensor is not None and tensor.device != w.codes.device:
+            raise ValueError(f"{name} is on {tensor.device} and w.codes on {w.codes.device}; use one device")
+
+
+def _check_zero(name: str, zero: Tensor | None, scale: Tensor, scheme: str) -> None:
+    if (zero is not None) != (scheme == "asymmetric"):
+        raise ValueError(
+            f"{name}.zero is {'given' if zero is not None else 'None'} for {name}_scheme={scheme!r}; asymmetric codes "
+            "have one, others none"
+        )
+    if zero is not None and (zero.shape != scale.shape or zero.device != scale.device):
+        raise ValueError(
+            f"{name}.zero is {tuple(zero.shape)} on {zero.device}; it must be as {name}.scale, "
+            f"{tuple(scale.shape)} on {scale.device}"
+        )
+
+
+def _checked_output(
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    out: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """What is written; bias and residual checked as well."""
+    for name, tensor, want in (("bias", bias, shape[-1:]), ("residual", residual, shape)):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != want or tensor.device != device or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; it must be floating-point {want} "
+                f"on {device}"
+            )
+    dtype = dtype if out is None else out.dtype
+    if dtype not in _OUTPUTS:
+        raise ValueError(f"the output is {dtype}; use one of {', '.join(map(str, _OUTPUTS))}")
+    if out is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    if tuple(out.shape) != shape or out.device != device or not out.is_contiguous():
+        raise ValueError(
+            f"out is {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; it must be {shape} on "
+            f"{device} and contiguous"
+        )
+    if residual is not None and out.data_ptr() == residual.data_ptr() and out.numel():
+        raise ValueError("out is the residual; use another buffer: tuning runs a kernel repeatedly")
+    return out

@@ -1,0 +1,58 @@
+"""int4_matmul as it is defined: levels times scales, one dense product, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..rotate_quantize import PackedActivations
+from ..rotate_quantize.reference import Scheme
+from .weight import PackedWeight
+
+
+def int4_matmul_reference(
+    x: PackedActivations,
+    w: PackedWeight,
+    *,
+    x_scheme: Scheme = "symmetric",
+    w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """y = X W^T + bias + residual of the decoded matrices, (..., d_out), arguments as for `int4_matmul`.
+
+    Args:
+        dtype: of the arithmetic and of the result.
+    """
+    d_in = 2 * w.codes.shape[-1]
+    tokens = x.scale.shape[:-1]
+    weight = _decoded(w.codes, w.scale, w.zero, w_scheme, (len(w.codes), d_in), dtype)
+    values = _decoded(x.codes, x.scale, x.zero, x_scheme, (*tokens, d_in), dtype)
+    y = values @ weight.T
+    if bias is not None:
+        y += bias.to(dtype)
+    if residual is not None:
+        y += residual.to(dtype)
+    return y
+
+
+def _decoded(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """(q - z) s, or (q + 1/2) s, of codes in any container; scale (..., G) covers consecutive groups of features."""
+    if codes.dtype == torch.uint8:
+        nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+        levels = nibbles.to(dtype)
+        if scheme != "asymmetric":
+            levels = torch.where(nibbles > 7, levels - 16, levels)
+    elif codes.shape != shape:  # in planes
+        levels = codes.transpose(-1, -2).reshape(shape).to(dtype)
+    else:
+        levels = codes.to(dtype)
+    if scheme == "midrise":
+        levels = levels + 0.5
+    levels = levels.reshape(*shape[:-1], scale.shape[-1], -1)  # [..., G, d_in / G]
+    if zero is not None:
+        levels = levels - zero.to(dtype).unsqueeze(-1)
+    return (levels * scale.to(dtype).unsqueeze(-1)).reshape(shape)

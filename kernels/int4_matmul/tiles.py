@@ -1,0 +1,148 @@
+"""Launches of the kernels that are worth a try for a shape. Imports no Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import power_of_two_from
+
+DECODE_TOKENS = 64  # up to these the time is that of reading the weights
+LARGEST_SUM = 2**31 - 1  # of int32 accumulators, whose products reach 2^14: both nibbles count in sixteenths
+LARGEST_SPLIT_ROWS = 1024  # blocks of output features that may be split: each has a counter
+_REGISTERS, _THREADS, _SHARED_BYTES = 65536, 2048, 227 * 1024  # of a Hopper SM
+_LARGEST_ACCUMULATOR = 128  # 32-bit registers of a thread, of 255
+_LEAST_DEPTH = 32  # bytes of a row that a tensor-core product of int8 takes
+
+
+class Launch(NamedTuple):
+    """Tile of output features, tokens and bytes of a row; parts that a row is split in; the rest as in Triton."""
+
+    block_o: int
+    block_t: int
+    block_d: int
+    split: int
+    programs_per_sm: int
+    warps: int
+    stages: int
+
+
+class Shape(NamedTuple):
+    """What decides which launches fit.
+
+    Attributes:
+        tokens: T, rounded up to a power of two.
+        group_bytes: bytes of a row that share a scale.
+        x_packed: activations are packed too.
+        float_sums: sums of products are added in float32: a second accumulator.
+    """
+
+    d_out: int
+    row_bytes: int
+    group_bytes: int
+    tokens: int
+    x_packed: bool
+    float_sums: bool
+
+
+PREFILL = [
+    Launch(block_o, block_t, block_d, 1, programs, warps, stages)
+    for block_o, block_t, warps in (
+        (128, 256, 8),
+        (256, 128, 8),
+        (128, 128, 8),
+        (128, 128, 4),
+        (64, 256, 4),
+        (128, 64, 4),
+        (64, 64, 4),
+    )
+    for block_d in (32, 64, 128)
+    for stages in (3, 4)
+    for programs in (1, 2)
+]
+DECODE = [
+    Launch(block_o, block_t, block_d, split, 1, warps, stages)
+    for block_t in (16, 32, 64)
+    for block_o, warps in ((16, 2), (32, 2), (64, 4), (128, 4), (128, 8))
+    for block_d in (32, 64, 128, 256)
+    for split in (1, 2, 4, 8, 16)
+    for stages in (3, 5)
+]
+# The interpreter takes the first that fits: small tiles, so that small shapes have several, and a split of long rows.
+INTERPRETED_PREFILL = [Launch(32, 16, 32, 1, 1, 4, 1)]
+INTERPRETED_DECODE = [Launch(32, block_t, 32, split, 1, 4, 1) for block_t in (16, 32, 64) for split in (3, 1)]
+
+
+def decode_tokens(tokens: int) -> int:
+    """BLOCK_T of the decode form."""
+    return power_of_two_from(tokens, least=16)
+
+
+def prefill_launches(shape: Shape, sms: int, interpreted: bool = False) -> list[Launch]:
+    """Launches that fit an SM; of these, those that keep all SMs busy, as far as any do. Never empty."""
+    if interpreted:
+        return INTERPRETED_PREFILL
+    fitting = _deep([launch for launch in PREFILL if _fits(launch, shape)])
+    tiles = {launch: _tiles(launch, shape) for launch in fitting}
+    enough = min(sms, max(tiles.values()))
+    return [launch for launch in fitting if tiles[launch] >= enough]
+
+
+def decode_launches(shape: Shape, sms: int, interpreted: bool = False) -> list[Launch]:
+    """Launches with one to four programs an SM, as far as any have, and several blocks to each. Never empty."""
+    known = INTERPRETED_DECODE if interpreted else DECODE
+    candidates = [launch for launch in known if launch.block_t == shape.tokens]
+    if interpreted:
+        return [launch for launch in candidates if launch.split <= _blocks(launch, shape)]
+    fitting = _deep([launch for launch in candidates if _fits(launch, shape)])
+    programs = {launch: _tiles(launch, shape) * launch.split for launch in fitting}
+    enough = min(sms, max(programs.values()))
+    limit = max(4 * sms, min(count for count in programs.values() if count >= enough))
+    return [launch for launch in fitting if enough <= programs[launch] <= limit]
+
+
+def workspace_entries(launches: list[Launch], d_out: int) -> int:
+    """32-bit partial sums of the largest of these launches; 0 if none splits."""
+    return max(
+        (-(-d_out // item.block_o) * item.block_o * item.block_t * item.split for item in launches if item.split > 1),
+        default=0,
+    )
+
+
+def _deep(launches: list[Launch]) -> list[Launch]:
+    """Those with the two largest depths: shallower ones only wait more often."""
+    deepest = max(launch.block_d for launch in launches)
+    return [launch for launch in launches if 2 * launch.block_d >= deepest]
+
+
+def _tiles(launch: Launch, shape: Shape) -> int:
+    return -(-shape.d_out // launch.block_o) * -(-shape.tokens // launch.block_t)
+
+
+def _blocks(launch: Launch, shape: Shape) -> int:
+    """Of a row."""
+    return shape.row_bytes // shape.group_bytes * -(-shape.group_bytes // launch.block_d)
+
+
+def _fits(launch: Launch, shape: Shape) -> bool:
+    block_d, threads = launch.block_d, 32 * launch.warps
+    # a block within a group; one that divides it needs no mask
+    divides = shape.group_bytes % block_d == 0
+    odd = shape.group_bytes % _LEAST_DEPTH != 0
+    if not divides and not (odd and block_d <= power_of_two_from(shape.group_bytes, _LEAST_DEPTH)):
+        return False
+    accumulator = launch.block_o * launch.block_t // threads * (2 if shape.float_sums else 1)
+    stage = block_d * (launch.block_o + launch.block_t * (1 if shape.x_packed else 2))
+    shared = max(
+        launch.stages * stage + 2 * block_d * launch.block_t * shape.x_packed,
+        4 * launch.block_o * launch.block_t,  # the tile on its way to rows of tokens, at 4 bytes an entry
+    )
+    if launch.split > 1:
+        blocks = -(-_blocks(launch, shape) // launch.split)
+        if blocks < 2 or -(-shape.d_out // launch.block_o) > LARGEST_SPLIT_ROWS:
+            return False
+    return (
+        accumulator <= _LARGEST_ACCUMULATOR
+        and launch.programs_per_sm * threads <= _THREADS
+        and launch.programs_per_sm * threads * 2 * accumulator <= _REGISTERS
+        and launch.programs_per_sm * shared <= _SHARED_BYTES
+    )

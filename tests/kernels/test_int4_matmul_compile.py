@@ -1,0 +1,106 @@
+"""Both forms of int4_matmul compile for a Hopper GPU as they are meant to, which needs no GPU."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sq.kernels.backend import interpreted
+from sq.kernels.rotate_quantize.reference import Scheme
+
+SHARED_BYTES = 227 * 1024  # of an H100 or H200 block
+
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("triton") is None or find_spec("triton.backends.nvidia") is None,
+        reason="no Triton that compiles for NVIDIA GPUs",
+    ),
+    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if interpreted():
+        pytest.skip("with TRITON_INTERPRET set in this process there is nothing to compile")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def compile_for_hopper(
+    kernel: Any, block: tuple[int, int, int], warps: int, stages: int, schemes: tuple[Scheme, Scheme], **more: Any
+) -> Any:
+    """Of a layer 4096 x 4096; pointers and rows begin at multiples of 16 bytes, as torch's do."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sq.kernels.int4_matmul import launch
+
+    x_scheme, w_scheme = schemes
+    constants: dict[str, Any] = dict(zip(("BLOCK_O", "BLOCK_T", "BLOCK_D"), block, strict=True))
+    constants |= {"D_IN": 4096, "D_OUT": 4096, "GROUP_B": 2048, "X_PACKED": False, "X_FLIP": 0, "X_ASM": ""}
+    if more.get("X_PACKED"):
+        constants |= {"X_FLIP": launch._FLIP[x_scheme], "X_ASM": launch._unpacking(x_scheme)}
+    constants |= {"W_FLIP": launch._FLIP[w_scheme], "W_ASM": launch._unpacking(w_scheme), "UNIT": 1 / 16}
+    constants |= {"HAS_W_ZERO": w_scheme == "asymmetric", "HAS_X_ZERO": x_scheme == "asymmetric", "X_SHIFT": 0.0}
+    constants |= {"HAS_BIAS": False, "HAS_RESIDUAL": False, "PROGRAMS_PER_SM": 1, "TILES_PER_BAND": 8, **more}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {"p_w": "*i8", "p_x": "*i8", "p_bias": "*bf16", "p_residual": "*bf16", "p_y": "*bf16", "p_arrived": "*i32"}
+    types |= {"p_partial": "*fp32" if constants["HAS_W_ZERO"] or constants["GROUP_B"] < 2048 else "*i32"}
+    types |= {name: "*fp32" for name in kernel.arg_names if name.startswith("p_") and name not in types}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name.startswith("p_") or name == "stride_x"
+    }
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
+
+
+def assert_uses(compiled: Any, product: str) -> None:
+    """Products take int8, and their first operand, the unpacked weights, from registers."""
+    assert compiled.metadata.shared <= SHARED_BYTES
+    ptx = compiled.asm["ptx"]
+    products = re.findall(rf"{product}\S*\s*\{{[^}}]*\}},\s*(\S)", ptx)
+    assert products, f"no {product}"
+    assert set(products) == {"{"}, "the unpacked weights go through shared memory"
+    assert "cp.async.cg.shared.global" in ptx, "loads of 16 bytes do not run ahead"
+
+
+@pytest.mark.parametrize(
+    ("block", "warps", "schemes", "more"),
+    [
+        ((128, 256, 64), 8, ("symmetric", "midrise"), {}),
+        ((128, 128, 64), 8, ("asymmetric", "asymmetric"), {"HAS_BIAS": True, "HAS_RESIDUAL": True}),
+        ((128, 128, 64), 8, ("midrise", "midrise"), {"X_PACKED": True, "GROUP_B": 64}),
+    ],
+    ids=["per channel", "asymmetric", "packed, groups"],
+)
+def test_prefill(block: tuple[int, int, int], warps: int, schemes: tuple[Scheme, Scheme], more: dict[str, Any]) -> None:
+    from sq.kernels.int4_matmul.triton import prefill_kernel
+
+    assert_uses(compile_for_hopper(prefill_kernel, block, warps, 3, schemes, **more), r"wgmma\S*s32\.s8\.s8")
+
+
+@pytest.mark.parametrize(
+    ("block", "warps", "product", "more"),
+    [
+        ((64, 16, 256), 4, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 4}),
+        ((128, 64, 128), 8, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 8, "HAS_BIAS": True}),
+        ((16, 16, 256), 2, r"mma\.sync\S*s8\.s8", {"SPLIT": 1}),
+    ],
+    ids=["1 token", "64 tokens", "without a split"],
+)
+def test_decode(block: tuple[int, int, int], warps: int, product: str, more: dict[str, Any]) -> None:
+    from sq.kernels.int4_matmul.triton import decode_kernel
+
+    schemes: tuple[Scheme, Scheme] = ("midrise", "midrise")
+    compiled = compile_for_hopper(decode_kernel, block, warps, 3, schemes, X_PACKED=True, **more)
+    assert_uses(compiled, product)
+    counted = "atom.global.gpu.acq_rel.add" in compiled.asm["ptx"]
+    assert counted == (more["SPLIT"] > 1)
