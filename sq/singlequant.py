@@ -7,15 +7,16 @@ How this project reads what the abstract leaves open is derived in sq/rotation/R
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView, Method
+from sq.method import LayerPlan, LayerView, Method
 from sq.models.families import SITES, Geometry
+from sq.quant import shared_clip
 from sq.rotation import (
     Art,
     Compose,
@@ -42,7 +43,9 @@ from sq.site import SiteTransform, over_heads
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
+ClipChoice = Literal["run", "site"]
 Mixing = Literal["none", "block", "dense"]
+CLIP_TOKENS = 1024  # that a site's clip is chosen on
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
@@ -69,6 +72,8 @@ class SingleQuant(Method):
         sites: sites that are transformed.
         keys: "rotation" builds one a KV head for keys and queries after RoPE, "balance" puts a dense balance of the two
             in front of it, at the same cost online; "none" leaves them. Where keys or queries are quantized.
+        clip: "site" takes for each site the one activation clip of least squared error on its calibration tokens, which
+            costs nothing online; "run" leaves the clip that the run says.
         seed: of random stages.
 
     Raises:
@@ -91,6 +96,7 @@ class SingleQuant(Method):
     placement: Placement = "folded"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
+    clip: ClipChoice = "run"
     seed: int = 0
     fold_norms: ClassVar[bool] = True
 
@@ -101,7 +107,7 @@ class SingleQuant(Method):
             raise ValueError(
                 f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
             )
-        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform}
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "clip": ClipChoice}
         if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
             told = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
             raise ValueError(". ".join(told))
@@ -135,6 +141,21 @@ class SingleQuant(Method):
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Balance, then the rotation, at each of `sites`."""
         return {site: self._site(layer, site) for site in self.sites}
+
+    def plan(self, layer: LayerView) -> LayerPlan:
+        """Transforms, and the sites' clips where they are asked for."""
+        plan = super().plan(layer)
+        quantizer = None if layer.block is None else layer.block.recipe.activations
+        if self.clip == "run" or quantizer is None:
+            return plan
+        clips = {}
+        for site, found in layer.statistics.items():
+            if site in SITES:
+                tokens = found.tokens[:: -(-len(found.tokens) // CLIP_TOKENS)]
+                turned = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.geometry)
+                factor = shared_clip(turned, quantizer)
+                clips[site] = (factor, factor)
+        return replace(plan, activation_clips=clips)
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """One block a KV head, from its keys and the queries that meet them, online after RoPE."""

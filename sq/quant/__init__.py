@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sq.quant.activation import ActivationQuantizer, clip_candidates
+from sq.quant.activation import ActivationQuantizer, clip_candidates, shared_clip
 from sq.quant.gptq import gptq
 from sq.quant.grid import SCHEMES, Grid, Scheme, code_range, row_grid
 from sq.quant.hessian import HessianAccumulator, conjugate_hessian, inverse_factor
@@ -28,6 +28,7 @@ __all__ = [
     "packed_size",
     "row_grid",
     "rtn",
+    "shared_clip",
     "straight_through",
     "unpack",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.quant import SCHEMES, ActivationQuantizer, Scheme, clip_candidates, row_grid
+from sq.quant import SCHEMES, ActivationQuantizer, Scheme, clip_candidates, row_grid, shared_clip
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -146,3 +146,27 @@ def test_bad_arguments_are_named(arguments: dict[str, object], text: str) -> Non
 def test_a_group_that_does_not_divide_is_an_error() -> None:
     with pytest.raises(QuantizationError, match="5 does not divide the 12"):
         ActivationQuantizer(4, group_size=5)(tokens(2, 12))
+
+
+def test_shared_clip_is_the_candidate_of_least_relative_error() -> None:
+    """Against a loop over candidates and tokens; a loud token must not decide for all."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 32, generator=generator)
+    x[7] *= 1000
+    quantizer = ActivationQuantizer(4)
+    errors = {}
+    for clip in clip_candidates(4, 9):
+        rounded = ActivationQuantizer(4, clip=clip)(x)
+        errors[clip] = sum(float((rounded[t] - x[t]).square().mean() / x[t].square().mean()) for t in range(40))
+    assert shared_clip(x, quantizer) == min(errors, key=lambda clip: errors[clip])
+    assert shared_clip(x, quantizer) < 1
+
+
+def test_a_pair_of_clips_acts_on_the_two_ends() -> None:
+    """Asymmetric, one token: the grid spans [0.5 low, 0.75 high]."""
+    x = torch.tensor([[-4.0, -1.0, 0.5, 8.0]])
+    found = ActivationQuantizer(4, "asymmetric", clip=(0.5, 0.75))(x)
+    step = (6.0 + 2.0) / 15
+    zero = round(2.0 / step)
+    codes = [min(max(round(value / step) + zero, 0), 15) for value in x[0].tolist()]
+    torch.testing.assert_close(found, torch.tensor([[(code - zero) * step for code in codes]]))
