@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -31,7 +32,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
         return False
     if x.dtype not in _TRITON_DTYPES:
         obstacle = f"it computes in bfloat16, float16 and float32, not in {x.dtype}"
-    elif find_spec("triton") is None:
+    elif not _has_triton():
         obstacle = "Triton is not installed"
     elif x.device.type != "cuda" and not (interpreted() and backend == "triton"):
         obstacle = f"the tensor is on {x.device}, and Triton's interpreter is off (TRITON_INTERPRET=1 turns it on)"
@@ -40,6 +41,12 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
     if backend == "triton":
         raise ValueError(f'backend="triton" cannot run here: {obstacle}; use backend="torch" or "auto"')
     return False
+
+
+@cache
+def _has_triton() -> bool:
+    """Asked once: looking for a package costs half of a small call."""
+    return find_spec("triton") is not None
 
 
 def interpreted() -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sq.kernels.int4_matmul import PackedWeight, int4_matmul, weight_sums
+from sq.kernels.rotate_quantize import PackedActivations
 from sq.quant import ActivationQuantizer, QuantizedWeight, pack, unpack
 from sq.quant.grid import Scheme
 from sq.quant.integer import Integers, integer_linear
@@ -124,6 +126,7 @@ class PackedLinear(nn.Module):
             if meta
             else pack(weight.codes, weight.scheme != "asymmetric", weight.bits)
         )
+        self._sums: Tensor | None = None
         self.register_buffer("weight_packed", packed)
         self.register_buffer("weight_scale", weight.scale)
         self.register_buffer("weight_zero", weight.zero)
@@ -137,11 +140,30 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """quantize(x T) W^T + b, shape (..., d_out), dtype of x."""
-        weight = self.integer_weight()
-        if self.inputs.quantizer is None:
-            return torch.nn.functional.linear(self.inputs(x), weight.dequantize(x.dtype), self.bias)
-        y = integer_linear(self.inputs.integers(x), weight)
+        quantizer = self.inputs.quantizer
+        if quantizer is None:
+            weight = self.integer_weight().dequantize(x.dtype)
+            return torch.nn.functional.linear(self.inputs(x), weight, self.bias)
+        activations = self.inputs.integers(x)
+        if self._kernel_takes(quantizer, x.dtype):
+            return self._multiply(activations, x.dtype)
+        y = integer_linear(activations, self.integer_weight())
         return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def _kernel_takes(self, quantizer: nn.Module, dtype: torch.dtype) -> bool:
+        """Whether `int4_matmul` has a form for this linear; the plain product of integers has one for all."""
+        assert isinstance(quantizer, ActivationQuantizer)
+        groups_fit = quantizer.group_size is None and (self.group_size or 2) % 2 == 0
+        codes_fit = self.bits <= 4 and (quantizer.bits <= 4 or quantizer.scheme == "symmetric")
+        return groups_fit and codes_fit and self.in_features % 2 == 0 and dtype != torch.float64
+
+    def _multiply(self, x: Integers, dtype: torch.dtype) -> Tensor:
+        if self._sums is None or self._sums.device != self.weight_scale.device:
+            bare = PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero)
+            self._sums = weight_sums(bare, self.scheme)
+        weight = PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
+        activations = PackedActivations(x.codes.to(torch.int8), x.scale, x.zero)
+        return int4_matmul(activations, weight, x_scheme=x.scheme, w_scheme=self.scheme, bias=self.bias, dtype=dtype)
 
     def extra_repr(self) -> str:
         """Sizes and the kind of integers."""
