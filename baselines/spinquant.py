@@ -22,11 +22,16 @@ Defaults: 100 steps at learning rate 1.5, 8 windows a step, as the released scri
 learning rate falls along a cosine, the paper's linearly. Their windows are 800 different ones of 2048 tokens; here they
 are the run's calibration windows, the same as every method's, dealt anew when all were seen.
 
+On the embedded model (W4A4, RTN) that lowers the loss of its 4,096 calibration tokens from 2.42 to about 2.37 (full
+precision: 2.34), but not the held-out KL: 0.0650 before, 0.0654 after, 0.0655 +- 0.0006 over eight random starts. A
+gradient of 2,048 tokens has norm 0.078, the mean one 0.009, and a step along the mean of 16,384 changes the loss no
+more than random steps of its length do. Best of what was tried: 0.0636, with calibration.tokens=65536 method.lr=5.
+
 Differs from the released code:
 - Weights are rotated in float32 (`rerotate_dtype`), there in float64, at every step. In exchange the result is replaced
   by the nearest orthogonal matrices in float64 and checked to be orthogonal to 1e-6.
 - The weights' clip factors are searched every 10 steps and held in between (`clip_interval`), there at every step: the
-  search is most of what rounding costs, and factors hardly move in one step.
+  search is nearly all that rounding costs. KL after 20 steps: 0.0638 with 10, 0.0641 with 1, a difference of noise.
 - The nearest orthogonal matrix at every 101st step stands for a QR retraction with chance 1/101 at each.
 - o's input is rounded like every other site's, there per head: one activation quantizer for all methods.
 - Trained in float32, there in bfloat16. head_dim is the model's own, there hidden / heads. A size without a Hadamard

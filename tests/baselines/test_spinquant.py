@@ -260,6 +260,17 @@ def test_state_of_other_settings_is_told_and_trained_anew(
     assert len(records(tmp_path)) == 4
 
 
+def test_force_trains_anew_whatever_was_saved(small: tuple[Path, Tensor], tmp_path: Path) -> None:
+    folder, ids = small
+    first = trained(folder, ids, tmp_path, steps=2)
+    taken: list[int] = []
+    log = TrainingLog(tmp_path, "spinquant", lambda text, done, total: taken.append(done), force=True)
+    again = SpinQuant(steps=2, batch=3, lr=0.5, clip_interval=1)
+    pipeline_of(folder, ids, again, W4A4, log).prepare()
+    assert taken == [1, 2]
+    assert same(first, again)
+
+
 def test_learned_rotations_are_saved_and_taken_again(
     small: tuple[Path, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
