@@ -9,6 +9,7 @@ Rows come from `python run.py -m experiment=comparison` and `experiment=table_ti
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -50,19 +51,39 @@ def _quality(runs: pd.DataFrame, metric: str) -> str:
     for setting in ("task.perplexity.count", "calibration.tokens", "seed"):
         if (found := sorted(runs[setting].dropna().unique())) and len(found) > 1:
             raise DataError(f"runs with {setting} of {', '.join(map(str, found))}; choose one: {setting}=VALUE")
-    # w4a16 after w4a8: by the number, and KV16 before KV4
-    bits = sorted(runs["bits"].unique(), key=lambda label: (label.partition("KV")[0], label.endswith("KV4")))
+    bits = sorted(runs["bits"].unique(), key=_numbers)
     columns = [(label, weights) for label in bits for weights in ("rtn", "gptq")]
     heads = ["method", *(f"{label} {weights.upper()}" for label, weights in columns)]
-    methods = list(dict.fromkeys(runs.sort_values("created")["method"]))
+    runs = runs.assign(row=runs.apply(_row_name, axis=1)).sort_values("created")
+    first = {name: place for place, name in enumerate(dict.fromkeys(runs["method"]))}
+    names = {str(run["row"]): (first[run["method"]], _training(run)[0]) for _, run in runs.iterrows()}
     rows = []
-    for method in methods:
-        cells = [method]
+    for name in sorted(names, key=lambda row: names[row]):
+        cells = [name]
         for label, weights in columns:
-            found = runs[(runs["method"] == method) & (runs["bits"] == label) & (runs["weights"] == weights)]
+            found = runs[(runs["row"] == name) & (runs["bits"] == label) & (runs["weights"] == weights)]
             cells.append(_cell(found, column, FORMATS[metric]))
         rows.append(cells)
     return markdown(heads, rows)
+
+
+def _row_name(run: pd.Series) -> str:
+    """A learned method with its training: the same one trained longer is a row of its own."""
+    amount, unit = _training(run)
+    return f"{run['method']}, {amount:.0f} {unit}" if unit else str(run["method"])
+
+
+def _training(run: pd.Series) -> tuple[float, str]:
+    for unit in ("epochs", "steps"):
+        if pd.notna(amount := run.get(f"method.{unit}")):
+            return float(amount), unit
+    return 0.0, ""
+
+
+def _numbers(label: str) -> list[int]:
+    """W4A4KV16, W4A4KV4, W4A8KV16, W4A16KV16: fewer bits first, the cache the other way round."""
+    weights, activations, *inside = (int(number) for number in re.findall(r"\d+", label))
+    return [weights, activations, *(-number for number in inside)]
 
 
 def _cell(found: pd.DataFrame, column: str, shape: str) -> str:

@@ -20,9 +20,10 @@ def _write_run(
     kl: list[float],
     outliers: str = "planted",
     metrics: dict[str, float] | None = None,
+    training: dict[str, int] | None = None,
     **fields: Any,
 ) -> None:
-    run = folder / f"tiny-{method}-{weights}-{outliers}-{'-'.join(map(str, fields.values()))}"
+    run = folder / f"tiny-{method}-{weights}-{outliers}-{'-'.join(map(str, (*fields.values(), training)))}"
     run.mkdir(parents=True)
     own = {
         "order": ["hadamard", "urt"], "art_steps": 8, "urt_target": "kurtosis", "urt_sweeps": 2, "balance": True,
@@ -33,7 +34,7 @@ def _write_run(
         "created": "2026-01-01T00:00:00+00:00", "command": "", "git_commit": None, "environment": {}, "model": "tiny",
         "method": method, "bits": "W4A4KV16", "weights": weights, "activations": "symmetric", "seed": 0,
         "config": {
-            "seed": 0, "method": own, "model": {"outliers": outliers},
+            "seed": 0, "method": {**own, **(training or {})}, "model": {"outliers": outliers},
             "task": {"name": "perplexity" if kl else "none", "perplexity": {"count": 128}},
             "calibration": {"tokens": 4096},
         },

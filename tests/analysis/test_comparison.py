@@ -29,6 +29,15 @@ def test_a_column_for_each_bit_width_and_weight_quantizer(tmp_path: Path, write_
     assert cells(table, "omniquant")[1:] == ["", "", "failed", ""]
 
 
+def test_a_longer_training_is_a_row_of_its_own(tmp_path: Path, write_run: Callable[..., None]) -> None:
+    for epochs, kl in ((20, 0.2), (5, 0.3)):
+        write_run(tmp_path, "omniquant", "rtn", [kl], training={"epochs": epochs})
+    write_run(tmp_path, "spinquant", "rtn", [0.06], training={"steps": 25})
+    names = [line.split("|")[1].strip() for line in comparison_table(tmp_path).splitlines()[2:]]
+    assert names == ["omniquant, 5 epochs", "omniquant, 20 epochs", "spinquant, 25 steps"]
+    assert cells(comparison_table(tmp_path), "omniquant, 20 epochs")[1] == "0.2000"
+
+
 def test_times_are_medians_and_ratios_to_ours(tmp_path: Path, write_run: Callable[..., None]) -> None:
     def timed(method: str, seed: int, seconds: float, memory: float) -> None:
         parts = {f"quantize/{part}_seconds": seconds / 4 for part in ("capture", "transform", "weights")}
