@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from sq.models.families import Geometry
@@ -77,6 +78,15 @@ class LayerPlan:
     query_key_scale: Tensor | None = None
     weight_ranges: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     activation_clips: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def on_device(plan: LayerPlan, device: torch.device) -> LayerPlan:
+    """The plan with its transforms moved, in place: a method may build them where its seeds are, on the CPU."""
+    parts = [part for site in plan.sites.values() for part in (site.folded, site.online)]
+    for transform in [*parts, plan.keys]:
+        if transform is not None:
+            transform.to(device)
+    return plan
 
 
 class Method(ABC):

@@ -15,7 +15,7 @@ from sq.learn.block import TrainingBlock
 from sq.learn.log import TrainingLog
 from sq.learn.training import Training
 from sq.memory import return_freed
-from sq.method import LayerPlan, LayerView, Method, SiteStatistics
+from sq.method import LayerPlan, LayerView, Method, SiteStatistics, on_device
 from sq.models.attention import AttentionInput, on_heads
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_ends, rotate_residual
@@ -81,7 +81,8 @@ class Pipeline:
         with torch.no_grad():
             samples = self._residual_samples() if self.method.reads_residual else {}
             with self._timed("transform"):
-                self.rotation = self.method.residual_rotation(samples, self.stream.geometry)
+                rotation = self.method.residual_rotation(samples, self.stream.geometry)
+                self.rotation = None if rotation is None else rotation.to(self.stream.device)
             self.ends = rotate_ends(self.ends, self.rotation)
 
     @torch.no_grad()
@@ -109,7 +110,9 @@ class Pipeline:
         with self._timed("transform"):
             block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
             weights = StackedWeights(stream.family, layer)
-            plan = self.method.plan(LayerView(index, statistics, weights, stream.geometry, block))
+            plan = on_device(
+                self.method.plan(LayerView(index, statistics, weights, stream.geometry, block)), stream.device
+            )
             if self.reference is not None:
                 self.reference = block.targets()
         with self._timed("weights"):
