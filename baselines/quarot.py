@@ -31,18 +31,13 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from sq.errors import QuantizationError
 from sq.method import LayerView, Method
 from sq.models.families import Geometry
 from sq.rotation import (
-    Dense,
-    Hadamard,
     Kronecker,
     PerHead,
     Transform,
-    has_hadamard,
-    random_orthogonal,
-    random_signs,
+    blind_rotation,
 )
 from sq.site import SiteTransform
 
@@ -121,14 +116,8 @@ class QuaRot(Method):
         kind = self._kind(place)
         if kind == "none":
             return None
-        if kind == "orthogonal":
-            return Dense(random_orthogonal(n, seed), orthogonal=True)
-        if not has_hadamard(n):
-            raise QuantizationError(
-                f"{what} {n} has no Hadamard matrix that exists or is known here; set method.{place}=orthogonal "
-                f"(a random rotation, {n} multiply-adds a feature where it is online) or method.{place}=none"
-            )
-        return Hadamard(n, random_signs(n, seed) if place == "residual" else None)
+        signs, also = place == "residual", f" or method.{place}=none"
+        return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}", also=also)
 
     def _kind(self, place: str) -> Kind:
         kind: Kind = getattr(self, place)

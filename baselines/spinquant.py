@@ -61,7 +61,7 @@ from sq.learn.training import Training
 from sq.method import LayerView, Method
 from sq.models.families import Geometry
 from sq.recipe import Recipe
-from sq.rotation import Dense, Hadamard, PerHead, Transform, has_hadamard, random_orthogonal, random_signs
+from sq.rotation import Dense, PerHead, Transform, blind_rotation
 from sq.site import SiteTransform
 
 Start = Literal["hadamard", "orthogonal"]
@@ -217,14 +217,8 @@ class SpinQuant(Method):
         return None if getattr(self, place) == "none" else self._rotation(place, n, self.seed, what)
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform:
-        if getattr(self, place) == "orthogonal":
-            return Dense(random_orthogonal(n, seed), orthogonal=True)
-        if not has_hadamard(n):
-            raise QuantizationError(
-                f"{what} {n} has no Hadamard matrix that exists or is known here; set method.{place}=orthogonal (a "
-                f"random rotation, {n} multiply-adds a feature where it is online)"
-            )
-        return Hadamard(n, random_signs(n, seed) if place in ("residual", "head") else None)
+        signs, kind = place in ("residual", "head"), getattr(self, place)
+        return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}")
 
     def _read(self, path: Path, geometry: Geometry, recipe: Recipe) -> Rotations:
         rotations, facts = load_rotations(path, geometry)

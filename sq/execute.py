@@ -25,7 +25,6 @@ from sq.checkpoint import CheckpointWriter
 from sq.config.parse import as_config
 from sq.config.settings import (
     ActivationSettings,
-    CacheSettings,
     CalibrationSettings,
     ExperimentSettings,
     MethodSettings,
@@ -217,7 +216,7 @@ def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
     )
 
 
-def activation_quantizer(settings: ActivationSettings | CacheSettings, bits: int) -> ActivationQuantizer | None:
+def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:
     """The quantizer of activations, or of what is inside attention; None at 16 bits."""
     if bits == 16:
         return None

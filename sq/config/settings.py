@@ -91,14 +91,8 @@ class ActivationSettings:
 
 
 @dataclass(frozen=True)
-class CacheSettings:
+class CacheSettings(ActivationSettings):
     """The quantizer of queries, keys and values; `group_size` None = a grid a token and head."""
-
-    name: str
-    scheme: Scheme
-    clip: float | Literal["search"]
-    candidates: int
-    group_size: int | None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sq.rotation.art import Partner, Statistic, art_angle, art_rotation
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
+from sq.rotation.blind import blind_rotation
 from sq.rotation.givens import givens_chain, plane_rotation
 from sq.rotation.hadamard import Hadamard, hadamard_matrix, has_hadamard, random_orthogonal, random_signs
 from sq.rotation.kronecker import Kronecker, kronecker_factors
@@ -35,6 +36,7 @@ __all__ = [
     "Urt",
     "art_angle",
     "art_rotation",
+    "blind_rotation",
     "block_balance",
     "build_rotation",
     "dense_balance",
