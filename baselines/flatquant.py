@@ -48,7 +48,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.nn.utils import parametrize
 
-from sq.errors import QuantizationError
+from sq.errors import QuantizationError, TrainingError
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
 from sq.learn.clipped import clipped_tokens, clipped_weight
@@ -116,11 +116,18 @@ class FlatQuant(Method):
         """Train on the layer's calibration windows.
 
         Raises:
-            TrainingError: a loss that is NaN or infinite, naming layer, step and learning rates.
+            TrainingError: a loss that is NaN or infinite, or scales that left float's range, naming layer, step and
+                learning rates.
         """
         flat = FlatLayer(self, layer)
         flat.fit()
-        return flat.plan()
+        try:
+            return flat.plan()
+        except ValueError as error:  # a transform that cannot be inverted
+            raise TrainingError(
+                f"{self.name} diverged by step {self.epochs * self.steps} of layer {layer.index} with method.lr="
+                f"{self.lr}, method.clip_lr={self.clip_lr}: {error}. Lower the learning rates"
+            ) from error
 
 
 class FlatLayer:

@@ -257,6 +257,15 @@ def test_divergence_ends_in_an_error_that_names_layer_step_and_rates(llama: Path
         quantize(llama, W4A4, lr=1e30)
 
 
+def test_scales_that_underflow_are_a_divergence_too(llama: Path) -> None:
+    ids = torch.randint(0, SIZES["vocab_size"], (2, 15), generator=torch.Generator().manual_seed(2))
+    method = FlatQuant(epochs=1, steps=1, lr=1e4)
+    pipeline = Pipeline(DecoderStream(llama, dtype=torch.float32), method, W4A4, ids)
+    pipeline.prepare()
+    with pytest.raises(TrainingError, match=r"diverged by step 1 of layer 0 with method\.lr=10000.*Diagonal got"):
+        next(pipeline.layers())
+
+
 @pytest.mark.parametrize(
     ("n", "pair"), [(7919, (1, 7919)), (1, (1, 1)), (4096, (64, 64)), (13824, (108, 128)), (62, (2, 31))]
 )
