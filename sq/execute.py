@@ -1,47 +1,31 @@
-"""Measure one run: load, calibrate, quantize, evaluate. This is where settings become objects."""
+"""Measure one run: load, calibrate, quantize, evaluate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from importlib import import_module
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.build import build_method, load_model, recipe
 from sq.checkpoint import CheckpointWriter
 from sq.config.parse import as_config
 from sq.config.settings import (
-    ActivationSettings,
     CalibrationSettings,
     ExperimentSettings,
-    MethodSettings,
-    ModelSettings,
     PerplexitySettings,
-    WeightSettings,
 )
 from sq.data.windows import Windows, calibration_windows, evaluation_windows
-from sq.errors import CheckpointError, ConfigError
+from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
 from sq.learn.log import TrainingLog
 from sq.method import Method
-from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.progress import progress_bar, shown_in
 from sq.register import QUANT_METHOD
 from sq.report import Report
 from sq.runs.runid import run_id
@@ -89,8 +73,8 @@ def execute(
     texts = _evaluation_texts(settings, tokenizer)
     calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
     kept = []
-    with _progress() as progress:
-        log = TrainingLog(run_dir, settings.method.name, _shown_in(progress), force=settings.force)
+    with progress_bar() as progress:
+        log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
         ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
         writer = checkpoint_writer(settings, stream)
         pipeline = Pipeline(
@@ -153,101 +137,6 @@ def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: i
     if writer is None or not writer.has(index):
         return None
     return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
-
-
-def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase, DecoderStream]:
-    """Tokenizer and layer stream of a model: the embedded one, a local folder, or a hub id."""
-    if model.path == "embedded":
-        from sq.embedded.checkpoint import embedded_checkpoint
-
-        folder = embedded_checkpoint(cache, outliers=model.outliers, strength=model.outlier_strength)
-    else:
-        folder = model_folder(model.path, model.revision)
-    stream = DecoderStream(folder, dtype=torch_dtype(model.dtype), device=pick_device(model.device))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
-    return tokenizer, stream
-
-
-def build_method(settings: MethodSettings) -> Method:
-    """Instantiate a method from its class path and typed arguments.
-
-    Raises:
-        ConfigError: the class is missing, refuses the arguments, or is not a `Method`.
-    """
-    module, _, name = settings.target.rpartition(".")
-    try:
-        built = getattr(import_module(module), name)(name=settings.name, **settings.arguments)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError([f"method._target_={settings.target!r} cannot be imported: {error}"]) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"method {settings.name!r} refuses its arguments: {error}"]) from error
-    if not isinstance(built, Method):
-        raise ConfigError([f"{settings.target} is not a subclass of sq.method.Method"])
-    return built
-
-
-def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
-    """All quantizers of a run; inside attention a head is a group of its own."""
-    bits = settings.bits
-    inside = replace(settings.cache, group_size=settings.cache.group_size or head_dim)
-    return Recipe(
-        weight_recipe(settings.weights, bits.weights),
-        activation_quantizer(settings.activations, bits.activations),
-        queries=activation_quantizer(inside, bits.queries),
-        keys=activation_quantizer(inside, bits.keys),
-        values=activation_quantizer(inside, bits.values),
-    )
-
-
-def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
-    """The weight rounding of a run."""
-    quantizer = WeightQuantizer(bits, scheme=settings.scheme, group_size=settings.group_size, clip=settings.clip)
-    return WeightRecipe(
-        settings.name,
-        quantizer,
-        block=settings.block,
-        damping=settings.damping,
-        act_order=settings.act_order,
-        sequential=settings.sequential,
-        propagate=settings.propagate,
-    )
-
-
-def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:
-    """The quantizer of activations, or of what is inside attention; None at 16 bits."""
-    if bits == 16:
-        return None
-    return ActivationQuantizer(
-        bits,
-        scheme=settings.scheme,
-        clip=settings.clip,
-        group_size=settings.group_size,
-        candidates=settings.candidates,
-    )
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA is asked for and absent.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError([f"model.device={device}, torch {torch.__version__} finds no CUDA; use cpu or auto"])
-    return torch.device(device)
-
-
-def torch_dtype(name: str) -> torch.dtype | None:
-    """None for "auto": the checkpoint's own."""
-    if name == "auto":
-        return None
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase) -> list[Windows]:
@@ -321,31 +210,3 @@ def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | N
     )
     result.metrics |= found.metrics
     result.extras["zeroshot"] = found.versions
-
-
-def _shown_in(progress: Progress) -> Callable[[str, int, int], None]:
-    """A bar for each training that tells how far it is; it leaves when the training ends."""
-    tasks: dict[str, TaskID] = {}
-
-    def show(text: str, done: int, total: int) -> None:
-        if text not in tasks:
-            tasks[text] = progress.add_task(text, total=total)
-        progress.update(tasks[text], completed=done)
-        if done >= total:
-            progress.remove_task(tasks.pop(text))
-
-    return show
-
-
-def _progress() -> Progress:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("done,"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    return Progress(*columns, transient=True)
