@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sq.analysis.results import chosen, load, main, markdown, window_values
+from sq.analysis.markdown import main, markdown
+from sq.analysis.results import chosen, load, window_values
 from sq.errors import DataError
 from sq.evaluate.bootstrap import paired_ratio
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sq.analysis.results import chosen, load, main, markdown
+from sq.analysis.markdown import main, markdown
+from sq.analysis.results import chosen, load
 from sq.errors import DataError
 
 OURS = "singlequant"

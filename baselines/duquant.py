@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView, Method
+from sq.method import LayerView, Method, below_least
 from sq.models.families import SITES
 from sq.rotation import (
     Compose,
@@ -88,9 +88,7 @@ class DuQuant(Method):
 
     def __post_init__(self) -> None:
         least = {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1}
-        wrong = [
-            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
-        ]
+        wrong = below_least(self, least)
         if not 0 <= self.alpha <= 1:
             wrong.append(f"alpha={self.alpha} (0 to 1)")
         if wrong:

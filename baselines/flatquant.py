@@ -51,11 +51,11 @@ from torch.nn.utils import parametrize
 from sq.errors import QuantizationError, TrainingError
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
-from sq.learn.clipped import clipped_tokens, clipped_weight
+from sq.learn.clipped import clipped_weight
 from sq.learn.clips import LearnedClip, LearnedRange
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
-from sq.method import LayerPlan, LayerView, Method
+from sq.method import LayerPlan, LayerView, Method, below_least
 from sq.models.attention import AttentionInput
 from sq.models.families import SITES
 from sq.quant import ActivationQuantizer, WeightQuantizer
@@ -101,8 +101,7 @@ class FlatQuant(Method):
     reads_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        least = {"epochs": 0, "steps": 1}
-        wrong = [f"{k}={getattr(self, k)} (at least {low})" for k, low in least.items() if getattr(self, k) < low]
+        wrong = below_least(self, {"epochs": 0, "steps": 1})
         wrong += [f"{k}={getattr(self, k)} (above 0)" for k in ("lr", "clip_lr") if not getattr(self, k) > 0]
         wrong += [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
         if wrong:
@@ -229,7 +228,8 @@ class FlatLayer:
         quantizer = self.block.recipe.activations
         if quantizer is None:
             return x
-        return clipped_tokens(x, self.clips[site], quantizer) if self.clips else RangeGradient(quantizer)(x)
+        rounded: Tensor = self.clips[site](x, quantizer) if self.clips else RangeGradient(quantizer)(x)
+        return rounded
 
     def _rounded(self) -> dict[str, Tensor]:
         quantizer, found = self.block.recipe.weights.quantizer, absorbed(self.block, self.sites)

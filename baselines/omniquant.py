@@ -47,7 +47,7 @@ from sq.errors import QuantizationError
 from sq.learn.block import TrainingBlock
 from sq.learn.clips import LearnedRange, fake_weight
 from sq.learn.fit import Group, batches_of, fit
-from sq.learn.rounding import RangeGradient, differentiable, round_on, row_extremes
+from sq.learn.rounding import RangeGradient, differentiable, round_on
 from sq.method import LayerPlan, LayerView, Method
 from sq.models.attention import AttentionInput
 from sq.models.families import SITES
@@ -224,8 +224,7 @@ class LearnedLayer:
             s.copy_(torch.where(s < 0, -1, 1) * s.abs().clamp_min(LEAST_SCALE))
 
     def _range(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        extremes = torch.cat(row_extremes(weight), dim=1)  # a row's range is that of these two
-        low, high = self.ranges[name](extremes)
+        low, high = self.ranges[name](weight)
         if self.quantizer.scheme == "asymmetric":
             return low, high
         peak = torch.maximum(-low, high)

@@ -58,7 +58,7 @@ from sq.learn.rotations import Rotations, load_rotations
 from sq.learn.schedule import Decay, windows_of_step
 from sq.learn.train_bits import describe, parse_bits, recipe_at
 from sq.learn.training import Training
-from sq.method import LayerView, Method
+from sq.method import LayerView, Method, below_least
 from sq.models.families import Geometry
 from sq.recipe import Recipe
 from sq.rotation import Dense, PerHead, Transform, blind_rotation
@@ -124,10 +124,7 @@ class SpinQuant(Method):
             for key, choices in allowed.items()
             if getattr(self, key) not in get_args(choices)
         ]
-        least = {"steps": 0, "batch": 1, "clip_interval": 1, "checkpoint_interval": 1}
-        wrong += [
-            f"{key}={getattr(self, key)} (at least {low})" for key, low in least.items() if getattr(self, key) < low
-        ]
+        wrong += below_least(self, {"steps": 0, "batch": 1, "clip_interval": 1, "checkpoint_interval": 1})
         if not self.lr > 0:
             wrong.append(f"lr={self.lr} (more than 0)")
         if self.rotations is not None and not Path(self.rotations).expanduser().is_file():
@@ -193,13 +190,12 @@ class SpinQuant(Method):
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """R2 as learned at o, R4 at down."""
-        head, down = self._learned.heads[layer.index], self._down(layer.geometry)
-        folded = PerHead(head.expand(layer.geometry.kv_heads, -1, -1))
-        return {"o": SiteTransform(folded=folded), "down": SiteTransform(online=_on(head.device, down))}
+        folded = PerHead(self._learned.heads[layer.index].expand(layer.geometry.kv_heads, -1, -1))
+        return {"o": SiteTransform(folded=folded), "down": SiteTransform(online=self._down(layer.geometry))}
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """R3 on every head of keys and queries."""
-        return _on(self._learned.heads.device, self._keys(layer.geometry))
+        return self._keys(layer.geometry)
 
     @property
     def _learned(self) -> Rotations:

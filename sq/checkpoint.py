@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +22,8 @@ from sq.models.families import Family, family_of
 from sq.models.stream import Ends
 from sq.packed_model import describe_layer, empty_layer, guard
 from sq.register import FORMAT, QUANT_METHOD
-from sq.runs.atomic import write_atomic, write_json, write_text
+from sq.runs.atomic import write_json, write_text
+from sq.runs.tensors import read_safetensors, write_safetensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -74,9 +74,10 @@ class CheckpointWriter:
         if index == 0:
             guard(self.family, layer)
         prefix = f"{self.family.layers}.{index}."
-        with safe_open(self.part / self._name(index), framework="pt") as handle:
-            state = {name.removeprefix(prefix): handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
-        layer.load_state_dict(state, assign=True)
+        tensors, _ = read_safetensors(self.part / self._name(index))
+        layer.load_state_dict(
+            {name.removeprefix(prefix): tensor.clone() for name, tensor in tensors.items()}, assign=True
+        )
         return layer.requires_grad_(False).eval()
 
     def finish(
@@ -114,10 +115,7 @@ class CheckpointWriter:
         return self.folder
 
     def _save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        temporary = self.part / f".{name}.tmp"
-        save_file(held, temporary, metadata={"format": "pt"})
-        os.replace(temporary, self.part / name)
+        write_safetensors(self.part / name, tensors, {"format": "pt"})
 
     def _name(self, index: int) -> str:
         return f"model-{index + 1:05d}-of-{self.count + 1:05d}.safetensors"
@@ -130,8 +128,7 @@ class CheckpointWriter:
                     weights[name] = self._name(index)
             total += (self.part / self._name(index)).stat().st_size
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomic(self.part / INDEX, lambda stream: _put(stream, text))
+        write_text(self.part / INDEX, json.dumps(content, indent=2) + "\n")
 
 
 def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
@@ -201,7 +198,3 @@ def _data_name(index: int) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _put(stream: Any, text: str) -> None:
-    stream.write(text.encode("utf-8"))

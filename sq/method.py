@@ -89,6 +89,12 @@ def on_device(plan: LayerPlan, device: torch.device) -> LayerPlan:
     return plan
 
 
+def below_least(method: Method, least: Mapping[str, int]) -> list[str]:
+    """ "key=value (at least low)" for each argument of a method that is smaller than its least value."""
+    given = {key: getattr(method, key) for key in least}
+    return [f"{key}={given[key]} (at least {low})" for key, low in least.items() if given[key] < low]
+
+
 class Method(ABC):
     """A quantization method. Implementations take typed arguments and see no config object.
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
-from sq.runs.atomic import write_atomic
+from sq.runs.tensors import read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +72,3 @@ class TrainingCheckpoint:
             logger.warning("%s is of a training with other %s; this one starts anew", self.path, ", ".join(keys))
             return None
         return TrainingState(step, tensors, records)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
-    write_atomic(path, lambda stream: _write(stream, data))
-
-
-def read_safetensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file and its metadata.
-
-    Raises:
-        OSError, SafetensorError: it cannot be read.
-    """
-    with safe_open(path, framework="pt", device=str(device)) as stream:
-        names = list(stream.keys())
-        return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
-
-
-def _write(stream: Any, data: bytes) -> None:
-    stream.write(data)

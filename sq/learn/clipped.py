@@ -1,4 +1,4 @@
-"""Rounding behind learned clips: the numbers and gradients of sq.learn.clips in a fraction of autograd's passes."""
+"""Weights behind learned ranges: the numbers and gradients of `fake_weight` in a fraction of autograd's passes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
-from sq.learn.rounding import round_on, row_extremes
-from sq.quant import ActivationQuantizer, WeightQuantizer
+from sq.learn.clips import LearnedRange, fake_weight
+from sq.quant import WeightQuantizer
 from sq.quant.grid import UNQUANTIZED_BITS, Grid, grid_from_range
 
 
 def clipped_weight(w: Tensor, learned: LearnedRange, quantizer: WeightQuantizer) -> Tensor:
     """w (d_out, d_in) clamped to its learned range and rounded: `fake_weight(w.clamp(*learned(w)), quantizer)`."""
-    low, high = learned(torch.cat(row_extremes(w), dim=1))  # a row's range is that of these two
+    low, high = learned(w)
     if quantizer.group_size is not None or quantizer.bits == UNQUANTIZED_BITS:
         return fake_weight(w.clamp(low, high), quantizer)
     low, high = low.float(), high.float()
     grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme)
     rounded: Tensor = _ClampAndRound.apply(w.float(), low, high, grid.scale, grid)  # type: ignore[no-untyped-call]
     return rounded.to(w)
-
-
-def clipped_tokens(x: Tensor, learned: LearnedClip, quantizer: ActivationQuantizer) -> Tensor:
-    """x (..., n) rounded with the learned clip in place of the quantizer's: `learned(x, quantizer)`."""
-    rows = x.reshape(-1, quantizer.group_size or x.shape[-1]).float()
-    low, high = row_extremes(rows)
-    low, high = learned.low.sigmoid() * low, learned.high.sigmoid() * high
-    whole = quantizer.group_size is None
-    grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme, include_zero=whole)
-    return round_on(rows, grid).view_as(x).to(x)
 
 
 class _ClampAndRound(torch.autograd.Function):

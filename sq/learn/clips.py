@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sq.learn.rounding import round_on, row_extremes
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.quant.differentiable import fake_between
-from sq.quant.grid import row_range
+from sq.quant.grid import grid_from_range, row_range
 
 INITIAL_LOGIT = 4.0  # sigmoid(4) = 0.982: OmniQuant quantize/quantizer.py, FlatQuant flatquant/quant_utils.py
 
@@ -26,7 +27,7 @@ class LearnedRange(nn.Module):
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """(low, high) of w (d_out, d_in), each (d_out, 1); differentiable in the logits and in w."""
-        low, high = row_range(w)
+        low, high = row_extremes(w)
         return self.low.sigmoid() * low, self.high.sigmoid() * high
 
 
@@ -40,12 +41,12 @@ class LearnedClip(nn.Module):
 
     def forward(self, x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
         """x (..., n) rounded on the quantizer's bits, scheme and groups, with this clip in place of its own."""
-        size = quantizer.group_size or x.shape[-1]
-        rows = x.reshape(-1, size).float()
-        low, high = row_range(rows)
+        rows = x.reshape(-1, quantizer.group_size or x.shape[-1]).float()
+        low, high = row_extremes(rows)
         low, high = self.low.sigmoid() * low, self.high.sigmoid() * high
         whole = quantizer.group_size is None
-        return fake_between(rows, low, high, quantizer.bits, quantizer.scheme, include_zero=whole).view_as(x).to(x)
+        grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme, include_zero=whole)
+        return round_on(rows, grid).view_as(x).to(x)
 
     def factors(self) -> tuple[float, float]:
         """What `LayerPlan.activation_clips` holds."""

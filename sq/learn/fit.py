@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sq.learn.log import TrainingLog
+from sq.learn.schedule import decayed
 
 Schedule = Literal["none", "cosine"]
 
@@ -107,9 +107,9 @@ def fit(
         for epoch in range(epochs):
             losses = []
             for step, batch in enumerate(_order(batches, generator), epoch * batches):
-                share = (1 + cos(pi * step / total)) / 2 if schedule == "cosine" else 1.0
-                for group, settings in zip(groups, optimizer.param_groups, strict=True):
-                    settings["lr"] = final_lr + (group.lr - final_lr) * share if schedule == "cosine" else group.lr
+                if schedule == "cosine":
+                    for group, settings in zip(groups, optimizer.param_groups, strict=True):
+                        settings["lr"] = final_lr + decayed(group.lr - final_lr, schedule, step, total)
                 optimizer.zero_grad()
                 value = loss(batch)
                 losses.append(checked(value, step))

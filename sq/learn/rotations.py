@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sq.errors import CheckpointError
 from sq.learn.cayley import orthogonality_error
-from sq.learn.checkpoint import read_safetensors, write_safetensors
 from sq.models.families import Geometry
 from sq.rotation import orthonormalize
+from sq.runs.tensors import read_safetensors, write_safetensors
 
 ORTHOGONAL = 1e-6  # allowed |R^T R - I| of what is put into a model
 RESIDUAL, HEAD = "R1", "model.layers.{}.self_attn.R2"  # names in SpinQuant's R.bin

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from sq.errors import QuantizationError
 from sq.quant import ActivationQuantizer
+from sq.quant.grid import MAX_BITS, MIN_BITS, UNQUANTIZED_BITS
 from sq.recipe import Recipe
 
 LABEL = re.compile(r"w(?P<weights>\d+)a(?P<activations>\d+)(?:q(?P<queries>\d+))?(?:kv(?P<cache>\d+))?")
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+BITS = (*range(MIN_BITS, MAX_BITS + 1), UNQUANTIZED_BITS)
 
 
 def parse_bits(label: str) -> dict[str, int]:
