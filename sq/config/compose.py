@@ -42,7 +42,12 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False) -> int:
-    """Check a command line; return the number of jobs it asks for.
+    """Check a command line; return the number of jobs it asks for. Arguments and errors: see `compose_jobs`."""
+    return len(compose_jobs(overrides, multirun=multirun))
+
+
+def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[ExperimentSettings]:
+    """The settings of every job that a command line asks for, in the order they would run.
 
     Args:
         overrides: as typed, sweeps such as "method=rtn,singlequant" included.
@@ -69,11 +74,10 @@ def check(overrides: Sequence[str], *, multirun: bool = False) -> int:
                 for batch in BasicSweeper.split_arguments([*swept, *good], max_batch_size=None)
                 for job in batch
             ]
-        for job in jobs:
-            _check_job(job, problems)
+        settings = [_check_job(job, problems) for job in jobs]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return len(jobs)
+    return [one for one in settings if one is not None]
 
 
 @contextmanager
