@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.activations import ActivationRecord
 from sq.build import build_method, load_model, recipe
 from sq.checkpoint import CheckpointWriter
 from sq.config.parse import as_config
@@ -72,7 +73,7 @@ def execute(
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
     calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
-    kept = []
+    kept, record = [], _activation_record(settings, method, stream)
     with progress_bar() as progress:
         log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
         ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
@@ -85,6 +86,7 @@ def execute(
             log=log,
             packed=packed or writer is not None,
             saved=lambda index: saved_layer(writer, stream, index),
+            watch=None if record is None else record.see,
         )
         pipeline.prepare()
         batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
@@ -107,6 +109,8 @@ def execute(
         "calibration": None if calibration is None else calibration.fingerprint,
         "sites": pipeline.report.sites,
     }
+    if record is not None and run_dir is not None:
+        record.write(run_dir)
     if writer is not None:
         writer.finish(pipeline.ends, tokenizer)
     if keep:
@@ -137,6 +141,15 @@ def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: i
     if writer is None or not writer.has(index):
         return None
     return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
+
+
+def _activation_record(
+    settings: ExperimentSettings, method: Method, stream: DecoderStream
+) -> ActivationRecord | None:
+    wanted = settings.task.activations
+    if wanted is None:
+        return None
+    return ActivationRecord(method, wanted.layer, wanted.site, wanted.tokens, layers=stream.count)
 
 
 def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase) -> list[Windows]:

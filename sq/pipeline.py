@@ -42,6 +42,7 @@ class Pipeline:
         log: of trainings; one that keeps nothing on disk unless given.
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
         saved: index -> a packed layer that an interrupted run left, or None where there is none.
+        watch: is shown each layer as the method sees it, after its plan is made and before anything is changed.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Pipeline:
         log: TrainingLog | None = None,
         packed: bool = False,
         saved: Callable[[int], nn.Module | None] = lambda index: None,
+        watch: Callable[[LayerView], None] | None = None,
     ) -> None:
-        self.packed, self.saved = packed, saved
+        self.packed, self.saved, self.watch = packed, saved, watch
         self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
@@ -110,11 +112,12 @@ class Pipeline:
         with self._timed("transform"):
             block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
             weights = StackedWeights(stream.family, layer)
-            plan = on_device(
-                self.method.plan(LayerView(index, statistics, weights, stream.geometry, block)), stream.device
-            )
+            view = LayerView(index, statistics, weights, stream.geometry, block)
+            plan = on_device(self.method.plan(view), stream.device)
             if self.reference is not None:
                 self.reference = block.targets()
+        if self.watch is not None:
+            self.watch(view)
         with self._timed("weights"):
             inputs = install_plan(stream.family, stream.geometry, layer, plan)
             moments = self._moments(statistics, plan)

@@ -140,7 +140,7 @@ class SingleQuant(Method):
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Balance, then the rotation, at each of `sites`."""
-        return {site: self._site(layer, site) for site in self.sites}
+        return {site: self.site_after(layer, site, len(self.order)) for site in self.sites}
 
     def plan(self, layer: LayerView) -> LayerPlan:
         """Transforms, and the sites' clips where they are asked for."""
@@ -178,7 +178,8 @@ class SingleQuant(Method):
             blocks.append(Compose(parts).matrix())
         return PerHead(torch.stack(blocks), orthogonal=self.keys == "rotation")
 
-    def _site(self, layer: LayerView, site: str) -> SiteTransform:
+    def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform:
+        """The transform of one site with the first `stages` of `order` alone; all of them are what the method does."""
         statistics, weights, geometry = layer.statistics[site], layer.weights[site], layer.geometry
         name, seed = f"layer {layer.index}, {site}", self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
         folded: list[Transform] = []
@@ -202,7 +203,7 @@ class SingleQuant(Method):
             for part in online:
                 tokens = part(tokens)
             factors = self._factors(tokens.shape[1], name) if self.kronecker else None
-            online.append(build_rotation(tokens, self._stages(), factors, seed, name))
+            online.append(build_rotation(tokens, self._stages()[:stages], factors, seed, name))
         return SiteTransform(done.folded, _chain(online))
 
     def _balance(self, rms: Tensor, weights: Tensor, site: str, geometry: Geometry) -> Diagonal:

@@ -23,6 +23,7 @@ from sq.config.checks import (
 )
 from sq.config.reader import Reader
 from sq.config.settings import (
+    ActivationRecordSettings,
     ActivationSettings,
     BitsSettings,
     CacheSettings,
@@ -40,6 +41,7 @@ from sq.config.settings import (
 from sq.errors import ConfigError
 
 __all__ = [
+    "ActivationRecordSettings",
     "ActivationSettings",
     "BitsSettings",
     "CacheSettings",
@@ -65,6 +67,7 @@ PLACEMENTS = ("auto", "memory", "stream")
 PROPAGATE = ("full_precision", "quantized_weights", "quantized")
 TRACKERS = ("offline", "online", "none")
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+SITES = ("qkv", "o", "gate_up", "down")  # sq.models.families.SITES, which would import torch
 FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -107,6 +110,8 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
             problems.append(f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}")
     if parsed.save_to is not None and not 2 <= parsed.bits.weights <= 8:
         problems.append(f"save_to packs integer weights, {parsed.bits.label} has none; use 2 to 8 bits, or omit it")
+    if parsed.task.activations is not None and parsed.save_to is not None:
+        problems.append("save_to takes layers over from an interrupted run, task.activations must see them; make two runs")
     if parsed.task.zeroshot is not None and parsed.model.placement == "stream":
         problems.append("zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity")
     root.finish()
@@ -124,7 +129,7 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
     """The run that `settings` is compared with: method `name` as its file states it, weights rounded to nearest.
 
     Model, bits, activation quantizer, calibration text and task stay as asked, so only the transform and the weight
-    quantizer differ.
+    quantizer differ. Activations are kept of the method asked for alone: a reference need not have their stages.
     """
     problems: list[str] = []
     method = _method(Reader("method", _load("method", name, settings), problems))
@@ -132,7 +137,8 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
     if problems:
         raise ConfigError(problems)
     bits = settings.bits if method.quantizes else FULL_PRECISION
-    return replace(settings, method=method, bits=bits, weights=weights, save_to=None)
+    task = replace(settings.task, activations=None)
+    return replace(settings, method=method, bits=bits, weights=weights, task=task, save_to=None)
 
 
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
@@ -270,6 +276,7 @@ def _calibration(read: Reader) -> CalibrationSettings:
 def _task(read: Reader) -> TaskSettings:
     perplexity: PerplexitySettings | None = None
     zeroshot: ZeroShotSettings | None = None
+    activations: ActivationRecordSettings | None = None
     if (part := read.optional_section("perplexity")) is not None:
         perplexity = _perplexity(part)
     if (part := read.optional_section("zeroshot")) is not None:
@@ -279,7 +286,14 @@ def _task(read: Reader) -> TaskSettings:
             batch_size=part.integer("batch_size", low=1, default=8),
         )
         part.finish()
-    settings = TaskSettings(read.name("name"), perplexity, zeroshot)
+    if (part := read.optional_section("activations")) is not None:
+        activations = ActivationRecordSettings(
+            layer=part.integer("layer", low=0),
+            site=part.choice("site", SITES),
+            tokens=part.integer("tokens", low=1),
+        )
+        part.finish()
+    settings = TaskSettings(read.name("name"), perplexity, zeroshot, activations)
     read.finish()
     return settings
 

@@ -130,12 +130,22 @@ class ZeroShotSettings:
 
 
 @dataclass(frozen=True)
+class ActivationRecordSettings:
+    """The layer and site whose activations are kept for figures; `tokens` of them, spread over the calibration text."""
+
+    layer: int
+    site: Literal["qkv", "o", "gate_up", "down"]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TaskSettings:
-    """What is measured after quantization."""
+    """What is measured after quantization, and what is kept of it."""
 
     name: str
     perplexity: PerplexitySettings | None
     zeroshot: ZeroShotSettings | None
+    activations: ActivationRecordSettings | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sq.rotation.art import Partner, Statistic, art_angle, art_rotation
+from sq.rotation.art import Partner, Statistic, art_angle, art_rotation, art_step
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
 from sq.rotation.blind import blind_rotation
 from sq.rotation.givens import givens_chain, plane_rotation
@@ -36,6 +36,7 @@ __all__ = [
     "Urt",
     "art_angle",
     "art_rotation",
+    "art_step",
     "blind_rotation",
     "block_balance",
     "build_rotation",

@@ -46,10 +46,7 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
     peaks, tokens = rows.abs().max(1)
     with fitting_threads(rows):
         for _ in range(steps):
-            i = int(peaks.argmax())
-            token = int(tokens[i])
-            j = _best(rows, i, token) if partner == "best" else _smallest(rows, peaks, i, token, statistic)
-            theta = art_angle(rows[i, token].double(), rows[j, token].double())
+            i, j, theta = _step(rows, peaks, tokens, partner, statistic)
             plane = _turn(rows[[i, j]], theta)
             plane_peaks, plane_tokens = plane.abs().max(1)
             if not bool(plane_peaks.max() < peaks[i]):
@@ -60,12 +57,32 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
     return rotation.T.contiguous()
 
 
+def art_step(x: Tensor, partner: Partner = "smallest", statistic: Statistic = "channel_max") -> tuple[int, int, Tensor]:
+    """The plane and angle of the first step of ART at full width: channels i and j, and theta (), float64.
+
+    Args:
+        x: samples, shape (T, m), m at least 2.
+        partner, statistic: as in art_rotation.
+    """
+    rows = channel_rows(x)
+    return _step(rows, *rows.abs().max(1), partner, statistic)
+
+
 def art_angle(a: Tensor, b: Tensor) -> Tensor:
     """theta = atan2(b, a) - pi/4: x_i' = c a + s b and x_j' = -s a + c b both become sqrt(a^2 + b^2) / sqrt(2).
 
     No plane rotation leaves a smaller max(|x_i'|, |x_j'|), because a^2 + b^2 is kept.
     """
     return torch.atan2(b, a) - torch.pi / 4
+
+
+def _step(
+    rows: Tensor, peaks: Tensor, tokens: Tensor, partner: Partner, statistic: Statistic
+) -> tuple[int, int, Tensor]:
+    i = int(peaks.argmax())
+    token = int(tokens[i])
+    j = _best(rows, i, token) if partner == "best" else _smallest(rows, peaks, i, token, statistic)
+    return i, j, art_angle(rows[i, token].double(), rows[j, token].double())
 
 
 def _turn(plane: Tensor, theta: Tensor) -> Tensor:

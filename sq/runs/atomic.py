@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +41,14 @@ def write_json(path: Path, value: Any) -> None:
     Values that JSON does not know become numbers or lists where they convert (numpy, torch) and text otherwise.
     """
     write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an .npz file of arrays by name atomically, compressed."""
+    import numpy as np
+
+    named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    write_atomic(path, lambda stream: np.savez_compressed(stream, **named))
 
 
 def jsonable(value: Any) -> Any:

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from sq.config.parse import as_config, reference
 from sq.config.settings import ExperimentSettings
-from sq.runs.atomic import jsonable, write_atomic, write_text
+from sq.runs.atomic import jsonable, write_arrays, write_text
 from sq.runs.environment import command, environment, git_commit, source_hash
 from sq.runs.locks import lock
-from sq.runs.results import RESULT, Executor, Result, read_result
+from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result
 from sq.runs.runid import identity, run_id
 from sq.runs.tracking import track
 
@@ -81,6 +81,8 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
         return None
     if settings.save_to is not None and not (settings.save_to / "config.json").is_file():
         return None  # measured before, but its checkpoint is elsewhere
+    if result.status == "finished" and settings.task.activations and not (folder / ACTIVATIONS).is_file():
+        return None
     other = result.environment.get("source") != source_hash()
     note = "; made by other source code than today's, force=true recomputes it" if other else ""
     log.info("%s: %s%s", result.run_id, "reused" if result.status == "finished" else "failed already", note)
@@ -89,7 +91,7 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
 
 def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
     """Execute and write everything of the run directory; result.json comes last, so a folder with one is complete."""
-    for stale in [folder / RESULT, folder / "windows.npz", *folder.glob(".*.tmp")]:
+    for stale in [*(folder / name for name in (RESULT, WINDOWS, ACTIVATIONS)), *folder.glob(".*.tmp")]:
         stale.unlink(missing_ok=True)
     config = as_config(settings)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -116,7 +118,7 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
             executor: Executor = pkgutil.resolve_name(settings.executor)
             done = executor(settings, folder)
             if done.arrays:
-                write_atomic(folder / "windows.npz", lambda stream: _save_arrays(stream, done.arrays))
+                write_arrays(folder / WINDOWS, done.arrays)
             result = replace(result, metrics=jsonable(dict(done.metrics)), extras=jsonable(dict(done.extras)))
         except Exception as error:
             text = traceback.format_exc()
@@ -131,13 +133,6 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
     )
     result.write(folder)
     return result
-
-
-def _save_arrays(stream: Any, arrays: Any) -> None:
-    import numpy as np
-
-    named: dict[str, Any] = {key: np.asarray(value) for key, value in arrays.items()}
-    np.savez_compressed(stream, **named)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from sq.runs.atomic import write_json
 
 SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"
+WINDOWS = "windows.npz"  # values by window
+ACTIVATIONS = "activations.npz"  # what sq.activations keeps, where the task asks for it
 
 
 class Measured(Protocol):
