@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import interpreted, power_of_two_from
+from .tuned.autotune import stored_autotune
 
 # Of one Hopper or Ampere SM; the kernels run on others as well, with a choice that is less sharp.
 _REGISTERS, _THREADS, _SHARED_BYTES = 65536, 2048, 227 * 1024
@@ -53,9 +54,12 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
 
 
 def autotune(kernel: Any) -> Any:
-    """Kernel tuned per shape, scheme and power-of-two bucket of tokens, so that a new token count costs no tuning."""
+    """Kernel tuned per shape, scheme and power-of-two bucket of tokens, so that a new token count costs no tuning.
+
+    Launches are stored for later processes: kernels/tuned/README.md.
+    """
     key = [name for name in kernel.arg_names if name.isupper() and name not in ("T", "PROGRAMS_PER_SM")]
-    return triton.autotune(configs=configs(), key=key, prune_configs_by={"early_config_prune": prune})(kernel)
+    return stored_autotune(kernel, configs=configs(), key=key, prune=prune)
 
 
 def compute_dtype(x: Tensor) -> tl.dtype:

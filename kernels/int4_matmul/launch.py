@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backend import interpreted
 from ..rotate_quantize import PackedActivations
 from ..rotate_quantize.reference import Scheme
+from ..tuned.autotune import stored_autotune
 from ..tuning import token_bucket
 from . import tiles
 from .tiles import Launch, Shape
@@ -103,7 +104,7 @@ def _tuned(decode: bool) -> Any:
         return [config for config in configs if known[config] in fitting]
 
     key = [name for name in kernel.arg_names if name.isupper() and name not in ("T", *_TUNED)]
-    return triton.autotune(list(known), key, prune_configs_by={"early_config_prune": prune})(kernel)
+    return stored_autotune(kernel, configs=list(known), key=key, prune=prune)
 
 
 def _config(item: Launch, decode: bool) -> triton.Config:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..backend import interpreted, power_of_two_from
 from ..rotate_quantize.triton_front import rounded
+from ..tuned.autotune import stored_autotune
 from ..tuning import compute_dtype
 from .cache import CONSTANT_ZERO, Kv4Cache
 from .partials import Kv4Partials
@@ -50,10 +52,11 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
     return [config for config in candidates if fits(config)] or [widest]
 
 
-@triton.autotune(
+@partial(
+    stored_autotune,
     configs=configs(),
     key=["ROWS_BUCKET", "SPLITS", "D", "GROUP", "HAS_ZERO", "HAS_STARTS", "NIBBLES"],
-    prune_configs_by={"early_config_prune": prune},
+    prune=prune,
 )
 @triton.jit
 def kv4_attention_kernel(

@@ -1,0 +1,139 @@
+# mypy: allow-untyped-calls
+"""Triton's autotuner with a memory: a launch that the store knows is taken, one that was tuned is stored."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.testing
+from torch import Tensor
+
+from .store import Launch, Store
+
+Prune = Callable[..., list[triton.Config]]
+
+_seconds: float | None = None  # a tuning's limit
+_incomplete: set[str] = set()
+
+
+def stored_autotune(kernel: Any, *, configs: list[triton.Config], key: Sequence[str], prune: Prune) -> Any:
+    """The kernel, launched by the stored config of its key values, else by the fastest, which is then stored.
+
+    Both go through what Triton 3.2 to 3.9 offer publicly: the config chosen by `early_config_prune`, the timing by
+    `do_bench`. With one config (the interpreter) nothing is tuned, stored or read.
+
+    Args:
+        configs: every launch worth a try; with a limit of time, tried in an order that spreads over them.
+        key: names of arguments; those that tell tokens are to be bucketed.
+        prune: (configs, arguments by name, **keywords) -> those that fit, at least one.
+
+    A call raises ValueError where the store's file is damaged, foreign or older than the kernel.
+    """
+    name = kernel.fn.__name__
+    tuning = _Tuning(name, [k for k in key if not k.endswith("_ASM")], prune)  # PTX follows from the other values
+    hooks = {"early_config_prune": tuning.candidates}
+    return triton.autotune(configs=configs, key=list(key), prune_configs_by=hooks, do_bench=tuning.bench)(kernel)
+
+
+@contextmanager
+def tuning_limit(seconds: float) -> Iterator[set[str]]:
+    """Within, each tuning stops trying launches after so long; what it found then is used but not stored.
+
+    Yields the names of the kernels that were cut short, filled as it happens.
+    """
+    global _seconds
+    before, _seconds = _seconds, seconds
+    _incomplete.clear()
+    try:
+        yield _incomplete
+    finally:
+        _seconds = before
+
+
+@cache
+def store() -> Store:
+    """The launches of the current GPU, read once."""
+    return Store(torch.cuda.get_device_name(), triton.__version__)
+
+
+def launch_of(config: triton.Config) -> Launch:
+    """Its parameters as they are stored."""
+    return {**config.kwargs, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+class _Tuning:
+    """The two hooks of one kernel. Triton calls `candidates`, then `bench` for each of what it got, in order."""
+
+    def __init__(self, name: str, keys: Sequence[str], prune: Prune) -> None:
+        self.name, self.keys, self.prune = name, keys, prune
+        self.key: dict[str, Any] = {}
+        self.left: list[triton.Config] = []
+        self.times: list[tuple[float, triton.Config]] = []
+        self.start = 0.0
+
+    def candidates(self, configs: list[triton.Config], named_args: dict[str, Any], **meta: Any) -> list[triton.Config]:
+        arguments = {**named_args, **meta}
+        fitting = self.prune(configs, named_args, **meta)
+        self.key = {k: _plain(arguments[k]) for k in self.keys if k in arguments}
+        tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+        self.key["dtypes"] = " ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+        self.times, self.start = [], time.perf_counter()
+        launch = store().find(self.name, self.key)
+        if launch is None:
+            self.left = _spread(fitting)
+            return list(self.left)
+        self.left = []
+        chosen = [config for config in fitting if launch_of(config) == launch]
+        if not chosen:
+            raise store().refuse(self.name, launch, len(fitting))
+        return chosen
+
+    def bench(self, call: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+        """Milliseconds at the quantiles; inf for a launch that does not compile or that no time was left for."""
+        if not self.left:  # the stored one, which some versions of Triton time as well
+            return [0.0] * len(quantiles)
+        config = self.left.pop(0)
+        late = _seconds is not None and bool(self.times) and time.perf_counter() - self.start > _seconds
+        result = [float("inf")] * len(quantiles)
+        try:
+            if not late:
+                result = benchmark(call, quantiles)
+                self.times.append((result[0], config))
+        except RuntimeError as error:
+            if "CUDA" in str(error):  # the device is lost to this process: no other launch can be timed
+                raise
+            warnings.warn(f"{self.name} does not run as {launch_of(config)}: {error}", stacklevel=2)
+        finally:
+            if late:
+                _incomplete.add(self.name)
+            elif not self.left:
+                self._keep()
+        return result
+
+    def _keep(self) -> None:
+        if self.times:
+            milliseconds, config = min(self.times, key=lambda pair: pair[0])
+            store().add(self.name, self.key, launch_of(config), 1000 * milliseconds)
+
+
+def benchmark(call: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+    """Milliseconds of a call at the quantiles, with a cold L2; about 50 ms in all."""
+    result: list[float] = triton.testing.do_bench(call, warmup=10, rep=40, quantiles=list(quantiles))
+    return result
+
+
+def _spread(configs: list[triton.Config]) -> list[triton.Config]:
+    """All of them, far apart first: by the fraction of i times the golden ratio."""
+    order = sorted(range(len(configs)), key=lambda i: i * 0.6180339887498949 % 1)
+    return [configs[i] for i in order]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
