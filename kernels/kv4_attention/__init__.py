@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backend import Backend, picks_triton
 from ..rotate_quantize.reference import Scheme
-from .cache import Kv4Cache, Kv4Side, append_reference, dequantized, kv4_cache
+from .cache import Kv4Cache, Kv4Side, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
 from .reference import kv4_attention_reference
 
@@ -157,7 +157,7 @@ def kv4_append(
         launch(cache, k, v, positions, clips)
     else:
         for side, x in ((cache.keys, k), (cache.values, v)):
-            append_reference(side, cache.scheme, x, positions, clips)
+            append_reference(side, cache.scheme, x, positions, clips, cache.include_zero)
 
 
 def _obstacle(head_dim: int, group: int) -> str | None:
@@ -183,7 +183,7 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
         for part, tensor in zip(side._fields, side, strict=True):
             if tensor is None and part == "zero" and not zeros:
                 continue
-            dtype = torch.float32 if part == "scale" else torch.uint8
+            dtype = {"codes": torch.uint8, "scale": torch.float32, "zero": zero_dtype(cache.include_zero)}[part]
             expected = shape if part == "codes" else shape[:3]
             if (
                 tensor is None

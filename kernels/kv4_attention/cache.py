@@ -20,7 +20,7 @@ class Kv4Side(NamedTuple):
     Attributes:
         codes: uint8 (B, H_kv, S, D / 2): u of feature 2j in the low nibble of byte j, of 2j + 1 in the high one.
         scale: float32 (B, H_kv, S); NaN where the token held NaN or inf.
-        zero: uint8 (B, H_kv, S) for asymmetric, else None.
+        zero: (B, H_kv, S) for asymmetric, uint8 where grids hold 0 and int16 where they need not; else None.
     """
 
     codes: Tensor
@@ -33,17 +33,27 @@ class Kv4Cache(NamedTuple):
 
     The value of a stored code u in 0..15 is (u - z) s, with z the token's zero (asymmetric), 8 (symmetric) or 7.5
     (midrise): the grids of sq/quant/grid.py with signed codes raised by 8.
+
+    include_zero: asymmetric ranges are widened to hold 0, so that z is in 0..15.
     """
 
     keys: Kv4Side
     values: Kv4Side
     scheme: Scheme
+    include_zero: bool = True
 
 
 def kv4_cache(
-    batch: int, kv_heads: int, capacity: int, head_dim: int, scheme: Scheme = "asymmetric", device: str = "cpu"
+    batch: int,
+    kv_heads: int,
+    capacity: int,
+    head_dim: int,
+    scheme: Scheme = "asymmetric",
+    device: str | torch.device = "cpu",
+    *,
+    include_zero: bool = True,
 ) -> Kv4Cache:
-    """An empty cache: 2 H_kv (D / 2 + 4) bytes a position, 2 H_kv more for asymmetric.
+    """An empty cache: 2 H_kv (D / 2 + 4) bytes a position, for asymmetric 2 H_kv more, twice that without include_zero.
 
     Raises:
         ValueError: an unknown scheme, a size below 1 or an odd head_dim.
@@ -61,10 +71,15 @@ def kv4_cache(
         return Kv4Side(
             torch.zeros((*shape, head_dim // 2), dtype=torch.uint8, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device),
-            torch.zeros(shape, dtype=torch.uint8, device=device) if scheme == "asymmetric" else None,
+            torch.zeros(shape, dtype=zero_dtype(include_zero), device=device) if scheme == "asymmetric" else None,
         )
 
-    return Kv4Cache(side(), side(), scheme)
+    return Kv4Cache(side(), side(), scheme, include_zero)
+
+
+def zero_dtype(include_zero: bool) -> torch.dtype:
+    """Of the zeros of an asymmetric cache."""
+    return torch.uint8 if include_zero else torch.int16
 
 
 def dequantized(side: Kv4Side, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -74,13 +89,15 @@ def dequantized(side: Kv4Side, scheme: Scheme, dtype: torch.dtype = torch.float3
     return codes.sub_(zero).mul_(side.scale.to(dtype).unsqueeze(-1))
 
 
-def append_reference(side: Kv4Side, scheme: Scheme, x: Tensor, positions: Tensor, clips: Sequence[float]) -> None:
+def append_reference(
+    side: Kv4Side, scheme: Scheme, x: Tensor, positions: Tensor, clips: Sequence[float], include_zero: bool
+) -> None:
     """Quantize x (B, H_kv, N, D) in float32 and write token i of row b to position positions[b] + i."""
-    codes, scale, zero = quantize(x.float(), scheme, clips)
+    codes, scale, zero = quantize(x.float(), scheme, clips, include_zero=include_zero)
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     columns = positions.to(torch.int64)[:, None] + torch.arange(x.shape[2], device=x.device)  # [B, N]
     signed = scheme != "asymmetric"
     side.codes[rows, :, columns] = pack_nibbles(codes + 8 if signed else codes).transpose(1, 2)
     side.scale[rows, :, columns] = scale.squeeze(-1).transpose(1, 2)
     if side.zero is not None:
-        side.zero[rows, :, columns] = zero.squeeze(-1).to(torch.uint8).transpose(1, 2)
+        side.zero[rows, :, columns] = zero.squeeze(-1).to(side.zero.dtype).transpose(1, 2)

@@ -40,6 +40,7 @@ def kv4_append_kernel(
     BLOCK_H: tl.constexpr,
     SCHEME: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    INCLUDE_ZERO: tl.constexpr,
 ):
     """One new token of one KV head: its key, then its value. A position outside the cache is not written."""
     i_n = tl.program_id(0) % N
@@ -51,8 +52,34 @@ def kv4_append_kernel(
     inside = (i_s >= 0) & (i_s < S)
     p_key = p_k + i_b * stride_k_b + i_h * stride_k_h + i_n.to(tl.int64) * stride_k_n
     p_value = p_v + i_b * stride_v_b + i_h * stride_v_h + i_n.to(tl.int64) * stride_v_n
-    _write_row(p_key, p_clips, p_k_codes, p_k_scale, p_k_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES)
-    _write_row(p_value, p_clips, p_v_codes, p_v_scale, p_v_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES)
+    _write_row(
+        p_key,
+        p_clips,
+        p_k_codes,
+        p_k_scale,
+        p_k_zero,
+        i_row,
+        inside,
+        D,
+        BLOCK_H,
+        SCHEME,
+        CANDIDATES,
+        INCLUDE_ZERO,
+    )
+    _write_row(
+        p_value,
+        p_clips,
+        p_v_codes,
+        p_v_scale,
+        p_v_zero,
+        i_row,
+        inside,
+        D,
+        BLOCK_H,
+        SCHEME,
+        CANDIDATES,
+        INCLUDE_ZERO,
+    )
 
 
 @triton.jit
@@ -68,12 +95,15 @@ def _write_row(
     BLOCK_H: tl.constexpr,
     SCHEME: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    INCLUDE_ZERO: tl.constexpr,
 ):
     o_h = tl.arange(0, BLOCK_H)
     m_h = o_h < D // 2
     b_even = tl.load(p_x + 2 * o_h, mask=m_h, other=0.0).to(tl.float32)
     b_odd = tl.load(p_x + 2 * o_h + 1, mask=m_h, other=0.0).to(tl.float32)
-    b_even, b_odd, scale, zero = quantized_token(b_even, b_odd, m_h, p_clips, 1.0, 1.0, SCHEME, CANDIDATES, False)
+    b_even, b_odd, scale, zero = quantized_token(
+        b_even, b_odd, m_h, p_clips, 1.0, 1.0, SCHEME, CANDIDATES, False, INCLUDE_ZERO
+    )
     if SCHEME != "asymmetric":  # stored codes are unsigned
         b_even += 8
         b_odd += 8
@@ -81,7 +111,7 @@ def _write_row(
     tl.store(p_codes + i_row * (D // 2) + o_h, (b_even | (b_odd << 4)).to(tl.uint8), mask=m_written)
     tl.store(p_scale + i_row, scale, mask=inside)
     if SCHEME == "asymmetric":
-        tl.store(p_zero + i_row, zero.to(tl.uint8), mask=inside)
+        tl.store(p_zero + i_row, zero.to(tl.int32).to(p_zero.dtype.element_ty), mask=inside)
 
 
 def launch(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, clips: tuple[float, ...]) -> None:
@@ -106,6 +136,7 @@ def launch(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, clips: tupl
             BLOCK_H=power_of_two_from(head_dim // 2),
             SCHEME=cache.scheme,
             CANDIDATES=len(clips),
+            INCLUDE_ZERO=cache.include_zero,
             num_warps=1,
             enable_fp_fusion=cache.scheme
             != "asymmetric",  # high * clip - low * clip rounds each product, as torch does

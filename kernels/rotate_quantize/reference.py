@@ -15,6 +15,7 @@ Scheme = Literal["symmetric", "asymmetric", "midrise"]
 Container = Literal["int4", "int8", "int8_planes"]
 
 _NO_FRONT = Front()
+FARTHEST_ZERO = 32000.0  # of a grid that need not hold 0: zeros are kept in 16 bits
 _ZERO_ROW_SCALE = {"symmetric": 1.0, "midrise": 2.0**-100}  # mid-rise has no level 0: an all-zero token gets tiny ones
 
 
@@ -43,28 +44,37 @@ def rotate_quantize_reference(
 
 
 def quantize(
-    y: Tensor, scheme: Scheme, clips: Sequence[float], ends: tuple[float, float] = (1.0, 1.0)
+    y: Tensor,
+    scheme: Scheme,
+    clips: Sequence[float],
+    ends: tuple[float, float] = (1.0, 1.0),
+    *,
+    include_zero: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1), 0 where the scheme has none, in y's dtype."""
+    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1), 0 where the scheme has none, in y's dtype.
+
+    include_zero: an asymmetric range is widened to hold 0. Without, zero lies anywhere within FARTHEST_ZERO, and a
+    token that would need one farther off is widened after all: its entries agree to 1 in 2000.
+    """
     low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)  # NaN where the row holds one
     finite = torch.isfinite(low) & torch.isfinite(high)
     low, high = low * ends[0], high * ends[1]
-    finite &= torch.isfinite(_grid(low, high, 1.0, scheme)[0])
+    finite &= torch.isfinite(_grid(low, high, 1.0, scheme, include_zero)[0])
     if y.is_cuda or not bool(finite.all()):  # asking a GPU would wait for it
         y, low, high = (torch.where(finite, value, 0) for value in (y, low, high))
 
     clip = torch.full_like(low, clips[0])
     if len(clips) > 1:
         least = torch.full_like(low, torch.inf)
-        unit, _ = _grid(low, high, 1.0, scheme)
+        unit, _ = _grid(low, high, 1.0, scheme, include_zero)
         for candidate in clips:
-            scale, zero = _grid(low, high, candidate, scheme)
+            scale, zero = _grid(low, high, candidate, scheme, include_zero)
             error = y / scale
             error.sub_(_level(_encode(error.clone(), zero, scheme), zero, scheme)).square_()
             cost = error.sum(-1, keepdim=True) * (scale / unit) ** 2
             better = cost < least
             clip, least = torch.where(better, candidate, clip), torch.where(better, cost, least)
-    scale, zero = _grid(low, high, clip, scheme)
+    scale, zero = _grid(low, high, clip, scheme, include_zero)
     return _encode(y / scale, zero, scheme), torch.where(finite, scale, torch.nan), zero
 
 
@@ -96,12 +106,17 @@ def contain(codes: Tensor, container: Container) -> Tensor:
     return codes if container == "int8" else codes.unflatten(-1, (-1, 2)).transpose(-1, -2)
 
 
-def _grid(low: Tensor, high: Tensor, clip: float | Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+def _grid(low: Tensor, high: Tensor, clip: float | Tensor, scheme: Scheme, include_zero: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero of tokens that span [low, high]."""
     if scheme != "asymmetric":
         scale = torch.maximum(-low, high) * clip / (7.0 if scheme == "symmetric" else 7.5)
         return torch.where(scale == 0, _ZERO_ROW_SCALE[scheme], scale), torch.zeros_like(scale)
-    low, high = low.clamp_max(0) * clip, high.clamp_min(0) * clip
+    if include_zero:
+        low, high = low.clamp_max(0), high.clamp_min(0)
+    low, high = low * clip, high * clip
+    if not include_zero:
+        far = torch.maximum(low, -high) >= (high - low) / 15 * FARTHEST_ZERO
+        low, high = torch.where(far, low.clamp_max(0), low), torch.where(far, high.clamp_min(0), high)
     flat = (high - low) / 15 == 0
     low, high = torch.where(flat, -1.0, low), torch.where(flat, 1.0, high)
     scale = (high - low) / 15

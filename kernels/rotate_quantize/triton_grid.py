@@ -19,23 +19,29 @@ def quantized_token(
     SCHEME: tl.constexpr,
     CANDIDATES: tl.constexpr,
     HAS_ENDS: tl.constexpr,
+    INCLUDE_ZERO: tl.constexpr = True,
 ):
     """Integer codes of a token's even and odd entries, its scale and its zero (0.0 where the scheme has none).
 
     b_even, b_odd: float32, of one shape, 0 outside the mask m_y. Codes are int32 and span -8..7 or 0..15; the scale is
-    NaN and the codes those of an all-zero token where an entry is not finite.
+    NaN and the codes those of an all-zero token where an entry is not finite. INCLUDE_ZERO: see reference.py.
     """
     # padding is 0 and the range holds 0, so only NaN and inf can come from it, and those are the token's own
     bits = tl.maximum(_largest_bits(b_even), _largest_bits(b_odd))
     high = bits.to(tl.float32, bitcast=True)
     low = -high
     if SCHEME == "asymmetric" or HAS_ENDS:
-        low = tl.minimum(tl.minimum(tl.min(b_even), tl.min(b_odd)), 0.0)
-        high = tl.maximum(tl.maximum(tl.max(b_even), tl.max(b_odd)), 0.0)
+        if INCLUDE_ZERO:
+            low = tl.minimum(tl.minimum(tl.min(b_even), tl.min(b_odd)), 0.0)
+            high = tl.maximum(tl.maximum(tl.max(b_even), tl.max(b_odd)), 0.0)
+        else:
+            infinity = float("inf")
+            low = tl.min(tl.minimum(tl.where(m_y, b_even, infinity), tl.where(m_y, b_odd, infinity)))
+            high = tl.max(tl.maximum(tl.where(m_y, b_even, -infinity), tl.where(m_y, b_odd, -infinity)))
     if HAS_ENDS:
         low = low * end_low
         high = high * end_high
-    unit, zero = _grid(low, high, 1.0, SCHEME)
+    unit, zero = _grid(low, high, 1.0, SCHEME, INCLUDE_ZERO)
     finite = (bits < 0x7F800000) & (unit < float("inf"))
     low = tl.where(finite, low, 0.0)
     high = tl.where(finite, high, 0.0)
@@ -44,11 +50,11 @@ def quantized_token(
 
     clip = tl.load(p_clips)
     if CANDIDATES > 1:
-        unit, zero = _grid(low, high, 1.0, SCHEME)
+        unit, zero = _grid(low, high, 1.0, SCHEME, INCLUDE_ZERO)
         least = tl.full([], float("inf"), tl.float32)
         for i_c in tl.static_range(CANDIDATES):  # unrolled: only an innermost loop's loads are prefetched
             candidate = tl.load(p_clips + i_c)
-            scale, zero = _grid(low, high, candidate, SCHEME)
+            scale, zero = _grid(low, high, candidate, SCHEME, INCLUDE_ZERO)
             inverse = tl.div_rn(1.0, scale)
             error = _squared_error(b_even, m_y, inverse, zero, SCHEME)
             error += _squared_error(b_odd, m_y, inverse, zero, SCHEME)
@@ -56,7 +62,7 @@ def quantized_token(
             cost = error * relative * relative
             clip = tl.where(cost < least, candidate, clip)
             least = tl.minimum(cost, least)
-    scale, zero = _grid(low, high, clip, SCHEME)
+    scale, zero = _grid(low, high, clip, SCHEME, INCLUDE_ZERO)
     b_even = (_nearest(tl.div_rn(b_even, scale), zero, SCHEME) + zero).to(tl.int32)
     b_odd = (_nearest(tl.div_rn(b_odd, scale), zero, SCHEME) + zero).to(tl.int32)
     return b_even, b_odd, tl.where(finite, scale, float("nan")), zero
@@ -69,11 +75,18 @@ def _round(b_x):
 
 
 @triton.jit
-def _grid(low, high, clip, SCHEME: tl.constexpr):
+def _grid(low, high, clip, SCHEME: tl.constexpr, INCLUDE_ZERO: tl.constexpr):
     """Scale and zero of a token that spans [low, high]; quotients are rounded as torch rounds them."""
     if SCHEME == "asymmetric":
-        low = tl.minimum(low, 0.0) * clip
-        high = tl.maximum(high, 0.0) * clip
+        if INCLUDE_ZERO:
+            low = tl.minimum(low, 0.0)
+            high = tl.maximum(high, 0.0)
+        low = low * clip
+        high = high * clip
+        if not INCLUDE_ZERO:
+            far = tl.maximum(low, -high) >= tl.div_rn(high - low, 15.0) * 32000.0  # FARTHEST_ZERO
+            low = tl.where(far, tl.minimum(low, 0.0), low)
+            high = tl.where(far, tl.maximum(high, 0.0), high)
         flat = tl.div_rn(high - low, 15.0) == 0.0
         low = tl.where(flat, -1.0, low)
         high = tl.where(flat, 1.0, high)

@@ -138,7 +138,9 @@ def test_kv4_cache_and_second_pass() -> None:
     types |= {f"p_{side}_{part}": "*fp32" if part == "scale" else "*u8" for side in "kv" for part in PARTS}
     types |= {"p_lse": "*fp32", "p_o": "*bf16"}
     constants: dict[str, Any] = {"KV_HEADS": 8, "D": 128, "BLOCK_H": 64, "SCHEME": "asymmetric", "CANDIDATES": 2}
-    compile_for_hopper(kv4_append_kernel, types, constants, warps=1)
+    compile_for_hopper(kv4_append_kernel, types, constants | {"INCLUDE_ZERO": True}, warps=1)
+    wide = types | {"p_k_zero": "*i16", "p_v_zero": "*i16"}
+    compile_for_hopper(kv4_append_kernel, wide, constants | {"INCLUDE_ZERO": False}, warps=1)
     constants = {"SPLITS": 5, "BLOCK_SPLITS": 8, "D": 128, "BLOCK_D": 128}
     compile_for_hopper(kv4_combine_kernel, types, constants, warps=4)
 

@@ -122,6 +122,38 @@ def test_appended_codes_are_bit_for_bit_those_of_the_framework(
                 assert bool((written.zero[b, :, rest] == 99).all())
 
 
+@pytest.mark.parametrize("clip", [1.0, SEARCH], ids=["no clip", "search"])
+def test_ranges_that_need_not_hold_zero(run: Any, clip: float | list[float]) -> None:
+    """A head's features as one group: zeros beyond 0..15, of either sign, and attention over them."""
+    cache = kv4_cache(2, 2, 8, 32, include_zero=False)
+    k, v = torch.randn(2, 2, 2, 8, 32)
+    k[0, 0], k[0, 1, 2:4], v[1] = k[0, 0].abs() + 40, -k[0, 1, 2:4].abs() - 9, v[1].abs() + 3
+    k[1, 0, 0], k[1, 1, 1] = 0.0, 7.0
+    run(kv4_append, cache, k, v, torch.tensor([0, 0]), clip=clip)
+    quantizer = ActivationQuantizer(4, "asymmetric", clip if isinstance(clip, float) else "search", group_size=32)
+    for side, x in ((cache.keys, k), (cache.values, v)):
+        assert side.zero is not None
+        codes, scale, zero = quantizer.codes(x)
+        assert zero is not None
+        assert torch.equal(side.codes, pack(codes, signed=False))
+        assert torch.equal(side.scale, scale[..., 0])
+        assert torch.equal(side.zero.float(), zero[..., 0])
+        assert torch.equal(dequantized(side, "asymmetric"), quantizer(x))
+    assert cache.keys.zero is not None
+    assert not ((cache.keys.zero >= 0) & (cache.keys.zero < 16)).all()
+    q, lengths = torch.randn(2, 4, 32) / 8, torch.tensor([8, 5])
+    assert_close(run(kv4_attention, q, cache, lengths), expected(q, cache, lengths), cache)
+
+
+def test_a_spread_that_is_nothing_beside_its_offset_is_rounded_with_zero_in_its_range(run: Any) -> None:
+    """Zeros have 16 bits: entries that agree to 1 in 2000 take the nearest level of 0..high, off by their spread."""
+    cache = kv4_cache(1, 1, 3, 8, include_zero=False)
+    x = 1 + torch.linspace(0, 1, 8) * torch.tensor([1e-4, -1e-5, 0.0])[:, None]
+    run(kv4_append, cache, x[None, None], -x[None, None], torch.tensor([0]))
+    for side, sign in ((cache.keys, 1), (cache.values, -1)):
+        torch.testing.assert_close(dequantized(side, "asymmetric")[0, 0], sign * x, rtol=2e-4, atol=0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(half=st.integers(1, 20), tokens=st.integers(1, 4), scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**31))
 def test_the_torch_twin_of_the_cache_holds_what_the_framework_rounds_to(
