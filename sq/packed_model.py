@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from sq.errors import CheckpointError
-from sq.linear import PackedLinear, SiteInput
+from sq.fuse import fuse
+from sq.linear import PackedLinear
 from sq.models.attention import AttentionInput
 from sq.models.families import Family
 from sq.quant import ActivationQuantizer, QuantizedWeight
 from sq.quant.grid import code_dtype
 from sq.quantize_layer import replace_linear
 from sq.rotation.serialize import describe, empty_transform
+from sq.site_input import SiteInput
 
 GUARD = "weight"  # of the first linear: see `guard`
 
@@ -85,6 +87,7 @@ def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype
             layer.get_submodule(family.attention).attention_input = AttentionInput(
                 _transform(told["transform"]), *quantizers
             )
+        fuse(family, layer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"the quantization_config of the checkpoint cannot be used ({type(error).__name__}: {error}): it is "

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sq.linear import PackedLinear, QuantizedLinear, SiteInput
+from sq.fuse import fuse
+from sq.linear import PackedLinear, QuantizedLinear
 from sq.method import LayerPlan
 from sq.models.attention import AttentionInput
 from sq.models.families import Family, Geometry
@@ -18,6 +19,7 @@ from sq.models.parts import bias_of, weight_of
 from sq.quant import HessianAccumulator, QuantizedWeight, gptq, rtn
 from sq.recipe import Recipe, WeightRecipe
 from sq.site import SiteTransform
+from sq.site_input import SiteInput
 
 
 def install_plan(family: Family, geometry: Geometry, layer: nn.Module, plan: LayerPlan) -> dict[str, SiteInput]:
@@ -65,7 +67,10 @@ def without_quantizers(family: Family, layer: nn.Module) -> Iterator[None]:
 
 
 def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, QuantizedWeight]) -> None:
-    """Exchange the fake weights of an installed layer for their integers, in place; transforms are held in float32."""
+    """Exchange the fake weights of an installed layer for their integers, in place; transforms are held in float32.
+
+    Sites then compute what stands in front of them (sq/fuse.py).
+    """
     for module in layer.modules():
         if isinstance(module, (SiteInput, AttentionInput)) and module.transform is not None:
             module.transform.narrow(torch.float32)
@@ -75,6 +80,7 @@ def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, Quantiz
             assert isinstance(fake, QuantizedLinear)
             packed = PackedLinear(fake.inputs, rounded[name], fake.bias, owns_inputs=name == names[0])
             replace_linear(layer, name, packed)
+    fuse(family, layer)
 
 
 def replace_linear(layer: nn.Module, name: str, linear: nn.Module) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sq.learn.log import TrainingLog
-from sq.linear import SiteInput
 from sq.models.attention import AttentionInput
 from sq.models.families import Family, Geometry
 from sq.models.parts import bias_of, weight_of
 from sq.recipe import Recipe
+from sq.site_input import SiteInput
 
 
 class TrainingBlock:

@@ -35,6 +35,7 @@ class Family:
         residual_outputs: linears that write into the residual stream.
         head_norms: RMSNorms on q and k heads, between projection and RoPE (in that order); empty where there are none.
         attention: the module that calls the attention function.
+        mlp: the module that computes down(act(gate(x)) up(x)).
     """
 
     model_type: str
@@ -53,6 +54,7 @@ class Family:
     residual_outputs: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     head_norms: tuple[str, ...] = ()
     attention: str = "self_attn"
+    mlp: str = "mlp"
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"

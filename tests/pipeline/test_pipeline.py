@@ -17,7 +17,7 @@ from sq.data.windows import Windows
 from sq.errors import CalibrationError
 from sq.evaluate.scores import score_windows
 from sq.evaluate.stream import StreamEvaluation
-from sq.linear import QuantizedLinear, SiteInput
+from sq.linear import QuantizedLinear
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
@@ -27,6 +27,7 @@ from sq.recipe import Recipe, WeightRecipe
 from sq.report import peak_over_rms
 from sq.rotation import Kronecker, random_orthogonal
 from sq.singlequant import SingleQuant
+from sq.site_input import SiteInput
 
 # The default starts with a Hadamard, which some of these sizes do not admit.
 ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
