@@ -12,21 +12,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sq.config.settings import ActivationSettings, ExperimentSettings, MethodSettings, ModelSettings, WeightSettings
 from sq.errors import CheckpointError, ConfigError
 from sq.method import Method
+from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.recipe import Recipe, WeightRecipe
 
 
-def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase, DecoderStream]:
-    """Tokenizer and layer stream of a model: the embedded one, a local folder, or a hub id."""
+def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase | None, DecoderStream]:
+    """Tokenizer and layer stream of a model: the embedded one, a local folder, a hub id, or one with random weights,
+    which has no tokenizer."""
+    dtype, device = torch_dtype(model.dtype), pick_device(model.device)
+    if model.architecture is not None:
+        return None, DecoderStream(RandomSource(model.architecture, device=device), dtype=dtype, device=device)
     if model.path == "embedded":
         from sq.embedded.checkpoint import embedded_checkpoint
 
         folder = embedded_checkpoint(cache, outliers=model.outliers, strength=model.outlier_strength)
     else:
         folder = model_folder(model.path, model.revision)
-    stream = DecoderStream(folder, dtype=torch_dtype(model.dtype), device=pick_device(model.device))
+    stream = DecoderStream(folder, dtype=dtype, device=device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

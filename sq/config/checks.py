@@ -9,14 +9,16 @@ import tempfile
 from pathlib import Path
 
 from sq.config.reader import Reader
+from sq.config.settings import ExperimentSettings
 
+RANDOM = "random"  # model.path of random weights, and the text of random token ids
 TEXTS = ("embedded", "wikitext2", "c4", "c4_old")  # texts that sq.data knows by name; any name goes with a `path`
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_model_path(path: str, read: Reader) -> str:
-    """Return "embedded", a hub id, or the absolute path of a local folder that holds a config and weights."""
-    if path == "embedded":
+    """Return "embedded", "random", a hub id, or the absolute path of a local folder that holds a config and weights."""
+    if path in ("embedded", RANDOM):
         return path
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -37,7 +39,7 @@ def check_model_path(path: str, read: Reader) -> str:
 
 def check_text(text: str, read: Reader, key: str) -> None:
     """Note a text that is not known by name."""
-    if text and text not in TEXTS:
+    if text and text not in (*TEXTS, RANDOM):
         read.problem(key, text, f"{', '.join(TEXTS)}; or any name together with {read.where}.path=<text file>")
 
 
@@ -86,3 +88,49 @@ def check_target(target: str, read: Reader) -> None:
         found = False
     if not found:
         read.problem("_target_", target, "the import path of a class, such as sq.singlequant.SingleQuant")
+
+
+def check_random(settings: ExperimentSettings) -> list[str]:
+    """What contradicts random weights: a name that hides them, texts, and a score that would say nothing."""
+    model, calibration, task = settings.model, settings.calibration, settings.task
+    texts = () if task.perplexity is None or task.perplexity.path is not None else task.perplexity.texts
+    if model.architecture is None:
+        found = []
+        if model.path == RANDOM:
+            found.append("model.path=random needs sizes in model.architecture; choose one of model=random_<shape>")
+        elif calibration.text == RANDOM and calibration.path is None:
+            found.append("calibration.text=random is for random weights; name a text that the model knows")
+        if RANDOM in texts:
+            found.append("task.perplexity.texts=random is not a text that anything can be measured on")
+        return found
+    found = []
+    if model.path != RANDOM:
+        found.append(f"model.architecture describes random weights, model.path={model.path} names others; give one")
+    if not model.name.startswith(f"{RANDOM}_"):
+        found.append(f"model.name={model.name} has random weights; begin it with {RANDOM}_ so that tables show it")
+    if calibration.text != RANDOM or calibration.path is not None:
+        found.append(
+            f"calibration.text={calibration.text}: random weights have no tokenizer; allowed: {RANDOM} (token ids)"
+        )
+    if task.perplexity is not None or task.zeroshot is not None:
+        found.append(
+            f"task={task.name}: random weights know no text, and their scores say nothing; use task=speed or task=none"
+        )
+    return found
+
+
+def check_speed(settings: ExperimentSettings) -> list[str]:
+    """What contradicts measuring the speed of a whole model."""
+    speed = settings.task.speed
+    if speed is None:
+        return []
+    found = []
+    if settings.model.placement == "stream":
+        found.append("task=speed runs the whole model: set model.placement=memory (or auto)")
+    quantized = [kind for kind in speed.kinds if not kind.startswith("bf16")]
+    if quantized and not 2 <= settings.bits.weights <= 8:
+        found.append(
+            f"task=speed: {', '.join(quantized)} have integer weights, {settings.bits.label} has none; use 2 to 8 bits "
+            "for weights, or task.speed.kinds=[bf16,bf16_graph]"
+        )
+    return found

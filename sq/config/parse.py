@@ -17,6 +17,8 @@ from sq.config.checks import (
     check_file,
     check_folder,
     check_model_path,
+    check_random,
+    check_speed,
     check_target,
     check_text,
     check_writable,
@@ -33,6 +35,7 @@ from sq.config.settings import (
     ModelSettings,
     PathSettings,
     PerplexitySettings,
+    SpeedSettings,
     TaskSettings,
     TrackerSettings,
     WeightSettings,
@@ -51,6 +54,7 @@ __all__ = [
     "ModelSettings",
     "PathSettings",
     "PerplexitySettings",
+    "SpeedSettings",
     "TaskSettings",
     "TrackerSettings",
     "WeightSettings",
@@ -65,9 +69,12 @@ SCHEMES = ("symmetric", "asymmetric", "midrise")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PLACEMENTS = ("auto", "memory", "stream")
 PROPAGATE = ("full_precision", "quantized_weights", "quantized")
+KINDS = ("bf16", "bf16_graph", "fake", "packed", "packed_graph")
+# Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
+OPTIONAL = {"model": ("architecture",), "task": ("activations", "speed")}
 TRACKERS = ("offline", "online", "none")
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 SITES = ("qkv", "o", "gate_up", "down")  # sq.models.families.SITES, which would import torch
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -111,13 +118,17 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     if parsed.save_to is not None and not 2 <= parsed.bits.weights <= 8:
         problems.append(f"save_to packs integer weights, {parsed.bits.label} has none; use 2 to 8 bits, or omit it")
     if parsed.task.activations is not None and parsed.save_to is not None:
-        problems.append("save_to takes layers over from an interrupted run, task.activations must see them; make two runs")
+        problems.append(
+            "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
+        )
     if parsed.task.zeroshot is not None and parsed.model.placement == "stream":
         problems.append("zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity")
+    problems += check_random(parsed) + check_speed(parsed)
     root.finish()
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return parsed
+    # Full precision is one of the kinds that task=speed measures, beside the others and in the same minutes.
+    return parsed if parsed.task.speed is None else replace(parsed, reference_methods=())
 
 
 def options(group: str) -> list[str]:
@@ -144,6 +155,10 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
     config: dict[str, Any] = plain(asdict(settings))
+    for part, keys in OPTIONAL.items():
+        for key in keys:
+            if config[part][key] is None:
+                del config[part][key]
     method = config["method"]
     own = {"name": method["name"], "_target_": method["target"], "quantizes": method["quantizes"]}
     config["method"] = {**own, **method["arguments"]}
@@ -184,6 +199,7 @@ def _model(read: Reader) -> ModelSettings:
         calibration_text=read.text("calibration_text"),
         calibration_tokens=read.integer("calibration_tokens", low=1),
         zeroshot_tasks=read.names("zeroshot_tasks", default=()),
+        architecture=None if (part := read.optional_section("architecture")) is None else part.rest(),
     )
     device = settings.device
     if device not in ("auto", "cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
@@ -293,7 +309,8 @@ def _task(read: Reader) -> TaskSettings:
             tokens=part.integer("tokens", low=1),
         )
         part.finish()
-    settings = TaskSettings(read.name("name"), perplexity, zeroshot, activations)
+    speed = None if (part := read.optional_section("speed")) is None else _speed(part)
+    settings = TaskSettings(read.name("name"), perplexity, zeroshot, activations, speed)
     read.finish()
     return settings
 
@@ -315,6 +332,19 @@ def _perplexity(read: Reader) -> PerplexitySettings:
             f"task.perplexity.path is one file but task.perplexity.texts names {len(settings.texts)} texts; "
             "name one, for example task.perplexity.texts=[mine]"
         )
+    read.finish()
+    return settings
+
+
+def _speed(read: Reader) -> SpeedSettings:
+    settings = SpeedSettings(
+        kinds=read.choices("kinds", KINDS),
+        batches=read.integers("batches", low=1),
+        prompt=read.integer("prompt", low=1),
+        new_tokens=read.integer("new_tokens", low=1),
+        repeats=read.integer("repeats", low=1),
+        warmup=read.integer("warmup", low=1),
+    )
     read.finish()
     return settings
 

@@ -115,6 +115,23 @@ class Reader:
         self._wrong(key, value, "a list of names such as [a,b]", ())
         return ()
 
+    def integers(self, key: str, *, low: int) -> tuple[int, ...]:
+        """A list of distinct whole numbers; a single one reads as a list of one."""
+        value = self._get(key, _REQUIRED)
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        whole = all(isinstance(item, int) and not isinstance(item, bool) and item >= low for item in listed)
+        if whole and listed and len(set(listed)) == len(listed):
+            return tuple(listed)
+        self._wrong(key, value, f"a list of distinct whole numbers of at least {low}, such as [{low},{low + 1}]", ())
+        return ()
+
+    def choices(self, key: str, allowed: Sequence[str]) -> tuple[Any, ...]:
+        """A list of some of the allowed texts; a single one reads as a list of one."""
+        listed = self.names(key)
+        if unknown := [item for item in listed if item not in allowed]:
+            self._wrong(key, unknown[0], " | ".join(allowed), None)
+        return tuple(dict.fromkeys(listed))
+
     def path(self, key: str) -> Path:
         """A path made absolute; "~" and a relative start are resolved now, so that a later chdir changes nothing."""
         return Path(self.text(key)).expanduser().absolute()

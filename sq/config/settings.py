@@ -28,6 +28,7 @@ class ModelSettings:
     calibration_text: str
     calibration_tokens: int
     zeroshot_tasks: tuple[str, ...]
+    architecture: Mapping[str, Any] | None = None  # of a model with random weights: a transformers config as plain data
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,21 @@ class ActivationRecordSettings:
     tokens: int
 
 
+SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
+
+    kinds: tuple[SpeedKind, ...]
+    batches: tuple[int, ...]
+    prompt: int  # tokens a sequence
+    new_tokens: int  # decoded one by one behind the prompt
+    repeats: int
+    warmup: int  # passes that are not timed; kernels are tuned and peak memory is taken in them
+
+
 @dataclass(frozen=True)
 class TaskSettings:
     """What is measured after quantization, and what is kept of it."""
@@ -146,6 +162,7 @@ class TaskSettings:
     perplexity: PerplexitySettings | None
     zeroshot: ZeroShotSettings | None
     activations: ActivationRecordSettings | None = None
+    speed: SpeedSettings | None = None
 
 
 @dataclass(frozen=True)

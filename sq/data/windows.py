@@ -67,9 +67,7 @@ def calibration_windows(
             cannot be read.
     """
     _check_window(text, window)
-    if tokens < window or tokens % window:
-        nearest = max(window, round(tokens / window) * window)
-        raise DataError(f"{tokens} calibration tokens do not fill windows of {window}; ask for a multiple: {nearest}")
+    _check_count(tokens, window)
     generator = torch.Generator().manual_seed(seed)
     source = read_text(text, "train", path=path, dataset_path=dataset_path)
     if source.separate:
@@ -90,6 +88,17 @@ def calibration_windows(
     starts = torch.randperm(free, generator=generator)[:count].sort().values + torch.arange(count) * (window - 1)
     starts = starts[torch.randperm(count, generator=generator)]
     return _windows(torch.stack([row[start : start + window] for start in starts.tolist()]), text)
+
+
+def random_token_windows(vocab: int, *, tokens: int, window: int, seed: int = 0) -> Windows:
+    """Windows of uniformly random token ids in [0, vocab), the text "random": for models with random weights.
+
+    Raises:
+        DataError: tokens not a positive multiple of window.
+    """
+    _check_count(tokens, window)
+    generator = torch.Generator().manual_seed(seed)
+    return _windows(torch.randint(0, vocab, (tokens // window, window), generator=generator), "random")
 
 
 def evaluation_windows(
@@ -162,6 +171,12 @@ def _enough_documents(
 def _check_window(text: str, window: int) -> None:
     if window < 2:
         raise DataError(f"{text}: a window of {window} tokens has nothing to predict; ask for at least 2")
+
+
+def _check_count(tokens: int, window: int) -> None:
+    if tokens < window or tokens % window:
+        nearest = max(window, round(tokens / window) * window)
+        raise DataError(f"{tokens} calibration tokens do not fill windows of {window}; ask for a multiple: {nearest}")
 
 
 def _check_length(text: str, row: Tensor, window: int) -> None:

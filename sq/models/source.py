@@ -6,10 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
 
 from sq.errors import CheckpointError
 
@@ -46,6 +48,27 @@ def model_folder(path: str, revision: str | None = None) -> Path:
             f"the hub refused model {path!r}: {type(error).__name__}: {str(error).splitlines()[0]}. Check the name, "
             "accept the model's licence and log in (`hf auth login`), or name a local folder with model.path=FOLDER."
         ) from error
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The transformers config of a model folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: it is not a transformers model folder")
+    return AutoConfig.from_pretrained(folder)
+
+
+class TensorSource(Protocol):
+    """What a layer stream reads its weights from."""
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors in their stored dtype."""
 
 
 class WeightSource:

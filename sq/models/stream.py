@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sq.errors import CheckpointError
 from sq.models.attention import ATTENTION
 from sq.models.families import Geometry, check_layer, family_of
-from sq.models.source import WeightSource
+from sq.models.random_source import RandomSource
+from sq.models.source import TensorSource, WeightSource, read_config
 
 
 @dataclass
@@ -42,10 +43,10 @@ class Ends:
 
 
 class DecoderStream:
-    """A decoder LLM read from a folder layer by layer.
+    """A decoder LLM read layer by layer, from a folder or from a source of random weights.
 
     Args:
-        folder: a transformers model folder (config.json and safetensors).
+        folder: a transformers model folder (config.json and safetensors), or random weights of an architecture.
         dtype: of the computation, or None for the checkpoint's own.
         device: of the computation.
 
@@ -53,16 +54,22 @@ class DecoderStream:
         CheckpointError: no config, an unknown architecture, or weights that cannot be read.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> None:
-        self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
-            raise CheckpointError(f"{self.folder} has no config.json: it is not a transformers model folder")
-        self.config = AutoConfig.from_pretrained(self.folder)
+    def __init__(
+        self,
+        folder: Path | RandomSource,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.source: TensorSource
+        if isinstance(folder, RandomSource):
+            self.config, self.source, self.name = folder.config, folder, "the random model"
+        else:
+            self.config, self.source, self.name = read_config(Path(folder)), WeightSource(folder), str(folder)
         self.family = family_of(self.config)
         self.geometry = Geometry.of(self.config)
         self.dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         self.device = torch.device(device)
-        self.source = WeightSource(self.folder)
         with torch.device("meta"):
             self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
                 self.config, dtype=self.dtype, attn_implementation=ATTENTION
@@ -102,7 +109,7 @@ class DecoderStream:
         embedding, norm, head = (f"{path}.weight" for path in paths)
         names = [embedding, norm] + ([head] if head in self.source.names() else [])
         if head not in names and not self.config.tie_word_embeddings:
-            raise CheckpointError(f"{self.folder} has no tensor {head!r} and config.json does not tie the embeddings")
+            raise CheckpointError(f"{self.name} has no tensor {head!r} and config.json does not tie the embeddings")
         weights = self.source.read(names)
         module = copy.deepcopy(self.skeleton.get_submodule(self.family.final_norm))
         module.load_state_dict({"weight": self._place(weights[norm])}, assign=True)
