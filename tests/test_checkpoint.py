@@ -89,10 +89,11 @@ def test_what_transformers_loads_is_what_was_quantized(family: str, tmp_path: Pa
     assert made.shape == (2, 13)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_whole_models_agree_but_for_single_codes(tmp_path: Path) -> None:
+def test_whole_models_agree_but_for_single_codes(family: str, tmp_path: Path) -> None:
     """Median difference of the logits, 1e-3 of their rms: most tokens meet no code on an edge."""
-    save_random(tmp_path, "llama")
+    save_random(tmp_path, family)
     ids = ids_of(4, 12)
     fake, packed = (in_memory(tmp_path, packed=way)(ids).logits for way in (False, True))
     assert float((fake - packed).abs().median()) < 1e-3 * float(fake.square().mean().sqrt())
@@ -100,14 +101,21 @@ def test_whole_models_agree_but_for_single_codes(tmp_path: Path) -> None:
 
 def test_save_load_save_is_identical_byte_for_byte(saved: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(saved)
-    again = sq.save_packed(model, tmp_path / "again")
-    first, second = contents(saved), contents(again)
-    assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name]] == []
+    first = contents(saved)
+    for use in ("unused", "used"):
+        again = sq.save_packed(model, tmp_path / use)
+        second = contents(again)
+        assert first.keys() == second.keys()
+        assert [name for name in first if first[name] != second[name]] == []
+        model(ids_of())  # joins the codes of q, k and v in one tensor, of which each holds a view
 
 
-def test_save_pretrained_keeps_every_tensor(saved: Path, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(saved).save_pretrained(tmp_path)
+@pytest.mark.parametrize("used", [False, True])
+def test_save_pretrained_keeps_every_tensor(saved: Path, tmp_path: Path, used: bool) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    if used:
+        model(ids_of())
+    model.save_pretrained(tmp_path)
     own = {name: tensor for file in saved.glob("*.safetensors") for name, tensor in load_file(file).items()}
     theirs = {name: tensor for file in tmp_path.glob("*.safetensors") for name, tensor in load_file(file).items()}
     assert own.keys() == theirs.keys()
