@@ -1,0 +1,23 @@
+"""The paper's figures and one of ours, each a function from the frame of runs to a matplotlib figure."""
+
+from __future__ import annotations
+
+from sq.analysis.figures.art_steps import figure_art_steps
+from sq.analysis.figures.convergence import figure_convergence
+from sq.analysis.figures.givens import figure_givens
+from sq.analysis.figures.look import save
+from sq.analysis.figures.outliers import figure_outliers
+from sq.analysis.figures.quality_cost import figure_quality_cost
+from sq.analysis.figures.speed import figure_speed
+from sq.analysis.figures.tradeoff import figure_tradeoff
+
+__all__ = [
+    "figure_art_steps",
+    "figure_convergence",
+    "figure_givens",
+    "figure_outliers",
+    "figure_quality_cost",
+    "figure_speed",
+    "figure_tradeoff",
+    "save",
+]

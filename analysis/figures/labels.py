@@ -1,0 +1,67 @@
+"""Labels beside points, each where it covers neither a point nor another label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
+
+GAPS = (4.0, 8.0, 13.0, 19.0, 27.0, 36.0)  # points between a point and its label; the nearest that is free is taken
+# (x, y) of the direction and how the text is aligned there, the best places first.
+PLACES = (
+    (1.0, 0.0, "left", "center"), (-1.0, 0.0, "right", "center"), (0.0, 1.0, "center", "bottom"),
+    (0.0, -1.0, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
+    (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
+)  # fmt: skip
+
+
+def place_labels(
+    axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str], colours: Sequence[str], **text: object
+) -> None:
+    """Write a label beside each point of data coordinates, moved off points, other labels and the axes' edges.
+
+    Axes must have their final limits. A label further than the nearest gap gets a thin line to its point.
+    """
+    figure = axes.figure.get_figure(root=True)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # the layout decides where points lie on paper
+    points = axes.transData.transform(np.column_stack([x, y]))
+    scale = figure.dpi / 72
+    radius = 3.0 * scale
+    taken = [Bbox.from_extents(px - radius, py - radius, px + radius, py + radius) for px, py in points]
+    inside = axes.get_window_extent()
+    # Crowded points choose first: they have the fewest free places.
+    crowd = [np.sort(np.hypot(*(points - point).T))[1:4].sum() for point in points]
+    for i in np.argsort(crowd):
+        best: tuple[float, Bbox, tuple[float, float], str, str, float] | None = None
+        for gap, (dx, dy, horizontal, vertical) in product(GAPS, PLACES):
+            offset = (dx * gap, dy * gap)
+            note = axes.annotate(
+                labels[i], (x[i], y[i]), offset, textcoords="offset points", ha=horizontal, va=vertical, **text
+            )
+            box = note.get_window_extent(canvas.get_renderer())
+            note.remove()
+            cost = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
+            cost += 4 * (box.width * box.height - _overlap(box, inside))
+            if best is None or cost < best[0]:
+                best = (cost, box, offset, horizontal, vertical, gap)
+            if cost <= 0:
+                break
+        assert best is not None
+        _, box, offset, horizontal, vertical, gap = best
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5}
+        axes.annotate(
+            labels[i], (x[i], y[i]), offset, textcoords="offset points", ha=horizontal, va=vertical,
+            color=colours[i], arrowprops=line if gap > GAPS[1] else None, **text,
+        )  # fmt: skip
+        taken.append(box)
+
+
+def _overlap(first: Bbox, second: Bbox) -> float:
+    both = Bbox.intersection(first, second)
+    return 0.0 if both is None else both.width * both.height

@@ -1,0 +1,51 @@
+"""The look that all figures share: sizes, colours, the style file, and how a figure is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+SINGLE, DOUBLE = 3.3, 6.9  # inches: one column and both columns of a page
+# Okabe and Ito's palette without its yellow, which is too light for lines.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY = "#777777"
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under the style file, whatever the caller's own settings are, and leave those as they were."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style.context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, inches; one that pyplot does not keep, so nothing has to be closed."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Write `name`.svg (text stays text) and `name`.png (300 dots an inch at print size); return both paths.
+
+    The same figure gives the same bytes: no date is written, and identifiers do not depend on chance.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    paths = [place / f"{name}.svg", place / f"{name}.png"]
+    with style.context(STYLE):
+        figure.savefig(paths[0], metadata={"Date": None})
+        figure.savefig(paths[1])
+    return paths
