@@ -18,8 +18,9 @@ from sq.config.settings import (
     CalibrationSettings,
     ExperimentSettings,
     PerplexitySettings,
+    SpeedSettings,
 )
-from sq.data.windows import Windows, calibration_windows, evaluation_windows
+from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
 from sq.learn.log import TrainingLog
@@ -65,14 +66,16 @@ def execute(
     Raises:
         SQError: with the reason, see sq.errors.
     """
-    keep = keep_model or settings.task.zeroshot is not None or settings.model.placement == "memory"
+    whole = settings.task.zeroshot is not None or settings.task.speed is not None
+    keep = keep_model or whole or settings.model.placement == "memory"
+    packed = packed or (settings.task.speed is not None and settings.bits.weights < 16)
     if keep_model and settings.model.placement == "stream":
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
     torch.manual_seed(settings.seed)
     method = build_method(settings.method)
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
-    calibration = _calibration(settings.calibration, method, tokenizer, settings.paths.cache)
+    calibration = _calibration(settings.calibration, method, tokenizer, stream, settings.paths.cache)
     kept, record = [], _activation_record(settings, method, stream)
     with progress_bar() as progress:
         log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
@@ -119,6 +122,8 @@ def execute(
         result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
     if settings.task.zeroshot is not None:
         _zeroshot(settings, result, run_dir)
+    if settings.task.speed is not None:
+        _speed(settings.task.speed, stream, result, packed=packed)
     return result
 
 
@@ -143,19 +148,18 @@ def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: i
     return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
 
 
-def _activation_record(
-    settings: ExperimentSettings, method: Method, stream: DecoderStream
-) -> ActivationRecord | None:
+def _activation_record(settings: ExperimentSettings, method: Method, stream: DecoderStream) -> ActivationRecord | None:
     wanted = settings.task.activations
     if wanted is None:
         return None
     return ActivationRecord(method, wanted.layer, wanted.site, wanted.tokens, layers=stream.count)
 
 
-def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase) -> list[Windows]:
+def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[Windows]:
     wanted: PerplexitySettings | None = settings.task.perplexity
     if wanted is None:
         return []
+    assert tokenizer is not None  # sq.config.checks: random weights, which have none, are refused
     return [
         evaluation_windows(
             text,
@@ -171,10 +175,18 @@ def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokeniz
 
 
 def _calibration(
-    settings: CalibrationSettings, method: Method, tokenizer: PreTrainedTokenizerBase, cache: Path
+    settings: CalibrationSettings,
+    method: Method,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stream: DecoderStream,
+    cache: Path,
 ) -> Windows | None:
     if not method.quantizes:
         return None
+    if tokenizer is None:
+        return random_token_windows(
+            stream.config.vocab_size, tokens=settings.tokens, window=settings.window, seed=settings.seed
+        )
     return calibration_windows(
         settings.text,
         tokenizer,
@@ -200,6 +212,15 @@ def _cost(report: Report, method: Method) -> dict[str, float]:
         "quantize/start_memory_bytes": report.start_memory,
         "transform/multiply_adds": report.multiply_adds,
     }
+
+
+def _speed(wanted: SpeedSettings, stream: DecoderStream, result: Execution, *, packed: bool) -> None:
+    from sq.evaluate.speed import measure_speed
+
+    with progress_bar() as progress:
+        found = measure_speed(stream, result.model if packed else None, **vars(wanted), show=shown_in(progress))
+    result.metrics |= found.metrics
+    result.extras["speed"] = found.facts
 
 
 def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | None) -> None:
