@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sq.runs.results import Result
+from sq.runs.speed_report import speed_tables
 
 # Settings whose values other columns show already, or that do not change a result.
 SHOWN = ("bits.", "paths.", "tracker.", "model.", "task.")
@@ -20,12 +21,12 @@ HIDDEN = ("force", "executor", "reference_methods", "method._target_", "method.q
 def print_results(results: Iterable[Result], *, title: str | None = None, console: Console | None = None) -> None:
     """Print one table with a row for each distinct run, then the reason of every failure."""
     rows = list({result.run_id: result for result in results}.values())
-    table = results_table(rows, title=title)
+    tables = [results_table(rows, title=title), *speed_tables(rows)]
     if console is None:
         console = Console()
-        if not console.is_terminal:  # a pipe or a log has no width of its own: never fold the table
-            console = Console(width=max(80, Console(width=1000).measure(table).maximum))
-    console.print(table)
+        if not console.is_terminal:  # a pipe or a log has no width of its own: never fold the tables
+            console = Console(width=max(80, *(Console(width=1000).measure(table).maximum for table in tables)))
+    console.print(*tables)
     for row in rows:
         if row.status == "failed":
             console.print(Text(f"{row.run_id} failed: {row.error}"))
