@@ -111,6 +111,8 @@ def execute(
         "texts": {text.text: text.fingerprint for text in texts},
         "calibration": None if calibration is None else calibration.fingerprint,
         "sites": pipeline.report.sites,
+        "layers": pipeline.report.layers,
+        "recording_seconds": pipeline.report.recording_seconds,
     }
     if record is not None and run_dir is not None:
         record.write(run_dir)

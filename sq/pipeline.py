@@ -109,6 +109,7 @@ class Pipeline:
             if (found := self.saved(index)) is not None:
                 return found, self._resumed(index, found, layer, hidden)
             statistics, outputs = self._capture(index, layer, hidden)
+            full = outputs[0][:1].clone()
         with self._timed("transform"):
             block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
             weights = StackedWeights(stream.family, layer)
@@ -138,9 +139,12 @@ class Pipeline:
             install_quantizers(stream.family, layer, inputs, plan, self.recipe)
             if self.propagate == "quantized":
                 outputs = run()
-            if self.packed and rounded:
+        with self.report.recording(stream.device):
+            one = self._as_run(index, layer, [hidden[0][:1]])
+            self._record(view, plan, full, (lambda: outputs) if self.propagate == "quantized" else one)
+        if self.packed and rounded:
+            with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)
-        self._describe(index, statistics, plan)
         integer = sum(weight.nbytes() for weight in rounded.values())
         others = elements - sum(weight.codes.numel() for weight in rounded.values())
         online = [site.transform for site in inputs.values()] + [plan.keys]
@@ -257,19 +261,23 @@ class Pipeline:
 
         return run
 
-    def _describe(self, index: int, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> None:
+    def _record(
+        self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        """Compare the layer's outputs of one window (the whole text would cost a capture) and describe its sites."""
+        self.report.compare(view.index, full, quantized()[0][:1])
         geometry = self.stream.geometry
-        for site, found in statistics.items():
+        for site, found in view.statistics.items():
             tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
             if site in SITES:
                 transform = plan.sites.get(site, SiteTransform())
                 cost = 0 if transform.online is None else transform.online.multiply_adds()
-                self.report.describe(index, site, tokens, transform.tokens(tokens, site, geometry), cost)
+                self.report.describe(view.index, site, tokens, transform.tokens(tokens, site, geometry), cost)
             elif site == "keys":
                 heads = tokens.unflatten(-1, (geometry.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
                 turned = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, geometry.kv_heads)
                 cost = AttentionInput(plan.keys).multiply_adds(geometry)
-                self.report.describe(index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
+                self.report.describe(view.index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.report.timed(part, self.stream.device)

@@ -21,6 +21,8 @@ class Report:
         seconds: "capture" (reading and the calibration forward), "transform" (training included), "weights".
         sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
             "keys" is one where keys or queries are quantized.
+        layers: one entry a layer: relative squared error of its output with everything quantized, on one calibration window.
+        recording_seconds: that making `sites` and `layers` took, which no part of `seconds` counts.
         peak_memory: highest bytes in use while one of the three went on; evaluation between layers is not counted.
         start_memory: bytes in use when the first began.
         packed_bytes: size of the model with integer weights packed, ends in 16 bits.
@@ -29,6 +31,8 @@ class Report:
 
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
     sites: list[dict[str, float | int | str]] = field(default_factory=list)
+    layers: list[dict[str, float | int]] = field(default_factory=list)
+    recording_seconds: float = 0.0
     peak_memory: int = 0
     start_memory: int = 0
     packed_bytes: int = 0
@@ -51,6 +55,15 @@ class Report:
         self.seconds[part] += time.perf_counter() - start
         self.peak_memory = max(self.peak_memory, memory.peak())
 
+    @contextmanager
+    def recording(self, device: torch.device) -> Iterator[None]:
+        """Add the time of a `with` to `recording_seconds`."""
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.recording_seconds += time.perf_counter() - start
+
     def count_bytes(self, elements: int, packed: int | None = None) -> None:
         """Add parameters: 2 bytes each in the original, `packed` bytes (or the same) in the result."""
         self.full_bytes += 2 * elements
@@ -67,6 +80,16 @@ class Report:
                 "multiply_adds": multiply_adds,
             }
         )
+
+    def compare(self, index: int, full: Tensor, quantized: Tensor) -> None:
+        """Add a layer's entry from its output (B, S, hidden) in full precision and with everything quantized."""
+        self.layers.append({"layer": index, "error": relative_error(quantized, full)})
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """sum (found - expected)^2 / sum expected^2 over all entries, accumulated in float64."""
+    difference, size = (x.double().square().sum() for x in (found - expected, expected))
+    return float(difference / size.clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def peak_over_rms(tokens: Tensor) -> float:
