@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from sq.analysis.results import load
+from sq.analysis.expected import expected, of_experiment, with_missing
+from sq.analysis.published.check import check_published
+from sq.analysis.results import MissingRuns, load
+from sq.analysis.wandb_runs import load_wandb
 
-__all__ = ["load"]
+__all__ = ["MissingRuns", "check_published", "expected", "load", "load_wandb", "of_experiment", "with_missing"]

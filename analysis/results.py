@@ -9,15 +9,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sq.config.settings import BitsSettings
 from sq.errors import DataError
 from sq.runs.results import read_result
 
+MACHINE = ("cpu", "gpu", "threads")  # what times depend on
+
+
+class MissingRuns(DataError):
+    """What a table or figure shows has not been run.
+
+    Args:
+        what: the runs that are not there.
+        command: makes them.
+    """
+
+    def __init__(self, what: str, command: str) -> None:
+        self.command = command
+        super().__init__(f"{what}; `{command}` makes the runs")
+
 
 def load(results: str | Path = "runs") -> pd.DataFrame:
-    """One row a run, failed ones too: the fields of result.json, then its metrics and its settings as columns.
+    """One row a run, failed ones with their error: the fields of result.json, its metrics, its settings; oldest first.
 
-    Settings are named as on the command line ("method.placement", "calibration.tokens"); the column "folder" leads to
-    the run directory.
+    Settings are named as on the command line ("method.placement", "calibration.tokens"). "fingerprint/<text>" and
+    "fingerprint/calibration" tell which tokens were read, "environment.cpu", ".gpu" and ".threads" where, and "folder"
+    leads to the run directory. A directory without result.json (a run that was cut off) is no row;
+    `sq.analysis.expected` adds rows for what an experiment still lacks.
 
     Raises:
         DataError: the folder does not exist or holds no run.
@@ -39,14 +57,16 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
             "git_commit": result.git_commit,
             "folder": path,
             **result.metrics,
-            **_settings(result.config),
+            **_fingerprints(result.extras),
+            **machine(result.environment),
+            **settings(result.config),
         }
         for path, result in found
         if result is not None
     ]
     if not rows:
         raise DataError(f"{folder} holds no finished run; make some with `python run.py paths.results={folder}`")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("created", kind="stable", ignore_index=True)
 
 
 def window_values(run: pd.Series, name: str) -> np.ndarray:
@@ -65,21 +85,55 @@ def window_values(run: pd.Series, name: str) -> np.ndarray:
     return values
 
 
-def chosen(runs: pd.DataFrame, settings: Mapping[str, str]) -> pd.DataFrame:
-    """Runs whose columns have the given values, compared as text.
+def chosen(runs: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Runs whose columns have the given values, compared as text ("null" = no value) whatever the case of letters.
 
     Raises:
         DataError: a column that no run has.
     """
-    for column, value in settings.items():
+    for column, value in columns.items():
         if column not in runs:
             raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
-        # A missing value elsewhere turns a column of integers into floats: 128 and 128.0 are the same setting.
-        runs = runs[runs[column].astype(str).str.removesuffix(".0") == value]
+        runs = runs[runs[column].map(as_text).str.lower() == value.lower()]
     return runs
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
+def as_text(value: Any) -> str:
+    """A setting as typed; a missing value elsewhere makes floats of a column of integers: 128.0 is 128."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "null"
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    return str(value).removesuffix(".0")
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted settings of all groups; seed and force, which stand above them, are no columns here."""
-    groups = {key: value for key, value in config.items() if isinstance(value, dict)}
+    groups = {key: value for key, value in config.items() if isinstance(value, dict) and key != "environment"}
     return {str(key): value for key, value in pd.json_normalize(groups).iloc[0].items()}
+
+
+def summary(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns model to seed of a whole config, named as `sq.runs.experiment` writes them into result.json."""
+    quantizes = bool(config["method"]["quantizes"])
+    return {
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "bits": BitsSettings(**config["bits"]).label,
+        "weights": config["weights"]["name"] if quantizes else "none",
+        "activations": config["activations"]["name"] if quantizes else "none",
+        "seed": config["seed"],
+    }
+
+
+def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine's columns of a run's environment."""
+    found = {name: environment.get(name) for name in MACHINE}
+    return {
+        f"environment.{name}": ", ".join(value) if isinstance(value, list) else value for name, value in found.items()
+    }
+
+
+def _fingerprints(extras: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**(extras.get("texts") or {}), "calibration": extras.get("calibration")}
+    return {f"fingerprint/{text}": value for text, value in found.items() if value is not None}

@@ -1,0 +1,77 @@
+"""The runs that an experiment file asks for, so that a table can say which of them are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from sq.analysis.results import MissingRuns, settings, summary
+from sq.config.compose import compose_jobs
+from sq.config.parse import CONF, as_config, options, reference
+from sq.errors import DataError
+from sq.runs.runid import run_id
+
+
+def expected(experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """One row of status "missing" for each run of `python run.py -m experiment=<experiment> <overrides>`, in its order.
+
+    Columns are those of `sq.analysis.results.load` as far as a run has them before it is made; run ids are the folders'
+    names. Only configs are read.
+
+    Raises:
+        DataError: no such experiment.
+        ConfigError: overrides that run.py would refuse.
+    """
+    return pd.DataFrame(list(_rows(experiment, tuple(overrides))))
+
+
+def with_missing(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """All runs of the frame, then rows of status "missing" for those that the experiment asks for and nobody made."""
+    wanted = expected(experiment, overrides)
+    missing = wanted[~wanted["run_id"].isin(frame["run_id"])]
+    return pd.concat([frame, missing], ignore_index=True) if len(missing) else frame
+
+
+def of_experiment(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
+    """The experiment's runs alone, missing ones as such, in the order of its sweep.
+
+    Raises:
+        MissingRuns: the frame has none of them.
+        DataError, ConfigError: as in `expected`.
+    """
+    order = {name: place for place, name in enumerate(expected(experiment, overrides)["run_id"])}
+    runs = with_missing(frame, experiment, overrides)
+    runs = runs[runs["run_id"].isin(order)]
+    if (runs["status"] == "missing").all():
+        raise MissingRuns(f"no run of {experiment} is there", command(experiment, overrides))
+    return runs.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
+
+
+def command(experiment: str, overrides: Sequence[str] = ()) -> str:
+    """The command in the first line of an experiment's file, with overrides behind it.
+
+    Raises:
+        DataError: no such experiment.
+    """
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    if not path.is_file():
+        raise DataError(f"experiment={experiment}; allowed: {', '.join(options('experiment'))}")
+    first = next(line for line in path.read_text(encoding="utf-8").splitlines() if "python run.py" in line)
+    return " ".join([first.lstrip("# "), *overrides])
+
+
+@lru_cache(maxsize=64)  # composing takes 0.12 s a job
+def _rows(experiment: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+    command(experiment)  # tells an unknown experiment
+    rows: dict[str, dict[str, Any]] = {}
+    for job in compose_jobs([f"experiment={experiment}", *overrides], multirun=True):
+        for one in [*(reference(job, name) for name in job.reference_methods), job]:
+            config = as_config(one)
+            name = run_id(one)
+            rows.setdefault(
+                name, {"run_id": name, "status": "missing", "error": None, **summary(config), **settings(config)}
+            )
+    return tuple(rows.values())

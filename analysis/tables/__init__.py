@@ -1,0 +1,18 @@
+"""The tables: each function takes a frame of runs and returns a `Table` as Markdown, LaTeX or CSV.
+
+    frame = of_experiment(load("runs"), "table_bits")
+    print(table_bits(frame, metric="ppl").markdown())
+
+Failed and missing runs say so in their cells. Runs of different settings are refused, not mixed.
+"""
+
+from __future__ import annotations
+
+from sq.analysis.tables.ablation import table_ablation
+from sq.analysis.tables.bits import table_bits
+from sq.analysis.tables.perplexity import table_perplexity
+from sq.analysis.tables.table import Table
+from sq.analysis.tables.timing import table_time
+from sq.analysis.tables.zeroshot import table_zeroshot
+
+__all__ = ["Table", "table_ablation", "table_bits", "table_perplexity", "table_time", "table_zeroshot"]

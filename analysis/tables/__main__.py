@@ -1,0 +1,78 @@
+"""Print one table.
+
+    python -m sq.analysis.tables NAME [RESULTS] [column=value ...] [format=markdown|latex|csv]
+
+NAME: perplexity, zeroshot, time, ablation or bits; `published` compares runs of published settings with the literature.
+RESULTS: folder of run directories (runs).
+column=value: as for run.py. The table is that of `python run.py -m experiment=table_NAME column=value ...`; runs that
+are not there are shown as missing.
+
+    experiment=NAME   the runs of another experiment (comparison); `none` = all runs of the folder, and column=value
+                      chooses among them, where several settings are there
+    published=true    published results below ours
+    metric=ppl        of bits: kl (default), ppl or top1
+    base=METHOD       of perplexity, time and ablation: what ratios are to
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sq.analysis import tables
+from sq.analysis.expected import of_experiment
+from sq.analysis.published.check import check_published
+from sq.analysis.results import chosen, load
+from sq.analysis.tables.table import SUFFIXES, Table
+from sq.errors import SQError
+
+TABLES: dict[str, Callable[..., Table]] = {
+    "perplexity": tables.table_perplexity,
+    "zeroshot": tables.table_zeroshot,
+    "time": tables.table_time,
+    "ablation": tables.table_ablation,
+    "bits": tables.table_bits,
+}
+OPTIONS = {"perplexity": ["base"], "time": ["base"], "ablation": ["base"], "bits": ["metric"]}
+
+
+def printed(arguments: Sequence[str]) -> str:
+    """The text of the table that the arguments ask for.
+
+    Raises:
+        SQError: an unknown name or form, runs that are not there, or runs of different settings.
+    """
+    words = [argument for argument in arguments if "=" not in argument]
+    columns = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    name = words[0] if words else ""
+    form = columns.pop("format", "markdown")
+    if name not in [*TABLES, "published"] or len(words) > 2 or form not in SUFFIXES:
+        raise SQError(
+            f"table {name!r}, format={form}; allowed: {', '.join(TABLES)}, published; format={'|'.join(SUFFIXES)}. "
+            "Write python -m sq.analysis.tables NAME [RESULTS] [column=value ...]"
+        )
+    options: dict[str, Any] = {key: columns.pop(key) for key in OPTIONS.get(name, []) if key in columns}
+    options["published"] = columns.pop("published", "false").lower() == "true"
+    experiment = columns.pop("experiment", f"table_{name}")
+    frame = load(words[1] if len(words) > 1 else "runs")
+    if name == "published":
+        return check_published(chosen(frame, columns)).text(form)
+    if experiment == "none":
+        return TABLES[name](frame, **options, **columns).text(form)
+    overrides = [f"{key}={value}" for key, value in columns.items()]
+    return TABLES[name](of_experiment(frame, experiment, overrides), **options).text(form)
+
+
+def main() -> None:
+    """`python -m sq.analysis.tables`: print, or end with what is missing."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        sys.exit(__doc__)
+    try:
+        print(printed(sys.argv[1:]), end="")
+    except SQError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""One table, as Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sq.evaluate.bootstrap import Interval
+from sq.runs.atomic import write_text
+
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+}  # fmt: skip
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as measured, and how they are shown.
+
+    Attributes:
+        frame: one row a line. A cell is a number, an `Interval`, a text ("failed", "missing"), or None for a blank.
+        title: one line.
+        note: what holds for all rows, and what is not there.
+        formats: column -> format such as "{:.4f}", for the columns of numbers; the others are texts.
+        published: results of others, shown below as a block of its own.
+    """
+
+    frame: pd.DataFrame
+    title: str
+    note: str = ""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    published: Table | None = None
+
+    def markdown(self) -> str:
+        """GitHub's Markdown; numbers are aligned to the right."""
+        heads = [str(column) for column in self.frame]
+        lines = ["| " + " | ".join(heads) + " |"]
+        lines.append("|" + "".join("---:|" if head in self.formats else "---|" for head in heads))
+        lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in self._shown()]
+        blocks = [f"**{self.title}**", "\n".join(lines), self.note]
+        blocks += [self.published.markdown()] if self.published else []
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def latex(self) -> str:
+        """A `table` environment with booktabs rules (package booktabs); others' results follow as a second one."""
+        columns = "".join("r" if str(column) in self.formats else "l" for column in self.frame)
+        rows = [[_escape(cell) for cell in row] for row in self._shown()]
+        lines = [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{_escape(f'{self.title}. {self.note}'.strip())}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(_escape(str(column)) for column in self.frame) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n" + (f"\n{self.published.latex()}" if self.published else "")
+
+    def csv(self) -> str:
+        """Full precision; an interval takes three columns. Others' results are apart: `published.csv()`."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        wide = [
+            column for column in self.frame if self.frame[column].map(lambda cell: isinstance(cell, Interval)).any()
+        ]
+        writer.writerow(
+            [
+                name
+                for column in self.frame
+                for name in ([column, f"{column} low", f"{column} high"] if column in wide else [column])
+            ]
+        )
+        for row in self.frame.to_dict("records"):
+            writer.writerow([text for column, cell in row.items() for text in _exact(cell, column in wide)])
+        return out.getvalue()
+
+    def save(self, folder: str | Path, name: str) -> list[Path]:
+        """Write `<name>.md`, `.tex` and `.csv` (and `<name>_published.csv`) into a folder; return the files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {folder / f"{name}.{suffix}": self.text(form) for form, suffix in SUFFIXES.items()}
+        if self.published:
+            texts[folder / f"{name}_published.csv"] = self.published.csv()
+        for path, text in texts.items():
+            write_text(path, text)
+        return list(texts)
+
+    def text(self, form: str) -> str:
+        """The table in one of the forms "markdown", "latex" and "csv"."""
+        forms: dict[str, Callable[[], str]] = {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}
+        return forms[form]()
+
+    def _shown(self) -> list[list[str]]:
+        columns = [str(column) for column in self.frame]
+        return [
+            [show(cell, self.formats.get(column, "{}")) for column, cell in zip(columns, row, strict=True)]
+            for row in self.frame.itertuples(index=False, name=None)
+        ]
+
+
+def show(cell: Any, shape: str) -> str:
+    """A cell as it is printed; a blank where there is nothing."""
+    if isinstance(cell, Interval):
+        low, high = (shape.format(value) for value in (cell.low, cell.high))
+        return f"{shape.format(cell.mean)} ({low}-{high})"
+    if isinstance(cell, str):
+        return cell
+    return "" if _blank(cell) else shape.format(cell)
+
+
+def _exact(cell: Any, wide: bool) -> Sequence[Any]:
+    if isinstance(cell, Interval):
+        return [cell.mean, cell.low, cell.high]
+    first = "" if _blank(cell) else cell
+    return [first, "", ""] if wide else [first]
+
+
+def _blank(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[&%$#_{}~^\\]", lambda found: LATEX[found.group()], text)
