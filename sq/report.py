@@ -21,7 +21,7 @@ class Report:
         seconds: "capture" (reading and the calibration forward), "transform" (training included), "weights".
         sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
             "keys" is one where keys or queries are quantized.
-        layers: one entry a layer: relative squared error of its output with everything quantized, on one calibration window.
+        layers: one entry a layer: relative squared error of its output with everything quantized, on one window.
         recording_seconds: that making `sites` and `layers` took, which no part of `seconds` counts.
         peak_memory: highest bytes in use while one of the three went on; evaluation between layers is not counted.
         start_memory: bytes in use when the first began.

@@ -1,4 +1,8 @@
-"""One writer a run: a lock file that names its holder, and is taken over when that holder has died."""
+"""One writer a run: a lock file that names its holder, and is taken over when that holder has died.
+
+A holder on this host is dead when its process is gone. One on another host cannot be asked: it touches its lock every
+BEAT_SECONDS, and is taken for dead when it has not for STALE_SECONDS by the clock of the file system both write to.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import json
 import logging
 import os
 import socket
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,45 +21,65 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 HALF_WRITTEN_SECONDS = 10.0  # a lock file without readable content this long was left by a writer that died
+BEAT_SECONDS = 15.0
+STALE_SECONDS = 180.0  # twelve beats; NFS clients may show a file's time a minute late
 
 
 @contextmanager
 def lock(path: Path, *, poll_seconds: float = 0.2, timeout_seconds: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another live process holds it.
-
-    A holder on this host whose process is gone is no holder. A holder on another host cannot be asked and is believed.
+    """Hold the lock file `path`; wait while another live process holds it, on this host or another.
 
     Raises:
         TimeoutError: still held after `timeout_seconds` (None waits for ever).
     """
     start, told = time.monotonic(), False
-    while not _create(path):
+    while (handle := _create(path)) is None:
         holder = _holder(path)
         if holder is not None and not _alive(holder, path):
             _take_away(path, holder)
             continue
         if not told and holder is not None:
             told = True
-            who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-            log.info("waiting for %s, which %s is writing (if that is wrong, delete %s)", path.parent.name, who, path)
+            log.info(
+                "waiting for %s, which %s is writing (if that is wrong, delete %s)",
+                path.parent.name,
+                _name(holder),
+                path,
+            )
         if timeout_seconds is not None and time.monotonic() - start > timeout_seconds:
             raise TimeoutError(f"{path} is held by {holder} after {timeout_seconds:g} s; delete it if that is wrong")
         time.sleep(poll_seconds)
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(handle, done), daemon=True)
+    beat.start()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        done.set()
+        beat.join()
+        with suppress(FileNotFoundError):  # taken away from a holder that was silent for too long: not ours any more
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                path.unlink()
+        os.close(handle)
 
 
-def _create(path: Path) -> bool:
+def _create(path: Path) -> int | None:
+    """An open handle on the lock made for this process, or None where there is a lock already."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
-        return False
-    with os.fdopen(handle, "w") as stream:
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "started": _process_start(os.getpid())}
-        json.dump(me, stream)
-    return True
+        return None
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": _process_start(os.getpid())}
+    os.write(handle, json.dumps(me).encode())
+    os.fsync(handle)
+    return handle
+
+
+def _beat(handle: int, done: threading.Event) -> None:
+    """Touch the file behind the handle, which is this holder's lock even where another stands at its path by now."""
+    while not done.wait(BEAT_SECONDS):
+        with suppress(OSError):  # a file server that is away for a moment
+            os.utime(handle)
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
@@ -70,11 +96,9 @@ def _holder(path: Path) -> dict[str, Any] | None:
 def _alive(holder: dict[str, Any], path: Path) -> bool:
     pid = holder.get("pid")
     if not isinstance(pid, int):
-        with suppress(FileNotFoundError):
-            return time.time() - path.stat().st_mtime < HALF_WRITTEN_SECONDS
-        return True
+        return _silent_seconds(path) < HALF_WRITTEN_SECONDS
     if holder.get("host") != socket.gethostname():
-        return True
+        return _silent_seconds(path) < STALE_SECONDS
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -86,14 +110,27 @@ def _alive(holder: dict[str, Any], path: Path) -> bool:
     return started is None or holder.get("started") in (None, started)
 
 
+def _silent_seconds(path: Path) -> float:
+    """Since the lock was last touched, by its own file system's clock: hosts may disagree on the time by minutes."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as now:
+            return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _take_away(path: Path, holder: dict[str, Any]) -> None:
     """Remove a dead holder's lock; the guard keeps a second waiter from removing the lock that the first took."""
     guard = path.with_name(path.name + ".guard")
     with guard.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        if _holder(path) == holder:
-            log.info("process %s died while writing %s: starting again", holder.get("pid", "?"), path.parent.name)
+        if _holder(path) == holder and not _alive(holder, path):
+            log.info("%s died while writing %s: starting again", _name(holder), path.parent.name)
             path.unlink(missing_ok=True)
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 def _process_start(pid: int) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sq.runs import locks
 from sq.runs.locks import lock
 
 WORKER = """
@@ -70,15 +71,57 @@ def test_a_half_written_lock_is_believed_for_a_while_only(tmp_path: Path) -> Non
     path.touch()
     with pytest.raises(TimeoutError), lock(path, poll_seconds=0.01, timeout_seconds=0.05):
         pass
-    os.utime(path, (time.time() - 60, time.time() - 60))
+    silent_for(path, 60)
     with lock(path, timeout_seconds=5):
         pass
 
 
-def test_another_host_is_believed(tmp_path: Path) -> None:
-    (tmp_path / ".lock").write_text(holder(host="elsewhere", pid=dead_pid()))
-    with pytest.raises(TimeoutError), lock(tmp_path / ".lock", poll_seconds=0.01, timeout_seconds=0.05):
+def silent_for(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+
+def test_another_host_is_believed_as_long_as_it_touches_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.write_text(holder(host="elsewhere", pid=dead_pid()))
+    silent_for(path, locks.STALE_SECONDS - 20)
+    with pytest.raises(TimeoutError), lock(path, poll_seconds=0.01, timeout_seconds=0.05):
         pass
+    silent_for(path, locks.STALE_SECONDS + 20)
+    with lock(path, timeout_seconds=5):
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
+
+
+def test_a_live_process_of_this_host_is_believed_however_long_it_is_silent(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.write_text(holder())
+    silent_for(path, 10 * locks.STALE_SECONDS)
+    with pytest.raises(TimeoutError), lock(path, poll_seconds=0.01, timeout_seconds=0.05):
+        pass
+
+
+def test_a_holder_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+    path = tmp_path / ".lock"
+    with lock(path):
+        silent_for(path, 1000)
+        deadline = time.monotonic() + 5
+        while path.stat().st_mtime < time.time() - 500:
+            assert time.monotonic() < deadline, "no beat"
+            time.sleep(0.01)
+
+
+def test_a_holder_that_was_given_up_leaves_the_next_ones_lock_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
+    path = tmp_path / ".lock"
+    with lock(path):
+        path.unlink()
+        path.write_text(holder(host="elsewhere"))
+        silent_for(path, 1000)
+        time.sleep(0.1)
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+    assert path.stat().st_mtime < time.time() - 500, "nor does it keep a lock alive that is not its own"
 
 
 def test_workers_are_never_inside_together_even_over_a_dead_holders_lock(tmp_path: Path) -> None:
