@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from sq.api import Quantized as Quantized
     from sq.api import quantize as quantize
     from sq.checkpoint import save_packed as save_packed
+    from sq.models.kv_cache import Int4Cache as Int4Cache
 
 __version__ = "0.1.0"
-__all__ = ["Quantized", "quantize", "save_packed"]
+__all__ = ["Int4Cache", "Quantized", "quantize", "save_packed"]
 
 register()
 
 
 def __getattr__(name: str) -> Any:
     """Load the API when it is first asked for: `import sq` alone must not pull in torch."""
+    if name == "Int4Cache":
+        from sq.models.kv_cache import Int4Cache
+
+        return Int4Cache
     if name == "save_packed":
         from sq.checkpoint import save_packed
 

@@ -69,6 +69,7 @@ class SingleQuantQuantizer(HfQuantizer):
         from sq.checkpoint import check_files
         from sq.models.attention import ATTENTION
         from sq.models.families import family_of
+        from sq.models.generation import generate_in_int4
         from sq.packed_model import empty_layer, guard
 
         family, layers = family_of(model.config), self.quantization_config.layers
@@ -81,6 +82,7 @@ class SingleQuantQuantizer(HfQuantizer):
             empty_layer(family, model.get_submodule(f"{family.layers}.{index}"), data, dtype)
         guard(family, model.get_submodule(f"{family.layers}.0"))
         model.set_attn_implementation(ATTENTION)
+        generate_in_int4(model)
         if checkpoint_files:
             check_files(family, model, checkpoint_files)
         return model

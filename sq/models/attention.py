@@ -4,11 +4,13 @@ The attention function ATTENTION is registered with transformers. It rounds what
 hands over to transformers' own SDPA attention; a module without one is left alone. Keys and values arrive after RoPE
 and after the cache (models.*.modeling_*: q/k/v -> RoPE -> cache.update -> attention), so a plain forward, `generate`
 and lm-eval see the same numbers: rounding per token and head gives the same result when it is read as when it was
-written.
+written. A cache that rounds when it writes (sq/models/kv_cache.py) hands over `HeldKeys` in place of keys, and nothing
+is rounded twice.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -47,14 +49,21 @@ class AttentionInput(nn.Module):
         """q (B, H, S, head_dim), k and v (B, kv_heads, S, head_dim), rounded; shapes and dtypes stay."""
         if self.observer is not None:
             self.observer(query, key)
+        return self.asked(query, key.shape[1]), *self.rounded(self.turned(key), value)
+
+    def asked(self, query: Tensor, kv_heads: int) -> Tensor:
+        """Q(q T^-T)."""
         if self.transform is not None:
-            heads = key.shape[1]
-            query = on_heads(query, self.transform.inverse_transpose, self.transform.n, heads)
-            key = on_heads(key, self.transform, self.transform.n, heads)
-        query = query if self.queries is None else self.queries(query)
-        key = key if self.keys is None else self.keys(key)
-        value = value if self.values is None else self.values(value)
-        return query, key, value
+            query = on_heads(query, self.transform.inverse_transpose, self.transform.n, kv_heads)
+        return query if self.queries is None else self.queries(query)
+
+    def turned(self, key: Tensor) -> Tensor:
+        """k T."""
+        return key if self.transform is None else on_heads(key, self.transform, self.transform.n, key.shape[1])
+
+    def rounded(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Q(k), Q(v) of a key that is turned already."""
+        return key if self.keys is None else self.keys(key), value if self.values is None else self.values(value)
 
     def multiply_adds(self, geometry: Geometry) -> int:
         """Online multiply-adds a token of the layer: every key head and every query head."""
@@ -76,21 +85,31 @@ def on_heads(x: Tensor, apply: Callable[[Tensor], Tensor], n: int, kv_heads: int
     return mapped.flatten(1, 2)
 
 
+class HeldKeys(ABC):
+    """What a cache hands to attention in place of keys if it holds them in a form of its own."""
+
+    @abstractmethod
+    def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, **arguments: Any) -> Tensor:
+        """Attention of q (B, H, S, head_dim), behind RoPE and no more, over all that is held: (B, S, H, head_dim).
+
+        Arguments are those of transformers' attention functions.
+        """
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
+    key: Tensor | HeldKeys,
     value: Tensor,
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """SDPA attention behind the module's `attention_input`, if it has one."""
+    """SDPA attention behind the module's `attention_input`, if it has one; what a cache holds attends by itself."""
+    if isinstance(key, HeldKeys):
+        return key.attend(module, query, attention_mask, **arguments), None
     prepare = getattr(module, "attention_input", None)
-    if prepare is not None:
-        query, key, value = prepare(query, key, value)
-    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **arguments
-    )
+    heads: tuple[Tensor, Tensor, Tensor] = (query, key, value) if prepare is None else prepare(query, key, value)
+    result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, *heads, attention_mask, **arguments)
     return result
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sq.errors import CheckpointError
 from sq.models.attention import ATTENTION
 from sq.models.families import Geometry, check_layer, family_of
+from sq.models.generation import generate_in_int4
 from sq.models.random_source import RandomSource
 from sq.models.source import TensorSource, WeightSource, read_config
 
@@ -167,6 +168,7 @@ class DecoderStream:
         owner, _, name = self.family.rotary.rpartition(".")
         setattr(model.get_submodule(owner), name, self.rotary())
         model.eval()
+        generate_in_int4(model)
         return model
 
     def _place(self, tensor: Tensor) -> Tensor:

@@ -9,39 +9,23 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from models.checkpoints import FAMILIES, SIZES, save_random
+from models.quantized_attention import ids_of, quantized
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sq.method import Method
 from sq.models.attention import ATTENTION, AttentionInput
 from sq.models.stream import DecoderStream
 from sq.pipeline import Pipeline
-from sq.plain import RoundToNearest
 from sq.quant import ActivationQuantizer, WeightQuantizer
 from sq.recipe import Recipe, WeightRecipe
 from sq.rotation import Dense, PerHead, Transform, random_orthogonal
 from sq.singlequant import SingleQuant
 
 HEADS, KV_HEADS = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
-
-
-def quantized(folder: Path, method: Method | None = None, *, bits: int = 4, queries: bool = False) -> PreTrainedModel:
-    """A model whose attention alone is quantized; float64, so that rounding does not hang on the order of sums."""
-    stream = DecoderStream(folder, dtype=torch.float64)
-    head = ActivationQuantizer(bits, "asymmetric", group_size=stream.geometry.head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
-    recipe = Recipe(weights, queries=head if queries else None, keys=head, values=head)
-    pipeline = Pipeline(stream, method or RoundToNearest(), recipe, ids_of(2, 16), batch=2)
-    pipeline.prepare()
-    return stream.assemble(list(pipeline.layers()), pipeline.ends)
-
-
-def ids_of(count: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(3, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

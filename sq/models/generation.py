@@ -1,0 +1,58 @@
+"""`generate` of a model with 4-bit keys and values holds them in int4."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+
+from sq.models.kv_cache import Int4Cache, int4_obstacle
+
+_HOOK = "_prepare_cache_for_generation"
+
+
+def generate_in_int4(model: PreTrainedModel) -> None:
+    """Have `generate` make an `Int4Cache` where it would make a DynamicCache, if the model has a use for one.
+
+    What the caller asks for is left alone: a cache of their own, `cache_implementation`, `use_cache=False`, and
+    assisted generation. Keys and values that are not both of 4 bits stay in floating point, in transformers' cache.
+    """
+    if int4_obstacle(model) is None:
+        setattr(model, _HOOK, _PrepareCache(model))
+
+
+class _PrepareCache:
+    """Stands before one model's `_prepare_cache_for_generation`.
+
+    The one place where `generate` chooses a cache: `cache_implementation` names transformers' own only. On the
+    instance, so that other models keep theirs. The model is held weakly: in a cycle with it, a deleted model would keep
+    its memory until the garbage collector comes by.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = weakref.ref(model)
+
+    def __reduce__(self) -> tuple[type[_PrepareCache], tuple[PreTrainedModel | None]]:
+        """A copied or unpickled model has a hook of its own."""
+        return type(self), (self.model(),)
+
+    def __call__(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        model = self.model()
+        assert model is not None, "the model calls this itself"
+        given = model_kwargs.get("past_key_values")
+        prepare = getattr(type(model), _HOOK)
+        prepare(model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
+        made = model_kwargs.get("past_key_values")
+        own_choice = given is None and type(made) is DynamicCache and generation_config.cache_implementation is None
+        assisted = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
+        if own_choice and not assisted and int4_obstacle(model) is None:
+            model_kwargs["past_key_values"] = Int4Cache(model, most=max_cache_length)

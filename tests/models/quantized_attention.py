@@ -1,0 +1,44 @@
+"""Small random models whose attention alone is quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from models.checkpoints import SIZES
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sq.method import Method
+from sq.models.stream import DecoderStream
+from sq.pipeline import Pipeline
+from sq.plain import RoundToNearest
+from sq.quant import ActivationQuantizer, WeightQuantizer
+from sq.recipe import Recipe, WeightRecipe
+
+
+def ids_of(count: int, length: int, seed: int = 0) -> Tensor:
+    """Token ids (count, length)."""
+    return torch.randint(3, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def quantized(
+    folder: Path,
+    method: Method | None = None,
+    *,
+    bits: int = 4,
+    queries: bool = False,
+    head: ActivationQuantizer | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> PreTrainedModel:
+    """The model of a folder; in float64, unless told otherwise, so that rounding does not hang on the order of sums.
+
+    head: quantizes keys, values and, where asked, queries; asymmetric for each head if None.
+    """
+    stream = DecoderStream(folder, dtype=dtype)
+    head = head or ActivationQuantizer(bits, "asymmetric", group_size=stream.geometry.head_dim)
+    weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
+    recipe = Recipe(weights, queries=head if queries else None, keys=head, values=head)
+    pipeline = Pipeline(stream, method or RoundToNearest(), recipe, ids_of(2, 16), batch=2)
+    pipeline.prepare()
+    return stream.assemble(list(pipeline.layers()), pipeline.ends)
