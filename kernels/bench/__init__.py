@@ -1,0 +1,1 @@
+"""The benchmark of the kernels: rows, rules and yardsticks in README.md. Needs torch and Triton only."""

@@ -1,0 +1,1 @@
+"""The rows of each kernel, one file an operation."""

@@ -1,0 +1,167 @@
+"""The command line of the GPU part: `sq-bench`, or `python -m sq.kernels.bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..tuned.store import shared_folder, slug, write_json
+from .case import Row
+from .machine import Machine, find_machine
+from .measure import Result, measure
+from .progress import tracked
+from .shapes import FULL, QUICK
+from .suite import suite
+from .table import summary, table
+from .timing import called_once, emptied
+
+RESULTS = Path(__file__).resolve().parent / "results"
+# Seconds that a case, a tuning and all of it may take. Quick has 52 cases, 24 of them tuned: 150 s, and more where a
+# compilation overruns its share.
+_CASE_SECONDS, _QUICK_CASE_SECONDS, _QUICK_TUNING_SECONDS, _QUICK_SECONDS = None, 1.5, 3.0, 285.0
+_REST = (
+    "Whole models (7B prefill 2048, decode at batch 1, 16, 64) are measured by: python run.py task=speed "
+    "(floors over bfloat16: prefill 1.5x, decode 2.0x, 2.2x, 2.4x; 480 tokens a second at batch 1 on an H200)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it. Exit status: 0 all rows were measured, 1 some failed, 2 no GPU or a mistake, 130 stopped early."""
+    return run(parser().parse_args(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the GPU part."""
+    made = argparse.ArgumentParser(
+        prog="sq-bench", description="Measure the int4 kernels on this GPU beside yardsticks, floors and targets."
+    )
+    made.add_argument("--quick", action="store_true", help="a subset in under 5 minutes, launches tuned in part")
+    made.add_argument("--only", metavar="PATTERN", help="rows whose name holds this text (or matches, with * and ?)")
+    made.add_argument("--list", action="store_true", help="print the rows and measure nothing")
+    made.add_argument("--tune", action="store_true", help="tune every shape and store the launches; measure nothing")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON (default: results/<gpu>-<date>.json beside the suite)"
+    )
+    return made
+
+
+def run(asked: argparse.Namespace) -> int:
+    """What `main` does with parsed options."""
+    rows = suite(QUICK if asked.quick else FULL, asked.only)
+    if not rows:
+        return _mistake(f"no row matches --only {asked.only!r}; --list prints them")
+    if asked.list:
+        print("\n".join(row.name for row in rows))
+        return 0
+    machine = find_machine()
+    if machine is None:
+        return _mistake(
+            "no GPU: torch.cuda.is_available() is false, so nothing was run; `sq-bench --cpu` measures this CPU"
+        )
+    if asked.tune:
+        return _tune(rows, machine)
+    out: Path = asked.out or RESULTS / f"{slug(machine.name)}-{datetime.now():%Y-%m-%d-%H%M}.json"
+    if (reason := unwritable(out)) is not None:
+        return _mistake(f"{out} cannot be written ({reason}); name another file with --out")
+    return _measure(rows, machine, asked.quick, out)
+
+
+def unwritable(out: Path) -> str | None:
+    """Why a result could not be written to `out`, whose folder is made; None where it can."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return str(error)
+    return None if os.access(out.parent, os.W_OK) else "its folder is read-only"
+
+
+def collected(results: Iterable[Result], into: list[Result], seconds: float | None = None) -> int:
+    """Take results until they end (0), the seconds are over (1) or Ctrl-C comes (130); what came by then is kept."""
+    start = time.perf_counter()
+    try:
+        for result in results:
+            into.append(result)
+            if seconds is not None and time.perf_counter() - start > seconds:
+                return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def report(document: dict[str, Any], rows: int, status: int, out: Path) -> int:
+    """Print the table and write the JSON.
+
+    Args:
+        rows: how many were to be measured.
+        status: of `collected`.
+
+    Returns: the exit status.
+    """
+    results = document["results"]
+    print(f"{table(results)}\n\n{summary(results)}")
+    if missing := rows - len(results):
+        print(f"stopped early: {missing} rows were not measured")
+    write_json(out, _plain(document | {"created": datetime.now(timezone.utc).isoformat(timespec="seconds")}))
+    print(f"written to {out}")
+    return max(status, int(missing > 0), *(int(result["status"] == "failed") for result in results))
+
+
+def _measure(rows: list[Row], machine: Machine, quick: bool, out: Path) -> int:
+    from ..tuned.autotune import store, tuning_limit
+
+    print(f"{machine.name}: {len(rows)} rows")
+    known = len(store())
+    results: list[Result] = []
+    timer = machine.timer(_QUICK_CASE_SECONDS if quick else _CASE_SECONDS)
+    with tuning_limit(_QUICK_TUNING_SECONDS) if quick else nullcontext(set[str]()) as cut:
+        made = measure(rows, machine.place, timer, between=lambda: emptied(torch.cuda))
+        status = collected(tracked(made, len(rows), "sq-bench"), results, _QUICK_SECONDS if quick else None)
+    tuning = {"stored_before": known, "stored_now": len(store()), "cut_short": sorted(cut)}
+    document = {"schema": 1, "part": "gpu", "gpu": machine.name, "quick": quick, "tuning": tuning}
+    status = report(document | {"environment": machine.environment, "results": results}, len(rows), status, out)
+    if cut:
+        print(f"not fully tuned, so not at their best: {', '.join(sorted(cut))}; `sq-bench --tune` tunes them once")
+    print(_REST)
+    return status
+
+
+def _tune(rows: list[Row], machine: Machine) -> int:
+    """Call every case of ours once: that tunes it and stores the launch as soon as it is found."""
+    from ..tuned.autotune import store
+
+    store().target = shared_folder()
+    cases = {case.name: case for row in rows for case in (row.case, row.yardstick) if case is not None and case.tuned}
+    alone = [Row(case.name, case, "rate") for case in cases.values()]
+    known = len(store())
+    results: list[Result] = []
+    made = measure(alone, machine.place, called_once, between=lambda: emptied(torch.cuda))
+    status = collected(tracked(made, len(alone), "sq-bench --tune"), results)
+    failed = [result for result in results if result["status"] == "failed"]
+    for result in failed:
+        print(f"{result['row']}: {result['reason']}")
+    path = store().target / store().file_name
+    print(f"{len(results) - len(failed)} of {len(alone)} cases tuned, {len(store()) - known} launches new, in {path}")
+    return max(status, int(bool(failed)))
+
+
+def _mistake(text: str) -> int:
+    print(f"sq-bench: {text}", file=sys.stderr)
+    return 2
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value

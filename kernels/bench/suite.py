@@ -1,0 +1,33 @@
+"""Every row of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatch
+
+from . import yardsticks
+from .case import Row
+from .cases import attention, matmul, rotation
+from .shapes import Shapes
+
+
+def suite(shapes: Shapes, pattern: str | None = None) -> list[Row]:
+    """The yardsticks' own rates, then the rows of each kernel.
+
+    Args:
+        pattern: keep rows whose name holds this text, or matches it where it has wildcards (*, ?); no matter the case.
+    """
+    rows = [*_rates(shapes), *rotation.rows(shapes), *matmul.rows(shapes), *attention.rows(shapes)]
+    if pattern is None:
+        return rows
+    wanted = pattern.lower() if any(c in pattern for c in "*?[") else f"*{pattern.lower()}*"
+    return [row for row in rows if fnmatch(row.name.lower(), wanted)]
+
+
+def _rates(shapes: Shapes) -> Iterator[Row]:
+    size = (shapes.square,) * 3
+    square = f"{shapes.square}^3"
+    yield Row("copy", yardsticks.copy(shapes.copied), "rate")
+    yield Row(f"bf16 matmul {square}", yardsticks.bf16_matmul(*size), "rate")
+    yield Row(f"_int_mm {square}", yardsticks.int_mm(*size), "rate")
+    yield Row(f"fp8 matmul {square}", yardsticks.fp8_matmul(*size), "rate")

@@ -1,0 +1,137 @@
+"""What the kernels are held against, in the same process: copy, torch's products, sdpa, eager torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rotate_quantize import rotate_quantize
+from ..rotate_quantize.reference import pack_nibbles
+from .case import Case, Place
+
+_FP8 = torch.float8_e4m3fn
+
+
+def copy(size: int) -> Case:
+    """A buffer of `size` bytes to another: what "copy bandwidth" means here."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        source = place.normal(seed, size // 2)
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source)
+
+    return Case(f"copy {size} B", make, 2 * size)
+
+
+def bf16_matmul(tokens: int, d_out: int, d_in: int) -> Case:
+    """x W^T in bfloat16, by cuBLAS."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        x, w = place.normal(seed, tokens, d_in), place.normal(seed + 1, d_out, d_in)
+        y = place.empty(tokens, d_out)
+        return lambda: torch.mm(x, w.T, out=y)
+
+    size = 2 * (d_out * d_in + tokens * d_in + tokens * d_out)
+    return Case(f"bf16 matmul {d_out}x{d_in} M={tokens}", make, size, 2 * tokens * d_out * d_in)
+
+
+def int_mm(tokens: int, d_out: int, d_in: int) -> Case:
+    """torch._int_mm of the very int4-valued operands that int4_matmul gets, int32 output."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        (x, _), (w, _) = int4_operands(place, seed, tokens, d_out, d_in)
+        y = place.empty(tokens, d_out, dtype=torch.int32)
+        return lambda: torch._int_mm(x, w.T, out=y)
+
+    size = d_out * d_in + tokens * d_in + 4 * tokens * d_out
+    return Case(f"_int_mm {d_out}x{d_in} M={tokens}", make, size, 2 * tokens * d_out * d_in)
+
+
+def int_mm_scaled(tokens: int, d_out: int, d_in: int) -> Case:
+    """The same, and one kernel behind it that scales int32 to bfloat16: 10 bytes an output entry in all."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        (x, x_scale), (w, w_scale) = int4_operands(place, seed, tokens, d_out, d_in)
+        sums, y = place.empty(tokens, d_out, dtype=torch.int32), place.empty(tokens, d_out)
+
+        def run() -> Tensor:
+            torch._int_mm(x, w.T, out=sums)
+            return _scale(place, sums, x_scale, w_scale, y)
+
+        return run
+
+    size = d_out * d_in + tokens * d_in + 10 * tokens * d_out + 4 * (tokens + d_out)
+    return Case(f"_int_mm scaled {d_out}x{d_in} M={tokens}", make, size, 2 * tokens * d_out * d_in)
+
+
+def fp8_matmul(tokens: int, d_out: int, d_in: int) -> Case:
+    """torch._scaled_mm of e4m3 operands, bfloat16 output: the other 8-bit product of the hardware."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        x = place.normal(seed, tokens, d_in).to(_FP8)
+        w = place.normal(seed + 1, d_out, d_in).to(_FP8)
+        one = torch.ones((), device=place.device)
+        return lambda: torch._scaled_mm(x, w.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+    size = d_out * d_in + tokens * d_in + 2 * tokens * d_out
+    return Case(f"fp8 matmul {d_out}x{d_in} M={tokens}", make, size, 2 * tokens * d_out * d_in)
+
+
+def eager_rotate_quantize(tokens: int, n1: int, n2: int) -> Case:
+    """Two matmuls, a maximum, rounding and packing in eager bfloat16, each its own kernels; bytes: the fused count."""
+    n = n1 * n2
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        x = place.normal(seed, tokens, n)
+        r1, r2 = factors(place, seed, n1, n2)
+
+        def run() -> tuple[Tensor, Tensor]:
+            y = ((r1.T @ x.view(tokens, n1, n2)) @ r2).view(tokens, n)
+            scale = y.abs().amax(-1, keepdim=True).float() / 7
+            return pack_nibbles((y / scale).round_().clamp_(-8, 7)), scale
+
+        return run
+
+    return Case(f"eager rotate_quantize {n} T={tokens}", make, tokens * (5 * n // 2 + 4), 2 * tokens * n * (n1 + n2))
+
+
+def sdpa(batch: int, heads: int, kv_heads: int, head_dim: int, positions: int) -> Case:
+    """torch's scaled_dot_product_attention over a bfloat16 cache, one query token a row."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        q = place.normal(seed, batch, heads, 1, head_dim)
+        k, v = (place.normal(seed + i, batch, kv_heads, positions, head_dim) for i in (1, 2))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return lambda: attend(q, k, v, enable_gqa=heads != kv_heads)
+
+    size = 4 * batch * kv_heads * positions * head_dim + 4 * batch * heads * head_dim
+    return Case(f"sdpa {heads}/{kv_heads}x{head_dim} B={batch} S={positions}", make, size)
+
+
+def factors(place: Place, seed: int, n1: int, n2: int) -> tuple[Tensor, Tensor]:
+    """R1 (n1, n1) and R2 (n2, n2) of normal numbers, scaled as rotations are."""
+    r1, r2 = (place.normal(seed + i, m, m) / m**0.5 for i, m in ((2, n1), (3, n2)))
+    return r1, r2
+
+
+def int4_operands(
+    place: Place, seed: int, tokens: int, d_out: int, d_in: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Codes int8 (rows, d_in) and scales (rows, 1) of quantized normal numbers: of the activations, of the weight."""
+
+    def rounded(seed: int, rows: int) -> tuple[Tensor, Tensor]:
+        codes, scale, _ = rotate_quantize(place.normal(seed, rows, d_in), None, None, container="int8", backend="torch")
+        return codes, scale
+
+    return rounded(seed, tokens), rounded(seed + 1, d_out)
+
+
+def _scale(place: Place, sums: Tensor, x_scale: Tensor, w_scale: Tensor, y: Tensor) -> Tensor:
+    if place.backend == "torch":
+        return y.copy_(sums * x_scale * w_scale.T)
+    from .triton_scale import scale
+
+    return scale(sums, x_scale, w_scale, y)
