@@ -13,7 +13,7 @@ from sq.analysis.figures.select import finished, text_metric
 from sq.analysis.figures.tradeoff import _leading
 
 CURVES = {"art": ("ART alone", "s", "-", BLUE), "art_then_urt": ("ART, then URT", "o", "--", VERMILLION)}
-LEVELS = {"rtn": "no transform", "hadamard": "randomized Hadamard"}
+LEVELS = {"rtn": "RTN, no transform", "quarot": "QuaRot"}
 
 
 @styled

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from sq.analysis.figures.activations import read_activations
-from sq.analysis.figures.look import BLUE, DOUBLE, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLUE, DOUBLE, blank, styled
 
-TOKENS = 128  # rows of the images; more would not be told apart at print size
+TOKENS, COLUMNS = 96, 256  # of the images: more could not be told apart at print size
 STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))
 
 
 @styled
 def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figure:
-    """Above |activation| by token and channel, below each channel's largest and rms value; one scale for all stages.
+    """Above |activation| by token and channel, below each channel's largest value; one scale for all stages.
+
+    Channels that paper cannot tell apart share a column of the image, which shows the largest of them.
 
     Args:
         frame: of `sq.analysis.load`.
@@ -32,27 +34,22 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
     top = max(float(stage.max()) for stage in stages)
     figure = blank(DOUBLE, 2.9)
     panels = figure.subplots(2, 3, sharex=True, sharey="row", height_ratios=(1.25, 1))
-    # The root scale keeps ordinary values visible beside outliers that are tens of times larger.
-    norm = PowerNorm(0.5, vmin=0, vmax=top)
+    # Decades keep ordinary values visible beside outliers that are tens of times larger.
+    norm = LogNorm(vmin=top / 200, vmax=top, clip=True)
     for (image, profile), stage, (_, title) in zip(panels.T, stages, STAGES, strict=True):
         n = stage.shape[1]
-        shown = stage[:TOKENS]
+        shown = _pooled(stage[:TOKENS])
         drawn = image.imshow(
             shown, norm=norm, aspect="auto", interpolation="nearest", extent=(0, n, len(shown), 0), rasterized=True
         )
         image.spines[:].set_visible(False)
         image.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} × rms")
-        channels = np.arange(n) + 0.5
-        profile.fill_between(channels, stage.max(0), step="mid", color=VERMILLION, lw=0, alpha=0.9)
-        profile.fill_between(channels, np.sqrt(np.square(stage).mean(0)), step="mid", color=BLUE, lw=0)
+        profile.fill_between(np.arange(n) + 0.5, stage.max(0), step="mid", color=BLUE, lw=0)
         profile.set_xlabel(f"channel of {kept.site}, layer {kept.layer}")
         profile.set_xlim(0, n)
     panels[0, 0].set_ylabel("token")
-    panels[1, 0].set_ylabel("|activation|")
+    panels[1, 0].set_ylabel("largest |activation|")
     panels[1, 0].set_ylim(0, 1.05 * top)
-    profile = panels[1, 2]
-    profile.text(0.98, 0.93, "largest over tokens", color=VERMILLION, ha="right", va="top", transform=profile.transAxes)
-    profile.text(0.98, 0.76, "rms over tokens", color=BLUE, ha="right", va="top", transform=profile.transAxes)
     bar = figure.colorbar(drawn, ax=list(panels[0]), pad=0.01, aspect=14)
     bar.set_label("|activation|")
     bar.outline.set_visible(False)
@@ -62,3 +59,9 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
 def peak_over_rms(tokens: np.ndarray) -> float:
     """Median over tokens of max|x| / rms(x), as in result.json. tokens (T, n), none of them all zero."""
     return float(np.median(np.abs(tokens).max(1) / np.sqrt(np.square(tokens).mean(1))))
+
+
+def _pooled(tokens: np.ndarray) -> np.ndarray:
+    """The largest value of neighbouring channels, (T, at most COLUMNS)."""
+    width = -(-tokens.shape[1] // COLUMNS)
+    return np.maximum.reduceat(tokens, np.arange(0, tokens.shape[1], width), axis=1)

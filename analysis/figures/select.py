@@ -43,7 +43,8 @@ def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()
     runs = of_experiment(frame, experiment, overrides)
     runs = runs[(runs["status"] == "finished") & runs[needs].notna()] if needs in runs else runs.iloc[:0]
     if runs.empty:
-        raise MissingRuns(f"no finished run of {experiment} has {needs}", command(experiment, overrides))
+        lacks = "is there" if needs == "status" else f"has {needs}"
+        raise MissingRuns(f"no finished run of {experiment} {lacks}", command(experiment, overrides))
     return runs.reset_index(drop=True)
 
 

@@ -1,0 +1,107 @@
+"""`sq-report`: every figure and table from the run files, and one HTML page; or the summary of one run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from sq.errors import SQError
+
+COMPLETE, FAILED, MISTAKE, INCOMPLETE = 0, 1, 2, 3
+EPILOG = """exit status: 0 all there; 1 a notebook failed; 2 a mistake in the command line, or no runs at all;
+3 the report is written, and it names the commands that make runs which are missing"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line and write what it asks for; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="sq-report",
+        description="Figures (SVG, PNG), tables (Markdown, LaTeX, CSV) and report.html from run files.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--results", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("--out", type=Path, default=Path("analysis/build"), help="default: analysis/build")
+    parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="one page about this run instead")
+    parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="some of the notebooks, such as quality time")
+    parser.add_argument(
+        "overrides", nargs="*", help="that the experiments were run with, such as model=llama2_7b (in front of --only)"
+    )
+    asked = parser.parse_args(arguments)
+    console = Console()
+    try:
+        if asked.run is not None:
+            from sq.analysis.report.one_run import write_run_report
+
+            print_written(console, write_run_report(asked.run, asked.out, console))
+            return COMPLETE
+        return write_report(asked.results, asked.out, asked.overrides, asked.only, console)
+    except (SQError, OSError) as error:
+        print(f"sq-report: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+def write_report(
+    results: Path, out: Path, overrides: Sequence[str], only: Sequence[str] | None, console: Console
+) -> int:
+    """Execute the notebooks and write figures/, tables/ and report.html into `out`; return the exit status.
+
+    Raises:
+        DataError: no runs, or a notebook that does not exist.
+    """
+    from sq.analysis.report.html import report_html
+    from sq.analysis.report.notebooks import execute, found_notebooks
+    from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
+    from sq.analysis.results import load
+    from sq.config.compose import compose
+    from sq.errors import DataError
+    from sq.runs.atomic import write_text
+
+    notebooks = found_notebooks()
+    names = [path.stem for path in notebooks]
+    if unknown := [name for name in only or () if name not in names]:
+        raise DataError(f"--only {' '.join(unknown)}; allowed: {', '.join(names)}")
+    notebooks = [path for path in notebooks if not only or path.stem in only]
+    compose(overrides)  # a mistake in them is told once and here
+    runs = load(results)
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {RESULTS: str(results.resolve()), OUT: str(out.resolve()), OVERRIDES: shlex.join(overrides)}
+    start, done = time.perf_counter(), []
+    steps = execute(notebooks, environment)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for path in notebooks:
+            task = progress.add_task(path.stem)
+            done.append(one := next(steps))
+            progress.remove_task(task)
+            state = "failed" if one.error else f"{len(one.missing)} to make" if one.missing else "complete"
+            progress.console.print(f"{one.name:<14} {one.seconds:6.1f} s  {state}", highlight=False)
+        steps.close()
+    facts = {
+        "runs": f"{(runs['status'] == 'finished').sum()} finished, {(runs['status'] == 'failed').sum()} failed",
+        "newest run": str(runs["created"].max()),
+        "commits": ", ".join(sorted({str(commit)[:10] for commit in runs["git_commit"].dropna()})) or "unknown",
+        "overrides": shlex.join(overrides) or "none",
+    }
+    write_text(out / "report.html", report_html("SingleQuant: figures and tables", facts, done))
+    print_written(console, [out / "report.html", out / "figures", out / "tables"])
+    for one in done:
+        if one.error:
+            print(f"sq-report: {one.name} failed: {one.error.strip().splitlines()[-1]}", file=sys.stderr)
+    commands = list(dict.fromkeys(command for one in done for command in one.missing))
+    if commands:
+        console.print("Runs are missing; these commands make them:", *commands, sep="\n  ", highlight=False, soft_wrap=True)
+    console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
+    return FAILED if any(one.error for one in done) else INCOMPLETE if commands else COMPLETE
+
+
+def print_written(console: Console, paths: Sequence[Path]) -> None:
+    """Say where files went, those that are there."""
+    console.print(*(str(path) for path in paths if path.exists()), sep="\n", highlight=False, soft_wrap=True)

@@ -1,0 +1,102 @@
+"""Execute notebooks headless, one after another in one kernel: importing pandas and matplotlib is paid once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from sq.analysis.report.page import MISSING
+
+ANALYSIS = Path(__file__).resolve().parents[1]
+ORDER = ("quality", "ablation", "time", "outliers", "convergence", "speed", "published")
+RESET = "%reset -f"  # names of one notebook must not reach the next
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One notebook with its outputs.
+
+    Attributes:
+        name: of its file, without .ipynb.
+        cells: as nbformat has them, outputs included.
+        seconds: that executing took.
+        error: of the cell that raised, with its traceback; None where all went well.
+        missing: commands that make the runs which were not there.
+    """
+
+    name: str
+    cells: list[Any]
+    seconds: float
+    error: str | None
+    missing: list[str]
+
+
+def found_notebooks(folder: Path = ANALYSIS) -> list[Path]:
+    """The notebooks of a folder: known topics in their order, others behind them by name."""
+    place = {name: number for number, name in enumerate(ORDER)}
+    return sorted(folder.glob("*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
+
+
+def execute(notebooks: Sequence[Path], environment: Mapping[str, str]) -> Iterator[Executed]:
+    """Execute each notebook and yield it; one that raises is yielded with its error and the others go on.
+
+    Args:
+        notebooks: files; they are not changed.
+        environment: variables of the kernel, over this process's.
+    """
+    kernel: AsyncKernelManager | None = None
+    loop = asyncio.new_event_loop()
+    try:
+        for path in notebooks:
+            if kernel is None or not loop.run_until_complete(kernel.is_alive()):  # one that died is replaced
+                kernel = AsyncKernelManager(transport="ipc", kernel_spec_manager=_ThisPython())
+                loop.run_until_complete(kernel.start_kernel(env={**os.environ, **environment}))
+            yield loop.run_until_complete(_one(path, kernel, loop))
+    finally:
+        if kernel is not None:
+            loop.run_until_complete(kernel.shutdown_kernel(now=True))
+        loop.close()
+
+
+async def _one(path: Path, kernel: AsyncKernelManager, loop: asyncio.AbstractEventLoop) -> Executed:
+    notebook = nbformat.read(path, as_version=4)
+    cells = list(notebook.cells)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(RESET))
+    # nbclient would answer Ctrl-C by ending the kernel and nothing else; without its handler the report ends as well.
+    unhandled = {"on_notebook_start": lambda notebook: loop.remove_signal_handler(signal.SIGINT)}
+    client = NotebookClient(notebook, km=kernel, timeout=None, **unhandled)
+    error, start = None, time.perf_counter()
+    try:
+        await client.async_execute()
+    except CellExecutionError as failure:
+        error = str(failure)
+    except DeadKernelError as failure:
+        error = f"the kernel died: {failure}"
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
+    seconds = time.perf_counter() - start
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    missing = [command for output in outputs if (command := output.get("metadata", {}).get(MISSING))]
+    return Executed(path.stem, cells, seconds, error, list(dict.fromkeys(missing)))
+
+
+class _ThisPython(KernelSpecManager):  # type: ignore[misc]
+    """The kernel is the Python that runs the report, whatever kernels the user has installed."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name=kernel_name, language="python")
