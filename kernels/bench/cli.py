@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
@@ -58,30 +58,38 @@ def run(asked: argparse.Namespace) -> int:
     """What `main` does with parsed options."""
     rows = suite(QUICK if asked.quick else FULL, asked.only)
     if not rows:
-        return _mistake(f"no row matches --only {asked.only!r}; --list prints them")
+        return mistake(f"no row matches --only {asked.only!r}; --list prints them")
     if asked.list:
         print("\n".join(row.name for row in rows))
         return 0
     machine = find_machine()
     if machine is None:
-        return _mistake(
+        return mistake(
             "no GPU: torch.cuda.is_available() is false, so nothing was run; `sq-bench --cpu` measures this CPU"
         )
     if asked.tune:
         return _tune(rows, machine)
-    out: Path = asked.out or RESULTS / f"{slug(machine.name)}-{datetime.now():%Y-%m-%d-%H%M}.json"
-    if (reason := unwritable(out)) is not None:
-        return _mistake(f"{out} cannot be written ({reason}); name another file with --out")
+    try:
+        out = result_file(asked.out, machine.name)
+    except OSError as error:
+        return mistake(str(error))
     return _measure(rows, machine, asked.quick, out)
 
 
-def unwritable(out: Path) -> str | None:
-    """Why a result could not be written to `out`, whose folder is made; None where it can."""
+def result_file(out: Path | None, name: str) -> Path:
+    """`out`, or a file named after what is measured and the time; its folder is made.
+
+    Raises:
+        OSError: it could not be written, told before hours of measuring and not behind them.
+    """
+    out = out or RESULTS / f"{slug(name)}-{datetime.now():%Y-%m-%d-%H%M}.json"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError("its folder is read-only")
     except OSError as error:
-        return str(error)
-    return None if os.access(out.parent, os.W_OK) else "its folder is read-only"
+        raise OSError(f"{out} cannot be written ({error}); name another file with --out") from error
+    return out
 
 
 def collected(results: Iterable[Result], into: list[Result], seconds: float | None = None) -> int:
@@ -97,17 +105,18 @@ def collected(results: Iterable[Result], into: list[Result], seconds: float | No
     return 0
 
 
-def report(document: dict[str, Any], rows: int, status: int, out: Path) -> int:
+def report(document: dict[str, Any], rows: int, status: int, out: Path, text: Callable[[list[Result]], str]) -> int:
     """Print the table and write the JSON.
 
     Args:
         rows: how many were to be measured.
         status: of `collected`.
+        text: what is printed of the results.
 
     Returns: the exit status.
     """
     results = document["results"]
-    print(f"{table(results)}\n\n{summary(results)}")
+    print(text(results))
     if missing := rows - len(results):
         print(f"stopped early: {missing} rows were not measured")
     write_json(out, _plain(document | {"created": datetime.now(timezone.utc).isoformat(timespec="seconds")}))
@@ -127,11 +136,15 @@ def _measure(rows: list[Row], machine: Machine, quick: bool, out: Path) -> int:
         status = collected(tracked(made, len(rows), "sq-bench"), results, _QUICK_SECONDS if quick else None)
     tuning = {"stored_before": known, "stored_now": len(store()), "cut_short": sorted(cut)}
     document = {"schema": 1, "part": "gpu", "gpu": machine.name, "quick": quick, "tuning": tuning}
-    status = report(document | {"environment": machine.environment, "results": results}, len(rows), status, out)
+    status = report(document | {"environment": machine.environment, "results": results}, len(rows), status, out, _text)
     if cut:
         print(f"not fully tuned, so not at their best: {', '.join(sorted(cut))}; `sq-bench --tune` tunes them once")
     print(_REST)
     return status
+
+
+def _text(results: list[Result]) -> str:
+    return f"{table(results)}\n\n{summary(results)}"
 
 
 def _tune(rows: list[Row], machine: Machine) -> int:
@@ -153,7 +166,8 @@ def _tune(rows: list[Row], machine: Machine) -> int:
     return max(status, int(bool(failed)))
 
 
-def _mistake(text: str) -> int:
+def mistake(text: str) -> int:
+    """Tell it and return its exit status."""
     print(f"sq-bench: {text}", file=sys.stderr)
     return 2
 

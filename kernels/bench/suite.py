@@ -15,13 +15,18 @@ def suite(shapes: Shapes, pattern: str | None = None) -> list[Row]:
     """The yardsticks' own rates, then the rows of each kernel.
 
     Args:
-        pattern: keep rows whose name holds this text, or matches it where it has wildcards (*, ?); no matter the case.
+        pattern: keep rows whose name `matches` it.
     """
     rows = [*_rates(shapes), *rotation.rows(shapes), *matmul.rows(shapes), *attention.rows(shapes)]
+    return [row for row in rows if matches(row.name, pattern)]
+
+
+def matches(name: str, pattern: str | None) -> bool:
+    """Whether a name holds this text, or matches it where it has wildcards (*, ?), no matter the case; None: any."""
     if pattern is None:
-        return rows
-    wanted = pattern.lower() if any(c in pattern for c in "*?[") else f"*{pattern.lower()}*"
-    return [row for row in rows if fnmatch(row.name.lower(), wanted)]
+        return True
+    wanted = pattern.lower() if any(c in pattern for c in "*?") else f"*{pattern.lower()}*"
+    return fnmatch(name.lower(), wanted)
 
 
 def _rates(shapes: Shapes) -> Iterator[Row]:

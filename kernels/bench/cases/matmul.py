@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...int4_matmul import Form, PackedWeight, int4_matmul
-from ...rotate_quantize import PackedActivations, rotate_quantize
+from ...rotate_quantize import Container, PackedActivations, rotate_quantize
 from ...rotate_quantize.reference import contain
 from ..case import Case, Place, Row
 from ..shapes import Shapes
@@ -55,7 +55,7 @@ def _prefill(layer: str, tokens: int, d_out: int, d_in: int, shapes: Shapes) -> 
 
 def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:
     """Packed weights by symmetric codes: packed for decode, int8 planes for prefill."""
-    container = "int4" if form == "decode" else "int8_planes"
+    container: Container = "int4" if form == "decode" else "int8_planes"
 
     def make(place: Place, seed: int) -> Callable[[], Any]:
         (codes, scale), weight = int4_operands(place, seed, tokens, d_out, d_in)
