@@ -13,7 +13,7 @@ from sq.errors import CheckpointError, SQError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse a command line, stream the continuation, tell tokens a second; return the exit status."""
+    """Parse a command line, stream the continuation, tell tokens a second and the cache's bytes; return the status."""
     parser = argparse.ArgumentParser(prog="sq-generate", description="Stream text from a packed checkpoint.")
     parser.add_argument("folder", help="written by `python run.py save_to=FOLDER`")
     parser.add_argument("prompt")
@@ -56,10 +56,24 @@ def _stream(asked: argparse.Namespace) -> None:
         **sampling,
         max_new_tokens=asked.max_new_tokens,
         streamer=TextStreamer(tokenizer),
+        return_dict_in_generate=True,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
-    count, seconds = made.shape[1] - inputs["input_ids"].shape[1], time.perf_counter() - start
-    print(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second on {device}", file=sys.stderr)
+    count, seconds = made.sequences.shape[1] - inputs["input_ids"].shape[1], time.perf_counter() - start
+    told = f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second on {device}"
+    print(told + _cache_size(made.past_key_values), file=sys.stderr)
+
+
+def _cache_size(cache: Any) -> str:
+    from sq.models.kv_cache import Int4Cache
+
+    if isinstance(cache, Int4Cache):
+        return f"; keys and values took {cache.nbytes / 1e3:,.0f} kB in int4"
+    parts = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    held = [part for part in parts if part is not None]
+    if not held:
+        return ""
+    return f"; keys and values took {sum(part.nbytes for part in held) / 1e3:,.0f} kB in {held[0].dtype}"
 
 
 if __name__ == "__main__":
