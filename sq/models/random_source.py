@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -84,5 +85,6 @@ def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
         )
     try:
         return AutoConfig.for_model(model_type, **sizes)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"transformers refuses model.architecture: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"transformers refuses model.architecture: {reason}") from error

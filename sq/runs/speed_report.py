@@ -30,7 +30,7 @@ def speed_tables(rows: Sequence[Result]) -> list[Table]:
     for row in measured:
         for kind in row.extras["speed"]["kinds"]:
             rates = [_rate(row, f"speed/{phase}/{{}}/b{batch}", kind) for phase in PHASES for batch in batches]
-            sizes = [f"{row.metrics[f'speed/{part}_bytes/{kind}'] / 1e6:,.1f}" for part in ("linear", "weight")]
+            sizes = [_megabytes(row, f"speed/{part}_bytes/{kind}") for part in ("linear", "weight")]
             table.add_row(row.model, row.method, kind, *rates, *sizes)
     return [table]
 
@@ -45,4 +45,10 @@ def _rate(row: Result, key: str, kind: str) -> str:
     rate, full = row.metrics.get(key.format(kind)), row.metrics.get(key.format("bf16"))
     if rate is None:
         return "-"
-    return f"{rate:,.0f}" if full is None or kind == "bf16" else f"{rate:,.0f} ({rate / full:.2f}x)"
+    ratio = "" if not full or kind == "bf16" else f" ({rate / full:.2f}x)"
+    return f"{rate:,.0f}{ratio}"
+
+
+def _megabytes(row: Result, key: str) -> str:
+    value = row.metrics.get(key)
+    return "-" if value is None else f"{value / 1e6:,.1f}"

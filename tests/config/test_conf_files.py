@@ -13,8 +13,9 @@ GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "t
 
 @pytest.mark.parametrize("choice", [f"{group}={choice}" for group in GROUPS for choice in options(group)])
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
-    own_path = ["model.path=owner/name"] if choice == "model=custom" else []
-    settings = compose([choice, *own_path])
+    needed = ["model.path=owner/name"] if choice == "model=custom" else []
+    needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
+    settings = compose([choice, *needed])
     group, _, option = choice.partition("=")
     if hasattr(named := getattr(settings, group), "name"):
         assert named.name == option
@@ -67,3 +68,19 @@ def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""
     asked = compose(["seed=7", "weights=gptq", f"reference_methods=[{name}]"])
     assert reference(asked, name).method == compose(["seed=7", f"method={name}"]).method
+
+
+def test_random_models_have_the_sizes_of_the_models_they_are_named_after() -> None:
+    """Parameters as published: 6.74, 8.03, 68.98 and 1.24 billion (Llama 2 and 3 papers; tied head counted once)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sq.models.random_source import config_of
+
+    published = {"llama2_7b": 6.738, "llama3_8b": 8.030, "llama2_70b": 68.977, "llama3_2_1b": 1.236}
+    for name, billions in published.items():
+        settings = compose([f"model=random_{name}", "task=none"])
+        assert settings.model.architecture is not None
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config_of(settings.model.architecture))
+        assert round(sum(p.numel() for p in model.parameters()) / 1e9, 3) == billions

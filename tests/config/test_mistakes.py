@@ -180,3 +180,37 @@ def test_settings_that_contradict_each_other_are_told_with_the_rest() -> None:
     told = problems("task=all", "model.placement=stream", "seed=-1")
     assert any("model.placement=memory" in problem for problem in told)
     assert len(told) == 3  # a calibration seed of -1 follows the seed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("model=random_tiny", ["task=perplexity", "random weights know no text", "task=speed or task=none"]),
+        ("model=random_tiny task=zeroshot", ["task=zeroshot", "task=speed"]),
+        ("model=random_tiny task=none model.name=llama", ["model.name=llama", "begin it with random_"]),
+        ("model=random_tiny task=none model.path=owner/name", ["model.architecture", "owner/name", "give one"]),
+        ("model=random_tiny task=none calibration=c4", ["calibration.text=c4", "allowed: random"]),
+        ("model.path=random", ["model.architecture", "model=random_<shape>"]),
+        ("calibration.text=random", ["calibration.text=random", "name a text"]),
+        ("task.perplexity.texts=[random]", ["task.perplexity.texts=random"]),
+        ("task=speed bits=w16a16", ["fake, packed, packed_graph", "W16A16KV16", "task.speed.kinds=[bf16,bf16_graph]"]),
+        ("task=speed method=fp16", ["W16A16KV16", "2 to 8 bits"]),
+        ("task=speed model.placement=stream", ["the whole model", "model.placement=memory"]),
+        ("task=speed task.speed.kinds=[fast]", ["task.speed.kinds=fast", "packed_graph"]),
+        ("task=speed task.speed.batches=[1,0]", ["task.speed.batches=[1, 0]", "at least 1"]),
+        ("task=speed task.speed.batches=[4,4]", ["distinct"]),
+        ("task=speed task.speed.warmup=0", ["task.speed.warmup=0"]),
+    ],
+)
+def test_random_weights_and_speed_refuse_what_makes_no_sense(overrides: str, words: list[str]) -> None:
+    told = problems(*overrides.split())
+    assert len(told) == 1
+    for word in words:
+        assert word in told[0]
+
+
+def test_speed_runs_no_reference_methods_and_full_precision_alone_needs_no_integers() -> None:
+    settings = compose(["task=speed", "method=fp16", "task.speed.kinds=bf16", "task.speed.batches=2"])
+    assert settings.reference_methods == ()
+    assert settings.task.speed is not None
+    assert (settings.task.speed.kinds, settings.task.speed.batches) == (("bf16",), (2,))
