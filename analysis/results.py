@@ -94,7 +94,7 @@ def chosen(runs: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     for column, value in columns.items():
         if column not in runs:
             raise DataError(f"no run has a setting {column!r}; columns: {', '.join(map(str, runs.columns))}")
-        runs = runs[runs[column].map(as_text).str.lower() == value.lower()]
+        runs = runs[np.array([as_text(found).lower() == value.lower() for found in runs[column]], dtype=bool)]
     return runs
 
 

@@ -68,7 +68,7 @@ def _setting(run: pd.Series) -> dict[str, Any]:
 def _compare(ours: float, published: pd.DataFrame, metric: str) -> dict[str, Any]:
     values = published["value"]
     median = float(values.median())
-    sources = published["source"].nunique()
+    sources = published["origin"].nunique()
     alone = ACCURACY_FLOOR if metric.startswith("acc/") else PERPLEXITY_FLOOR * median
     spread = alone if sources == 1 else max(float(values.max() - values.min()), PRINTED)
     return {

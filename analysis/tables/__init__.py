@@ -1,8 +1,6 @@
 """The tables: each function takes a frame of runs and returns a `Table` as Markdown, LaTeX or CSV.
 
-    frame = of_experiment(load("runs"), "table_bits")
-    print(table_bits(frame, metric="ppl").markdown())
-
+`table_bits(load("runs"), metric="ppl")` shows the runs of `experiment=table_bits`; `experiment=None` all of the frame.
 Failed and missing runs say so in their cells. Runs of different settings are refused, not mixed.
 """
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sq.analysis import tables
-from sq.analysis.expected import of_experiment
 from sq.analysis.published.check import check_published
 from sq.analysis.results import chosen, load
 from sq.analysis.tables.table import SUFFIXES, Table
@@ -59,9 +58,9 @@ def printed(arguments: Sequence[str]) -> str:
     if name == "published":
         return check_published(chosen(frame, columns)).text(form)
     if experiment == "none":
-        return TABLES[name](frame, **options, **columns).text(form)
+        return TABLES[name](frame, experiment=None, **options, **columns).text(form)
     overrides = [f"{key}={value}" for key, value in columns.items()]
-    return TABLES[name](of_experiment(frame, experiment, overrides), **options).text(form)
+    return TABLES[name](frame, experiment=experiment, overrides=overrides, **options).text(form)
 
 
 def main() -> None:

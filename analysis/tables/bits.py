@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from sq.analysis.expected import command as makes
+from sq.analysis.expected import of_experiment
 from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import in_order, lines, newest, quantizers, texts_of, value, without_model
 from sq.analysis.tables.protocol import describe, measured, one_protocol
@@ -20,14 +23,24 @@ METRICS = {
 }
 
 
-def table_bits(frame: pd.DataFrame, *, metric: str = "kl", published: bool = False, **columns: str) -> Table:
+def table_bits(
+    frame: pd.DataFrame,
+    *,
+    experiment: str | None = "table_bits",
+    overrides: Sequence[str] = (),
+    metric: str = "kl",
+    published: bool = False,
+    **columns: str,
+) -> Table:
     """Methods by bit labels; a column for each weight quantizer at each, KV bits always in the label.
 
     Args:
-        frame: of `sq.analysis.load`, `load_wandb` or `of_experiment`.
+        frame: of `sq.analysis.load` or `load_wandb`.
+        experiment: whose runs are shown, missing ones as such; None = all of the frame.
+        overrides: that the experiment was run with, such as "model=llama2_7b".
         metric: "kl", "ppl" or "top1".
         published: show published perplexities of these bit-widths as well.
-        columns: column -> value, where runs of several settings are there.
+        columns: column -> value, to choose among settings where the frame has several.
 
     Raises:
         MissingRuns: no run has the metric.
@@ -35,10 +48,11 @@ def table_bits(frame: pd.DataFrame, *, metric: str = "kl", published: bool = Fal
     """
     if metric not in METRICS:
         raise DataError(f"metric={metric}; allowed: {', '.join(METRICS)}")
+    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
     runs = measured(frame[frame["weights"] != "none"], "perplexity")
     texts = texts_of(runs, metric)
     if not texts:
-        raise MissingRuns(f"no run has {metric}/<text>", "python run.py -m experiment=table_bits")
+        raise MissingRuns(f"no run has {metric}/<text>", makes(experiment or "table_bits", overrides))
     runs = one_protocol(runs, columns, task="perplexity", several=["bits"])
     title, form = METRICS[metric]
     labels = in_order(runs["bits"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from sq.analysis.expected import command as makes
+from sq.analysis.expected import of_experiment
 from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import (
     OURS,
@@ -24,23 +27,34 @@ from sq.analysis.tables.published_block import published_table
 from sq.analysis.tables.table import Table
 
 
-def table_perplexity(frame: pd.DataFrame, *, base: str = OURS, published: bool = False, **columns: str) -> Table:
+def table_perplexity(
+    frame: pd.DataFrame,
+    *,
+    experiment: str | None = "table_perplexity",
+    overrides: Sequence[str] = (),
+    base: str = OURS,
+    published: bool = False,
+    **columns: str,
+) -> Table:
     """ppl with its ratio to full precision, KL with its ratio to a base method; 95% paired bootstrap over windows.
 
     Args:
-        frame: of `sq.analysis.load`, `load_wandb` or `of_experiment`.
+        frame: of `sq.analysis.load` or `load_wandb`.
+        experiment: whose runs are shown, missing ones as such; None = all of the frame.
+        overrides: that the experiment was run with, such as "model=llama2_7b".
         base: method that KL is compared with.
         published: show published perplexities of this bit-width as well.
-        columns: column -> value, where runs of several settings are there (`**{"task.perplexity.count": "64"}`).
+        columns: column -> value, to choose among settings where the frame has several.
 
     Raises:
         MissingRuns: no run has a perplexity.
         DataError: runs of different settings.
     """
+    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
     runs = measured(frame, "perplexity")
     texts = texts_of(runs, "ppl")
     if not texts:
-        raise MissingRuns("no run has a perplexity", "python run.py -m experiment=table_perplexity")
+        raise MissingRuns("no run has a perplexity", makes(experiment or "table_perplexity", overrides))
     runs = one_protocol(runs, columns, task="perplexity")
     weights = quantizers(runs)
     rows: list[dict[str, Any]] = []

@@ -41,7 +41,10 @@ def one_protocol(
     Raises:
         DataError: nothing is left, or settings differ; all of them are named with their values.
     """
-    runs = chosen(runs, columns)
+    full = runs["weights"] == "none"  # full precision: how others are quantized does not choose it
+    own = {column: value for column, value in columns.items() if column.startswith(("model", "task."))}
+    kept = chosen(runs[~full], columns).index.union(chosen(runs[full], own).index)
+    runs = runs.loc[runs.index.isin(kept)]
     if runs.empty:
         wanted = ", ".join(f"{column}={value}" for column, value in columns.items())
         raise DataError(f"no run has {wanted}" if wanted else "there are no runs to show")
@@ -64,13 +67,11 @@ def one_protocol(
     for part, names, groups in checks:
         for name in names:
             if name not in several and (values := _different(part, name, groups)):
-                problems[name] = f"{name} is {' and '.join(values)}, choose one ({name}={values[0]})"
+                problems[name] = f"{name} is {' or '.join(values)}, choose one ({name}={values[0]})"
     if problems:
         raise DataError(
-            "runs of different settings do not go into one table: "
-            + "; ".join(problems.values())
-            + ". The runs of one "
-            "experiment alone: sq.analysis.of_experiment(frame, experiment)."
+            "runs of different settings do not go into one table: " + "; ".join(problems.values()) + ". "
+            "experiment=NAME takes the runs of one experiment alone."
         )
     return runs
 

@@ -34,7 +34,7 @@ def published_table(metrics: Sequence[str], bits: Sequence[str] | None, models: 
     for key, group in found.groupby(["bits", "method", "weights"], sort=False):
         cells = {head: _range(group[group["head"] == head]) for head in columns}
         rows.append({**dict(zip(("bits", "method", "weights"), key, strict=True)), **cells})
-    sources = dict.fromkeys(source.split(" Table")[0] for source in found["source"])
+    sources = dict.fromkeys(found["origin"])
     return Table(
         pd.DataFrame(rows, columns=["bits", "method", "weights", *columns], dtype=object),
         title="Published by others, not measured here",
@@ -49,4 +49,4 @@ def _range(group: pd.DataFrame) -> str | None:
         return None
     ordered = group.sort_values("value")["printed"]
     low, high = ordered.iloc[0], ordered.iloc[-1]
-    return low if float(low) == float(high) else f"{low}-{high} ({group['source'].nunique()})"
+    return low if float(low) == float(high) else f"{low}-{high} ({group['origin'].nunique()})"

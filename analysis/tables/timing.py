@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from sq.analysis.expected import command as makes
+from sq.analysis.expected import of_experiment
 from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import OURS, lines, without_model
 from sq.analysis.tables.protocol import describe, measured, one_protocol
@@ -24,23 +27,33 @@ FORMATS = {
 }
 
 
-def table_time(frame: pd.DataFrame, *, base: str = OURS, published: bool = False, **columns: str) -> Table:
+def table_time(
+    frame: pd.DataFrame,
+    *,
+    experiment: str | None = "table_time",
+    overrides: Sequence[str] = (),
+    base: str = OURS,
+    published: bool = False,
+    **columns: str,
+) -> Table:
     """Medians over seeds of runs without an evaluation, whose memory and caches an evaluation has not touched.
 
     Args:
-        frame: of `sq.analysis.load`, `load_wandb` or `of_experiment`.
+        frame: of `sq.analysis.load` or `load_wandb`.
+        experiment: whose runs are shown, missing ones as such; None = all of the frame.
+        overrides: that the experiment was run with, such as "model=llama2_7b".
         base: method that times and memory are compared with.
         published: show published quantization times as well.
-        columns: column -> value, where runs of several settings are there.
+        columns: column -> value, to choose among settings where the frame has several.
 
     Raises:
-        MissingRuns: no timed run of the base method.
+        MissingRuns: no timed run.
         DataError: runs of different settings or machines.
     """
+    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
     runs = measured(frame[frame["weights"] != "none"], "none")
-    ours = runs[(runs["method"] == base) & (runs["status"] == "finished")]
-    if ours.empty:
-        raise MissingRuns(f"no timed run of {base!r}", "python run.py -m experiment=table_time")
+    if not (runs["status"] == "finished").any():
+        raise MissingRuns("no run was timed without an evaluation", makes(experiment or "table_time", overrides))
     runs = one_protocol(runs, columns, task="none", several=["seed"], times=True)
     rows: list[dict[str, Any]] = []
     for model, name in lines(runs):
