@@ -43,6 +43,11 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         interrupted = True
+    except SystemExit:  # of a single run, or Hydra's when a launcher lost a worker: what the others finished is printed
+        if SweepRecord.folder is None:
+            raise
+        finish_sweep(SweepRecord.folder, interrupted=False)
+        return 1
     if SweepRecord.folder is not None:
         return finish_sweep(SweepRecord.folder, interrupted=interrupted)
     return INTERRUPTED if interrupted else 0

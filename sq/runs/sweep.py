@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from contextlib import suppress
@@ -41,6 +42,7 @@ def job(cfg: DictConfig) -> None:
     configure_logging()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
+        os.chdir(hydra.runtime.cwd)  # workers of a cluster start elsewhere; relative paths are those of the command
         _sweep_job(cfg, Path(hydra.sweep.dir), int(hydra.job.num), list(hydra.overrides.task))
     else:
         sys.exit(_single(cfg))

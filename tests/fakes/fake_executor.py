@@ -1,9 +1,10 @@
-"""An executor that measures nothing; environment variables make it fail, sleep or count."""
+"""An executor that measures nothing; environment variables make it fail, die, sleep or count."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
     quantizes = settings.method.quantizes
     if quantizes and os.environ.get("FAKE_FAIL_BITS") == str(settings.bits.weights):
         raise RuntimeError("the layer melted")
+    if quantizes and os.environ.get("FAKE_KILL_BITS") == str(settings.bits.weights):
+        os.kill(os.getpid(), signal.SIGKILL)
     if quantizes and os.environ.get("FAKE_SLEEP_BITS") == str(settings.bits.weights):
         time.sleep(60)
     metrics = {
