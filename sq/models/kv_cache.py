@@ -34,8 +34,8 @@ class Int4Cache(Cache):
     positions are counted on the device (`get_seq_length` is a tensor there, as StaticCache's), nothing waits for the
     GPU, and a replayed step goes to the next position. Run the prompt and one step outside of the graph first, and pass
     either no attention mask or a bool one (B, 1, 1, capacity) of one run a row: transformers reads a 2-D mask on the
-    host. What Python does not run it does not count: a GPU drops replayed tokens beyond the capacity. `reset`, `crop`
-    and `reorder_cache` keep all addresses, other operations on the batch do not.
+    host. What Python does not run it does not count: a GPU drops replayed tokens beyond the capacity. `crop`, `rewind`,
+    `reset` and `reorder_cache` keep all addresses, other operations on the batch do not.
 
     Args:
         model: whose layers' quantizers and transforms are used; they are shared, not copied.
@@ -66,6 +66,12 @@ class Int4Cache(Cache):
             self._runs.forget()
         held: tuple[Any, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return held
+
+    def rewind(self, positions: int) -> None:
+        """Forget all tokens behind the first `positions`, those of replayed graphs too."""
+        for layer in self.layers:
+            assert isinstance(layer, Int4Layer)
+            layer.rewind(positions)
 
     @property
     def nbytes(self) -> int:

@@ -137,6 +137,13 @@ class Int4Layer(CacheLayerMixin):
         # with a fixed capacity Python may not have counted every token, and only `reset` tells that there are none
         self.empty = self.capacity is None and self.held == 0
 
+    def rewind(self, positions: int) -> None:
+        """Forget all tokens behind the first `positions`."""
+        if self.position is not None:
+            self.position.clamp_max_(positions)
+            self.held = min(self.held, positions)
+            self.empty = self.capacity is None and self.held == 0
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row b becomes row beam_idx[b]."""
         if self.capacity is None:
