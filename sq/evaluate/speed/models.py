@@ -70,7 +70,7 @@ def _fake_layer(stream: DecoderStream, index: int, packed: nn.Module) -> nn.Modu
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, each storage once: tied matrices count once."""
+    """Bytes of the tensors of its state dict, each storage once: tied matrices count once."""
     return _bytes(model.state_dict(keep_vars=True).values())
 
 

@@ -1,0 +1,219 @@
+"""Speed of whole models: what is counted and how, by a clock of the test's own; no rate of a real one is asserted."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from models.checkpoints import SIZES, save_random
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sq.config.compose import compose
+from sq.evaluate.speed import fake_of, full_precision, linear_bytes, measure, measure_speed, weight_bytes
+from sq.evaluate.speed.runners import EagerRunner, GraphRunner
+from sq.execute import execute
+from sq.linear import QuantizedLinear
+from sq.method import Method
+from sq.models.stream import DecoderStream
+from sq.pipeline import Pipeline
+from sq.plain import RoundToNearest
+from sq.quant import ActivationQuantizer, WeightQuantizer
+from sq.recipe import Recipe, WeightRecipe
+from sq.singlequant import SingleQuant
+
+ONLINE = SingleQuant(order=("orthogonal", "urt"), rank=3)
+
+
+def ids_of(count: int = 4, length: int = 12) -> Tensor:
+    return torch.randint(0, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(0))
+
+
+def quantized(folder: Path, *, packed: bool, method: Method = ONLINE) -> tuple[DecoderStream, PreTrainedModel]:
+    stream = DecoderStream(folder, dtype=torch.float32)
+    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.geometry.head_dim)
+    weights = WeightRecipe("rtn", WeightQuantizer(4))
+    recipe = Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+    pipeline = Pipeline(stream, method, recipe, ids_of(), batch=2, packed=packed)
+    pipeline.prepare()
+    return stream, stream.assemble(list(pipeline.layers()), pipeline.ends)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A stream and its packed model; tests that use it change neither."""
+    folder = tmp_path_factory.mktemp("speed")
+    save_random(folder, request.param, tied=request.param == "qwen3")
+    return quantized(folder, packed=True)
+
+
+def clock_of(passes: list[tuple[float, float]]) -> Callable[[], float]:
+    """A clock for so many passes of (prefill, decode) seconds; what is not timed takes 1,000 seconds."""
+    steps = itertools.chain.from_iterable((1000.0, prefill, 1000.0, decode) for prefill, decode in passes)
+    now = itertools.accumulate(steps)
+    return lambda: next(now)
+
+
+def test_rates_are_batch_times_tokens_over_the_median_of_passes_taken_in_turns(model: tuple[Any, Any]) -> None:
+    """Pass i of each batch takes (1 + i)^2 and 3 + i seconds: kind k of three has passes k, k + 3, k + 6."""
+    stream, packed = model
+    kinds, batches, repeats = ("bf16", "fake", "packed"), (1, 3), 3
+    passes = [((1.0 + i) ** 2, 3.0 + i) for i in range(3 * repeats)]
+    shown: list[tuple[int, int]] = []
+    found = measure_speed(
+        stream, packed, kinds=kinds, batches=batches, prompt=6, new_tokens=2, repeats=repeats, warmup=1,
+        show=lambda text, done, total: shown.append((done, total)), clock=clock_of(passes * len(batches)),
+    )  # fmt: skip
+    for (place, kind), batch in itertools.product(enumerate(kinds), batches):
+        own = passes[place::3]
+        prefill, decode = (median(times) for times in zip(*own, strict=True))
+        assert found.metrics[f"speed/prefill/{kind}/b{batch}"] == pytest.approx(batch * 6 / prefill)
+        assert found.metrics[f"speed/decode/{kind}/b{batch}"] == pytest.approx(batch * 2 / decode)
+        assert found.facts["seconds"][f"prefill/{kind}/b{batch}"] == pytest.approx([first for first, _ in own])
+        for phase in ("prefill", "decode"):
+            held = found.metrics[f"speed/peak_bytes/{phase}/{kind}/b{batch}"]
+            assert held >= found.metrics[f"speed/weight_bytes/{kind}"]
+    assert shown[-1] == (3 * 2 * 4, 3 * 2 * 4)
+    assert found.facts["interleaved"] is True
+    assert found.facts["random_weights"] is False
+    assert found.facts["dtypes"] == {"bf16": "bfloat16", "fake": "float32", "packed": "float32"}
+    known = {"weight_bytes", "linear_bytes", "peak_bytes", "prefill", "decode"}
+    assert {key.split("/")[1] for key in found.metrics} == known
+
+
+def test_kinds_that_cannot_run_are_left_out_by_name(model: tuple[Any, Any]) -> None:
+    stream, _ = model
+    found = measure_speed(stream, None, batches=(2,), prompt=3, new_tokens=1, repeats=1, warmup=1)
+    assert found.facts["kinds"] == ["bf16"]
+    assert set(found.facts["left_out"]) == {"bf16_graph", "fake", "packed", "packed_graph"}
+    assert "CUDA device, this is cpu" in found.facts["left_out"]["packed_graph"]
+    assert "integer weights" in found.facts["left_out"]["packed"]
+
+
+def test_a_graph_that_cannot_be_captured_is_told_and_the_rest_is_measured(
+    model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(measure, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(measure, "GraphRunner", refuse)
+    stream, packed = model
+    kinds = ("packed", "packed_graph")
+    found = measure_speed(stream, packed, kinds=kinds, batches=(2,), prompt=3, new_tokens=1, repeats=1, warmup=1)
+    told = "no CUDA graph could be made: operation not permitted when stream is capturing"
+    assert found.facts["left_out"] == {"packed_graph/b2": told}
+    assert "speed/decode/packed/b2" in found.metrics
+    assert "speed/decode/packed_graph/b2" not in found.metrics
+
+
+def test_what_does_not_fit_side_by_side_is_measured_one_after_the_other(
+    model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "free_memory", lambda device: 0)
+    stream, packed = model
+    found = measure_speed(
+        stream, packed, kinds=("bf16", "fake", "packed"), batches=(1,), prompt=3, new_tokens=2, repeats=2, warmup=1,
+        clock=clock_of([(1.0, 1.0), (1.0, 1.0), (2.0, 2.0), (2.0, 2.0), (4.0, 4.0), (4.0, 4.0)]),
+    )  # fmt: skip
+    assert found.facts["interleaved"] is False
+    rates = [found.metrics[f"speed/prefill/{kind}/b1"] for kind in ("bf16", "fake", "packed")]
+    assert rates == pytest.approx([3.0, 1.5, 0.75])
+
+
+@pytest.mark.parametrize("family", ["llama_bias", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_the_fake_model_of_the_packed_one_is_the_pipelines_fake_model(family: str, tmp_path: Path) -> None:
+    """Weights to the last bit. Logits: transforms are held in float32 there and here, so the same float32 sums."""
+    save_random(tmp_path, family, tied=True)
+    stream, packed = quantized(tmp_path, packed=True)
+    _, expected = quantized(tmp_path, packed=False)
+    found = fake_of(stream, packed)
+    weights = [name for name, module in expected.named_modules() if isinstance(module, QuantizedLinear)]
+    assert len(weights) == 7 * SIZES["num_hidden_layers"]
+    for name in weights:
+        assert torch.equal(found.get_submodule(name).weight, expected.get_submodule(name).weight), name
+    torch.testing.assert_close(found(ids_of()).logits, expected(ids_of()).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_both_ways_of_running_give_the_logits_of_one_forward(model: tuple[Any, Any]) -> None:
+    """Prefill and decode with a growing cache, and with the graphs' static one, captured here as plain calls: the
+    last tokens of prompt and continuation as in a forward of all tokens without a cache. Twice: rewinding works."""
+    stream, _ = model
+    whole, ids = full_precision(stream).float(), ids_of(3, 9)
+    expected = whole(ids, use_cache=False).logits
+
+    def as_called(function: Callable[[], None], before: Callable[[], None]) -> Callable[[], None]:
+        before()
+        function()
+        return function
+
+    for runner in (EagerRunner(whole), GraphRunner(whole, ids[:, :6], ids.shape[1], capture=as_called)):
+        for _ in range(2):
+            torch.testing.assert_close(runner.prefill(ids[:, :6]), expected[:, 5:6], rtol=1e-4, atol=1e-4)
+            runner.rewind()
+            torch.testing.assert_close(runner.decode(ids[:, 6:]), expected[:, -1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_are_those_of_the_tensors(tied: bool, tmp_path: Path) -> None:
+    """bf16: 2 bytes a parameter, a tied matrix once. Packed, plain RTN: half a byte a weight and 4 for a row's scale,
+    (n / 2 + 4) / 2 n of bf16; float32 ends. At most 0.35 of bf16 from 40 features on."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    save_random(tmp_path, "llama", tied=tied, **sizes)
+    stream, packed = quantized(tmp_path, packed=True, method=RoundToNearest())
+    full = full_precision(stream)
+    shapes = [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
+    linears = SIZES["num_hidden_layers"] * sum(rows * n for rows, n in shapes)
+    assert linear_bytes(full, stream.family) == 2 * linears
+    ends = SIZES["vocab_size"] * 64
+    gains = (2 * SIZES["num_hidden_layers"] + 1) * 64
+    assert weight_bytes(full) == 2 * (linears + gains + (1 if tied else 2) * ends)
+    integers = SIZES["num_hidden_layers"] * sum(rows * (n // 2 + 4) for rows, n in shapes)
+    assert linear_bytes(packed, stream.family) == integers
+    assert integers <= 0.35 * 2 * linears
+    assert weight_bytes(packed) == integers + 4 * (gains + 2 * ends)
+
+
+def test_a_run_measures_a_random_model_and_says_that_it_is_one(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 90, "head_dim": 16}
+    settings = compose(
+        [
+            "model=random_tiny", "task=speed", "tracker=none", f"paths.results={tmp_path}", "calibration.tokens=64",
+            "calibration.window=32", "task.speed.batches=[1,2]", "task.speed.prompt=5", "task.speed.new_tokens=3",
+            "task.speed.repeats=1", *(f"model.architecture.{key}={value}" for key, value in sizes.items()),
+        ]
+    )  # fmt: skip
+    done = execute(settings, None)
+    assert done.tokenizer is None
+    assert done.extras["speed"]["random_weights"] is True
+    assert done.extras["speed"]["dtypes"] == dict.fromkeys(("bf16", "fake", "packed"), "bfloat16")
+    for kind, batch, phase in itertools.product(("bf16", "fake", "packed"), (1, 2), ("prefill", "decode")):
+        assert done.metrics[f"speed/{phase}/{kind}/b{batch}"] > 0
+    assert done.metrics["speed/linear_bytes/packed"] < 0.5 * done.metrics["speed/linear_bytes/bf16"]
+    assert done.metrics["quantize/seconds"] > 0
+
+
+def test_speed_is_measured_without_the_packages_of_runs() -> None:
+    """On a bare machine with a GPU: torch and transformers alone."""
+    code = (
+        "import sys; blocked = ('hydra', 'omegaconf', 'wandb', 'datasets', 'lm_eval', 'pandas')\n"
+        "for name in blocked: sys.modules[name] = None\n"
+        "from sq.evaluate.speed import measure_speed; from sq.pipeline import Pipeline; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "fine\n"
