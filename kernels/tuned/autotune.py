@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -36,15 +38,14 @@ def stored_autotune(kernel: Any, *, configs: list[triton.Config], key: Sequence[
 
     A call raises ValueError where the store's file is damaged, foreign or older than the kernel.
     """
-    name = kernel.fn.__name__
-    tuning = _Tuning(name, [k for k in key if not k.endswith("_ASM")], prune)  # PTX follows from the other values
+    tuning = _Tuning(kernel, [k for k in key if not k.endswith("_ASM")], prune)  # PTX follows from the other values
     hooks = {"early_config_prune": tuning.candidates}
     return triton.autotune(configs=configs, key=list(key), prune_configs_by=hooks, do_bench=tuning.bench)(kernel)
 
 
 @contextmanager
 def tuning_limit(seconds: float) -> Iterator[set[str]]:
-    """Within, each tuning stops trying launches after so long; what it found then is used but not stored.
+    """Within, each tuning stops timing launches after so long; what it found then is used but not stored.
 
     Yields the names of the kernels that were cut short, filled as it happens.
     """
@@ -71,8 +72,9 @@ def launch_of(config: triton.Config) -> Launch:
 class _Tuning:
     """The two hooks of one kernel. Triton calls `candidates`, then `bench` for each of what it got, in order."""
 
-    def __init__(self, name: str, keys: Sequence[str], prune: Prune) -> None:
-        self.name, self.keys, self.prune = name, keys, prune
+    def __init__(self, kernel: Any, keys: Sequence[str], prune: Prune) -> None:
+        self.kernel, self.keys, self.prune = kernel, keys, prune
+        self.name: str = kernel.fn.__name__
         self.key: dict[str, Any] = {}
         self.left: list[triton.Config] = []
         self.times: list[tuple[float, triton.Config]] = []
@@ -84,10 +86,11 @@ class _Tuning:
         self.key = {k: _plain(arguments[k]) for k in self.keys if k in arguments}
         tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
         self.key["dtypes"] = " ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
-        self.times, self.start = [], time.perf_counter()
         launch = store().find(self.name, self.key)
         if launch is None:
             self.left = _spread(fitting)
+            compile_together(self.kernel, self.left, named_args, meta)
+            self.times, self.start = [], time.perf_counter()
             return list(self.left)
         self.left = []
         chosen = [config for config in fitting if launch_of(config) == launch]
@@ -121,6 +124,24 @@ class _Tuning:
         if self.times:
             milliseconds, config = min(self.times, key=lambda pair: pair[0])
             store().add(self.name, self.key, launch_of(config), 1000 * milliseconds)
+
+
+def compile_together(
+    kernel: Any, configs: Sequence[triton.Config], named_args: dict[str, Any], meta: dict[str, Any]
+) -> None:
+    """Compile launches on all CPUs at once: one by one, seconds each, they take most of a tuning's time.
+
+    Under a limit of time only as many as there are CPUs. What fails to compile fails again, and is told, when it is
+    timed. Before Triton 3.5, which has no such mode, launches compile one by one.
+    """
+    mode = getattr(triton, "AsyncCompileMode", None)
+    cpus = len(os.sched_getaffinity(0))
+    if mode is None or len(configs) < 2:
+        return
+    keywords = {name: value for name, value in meta.items() if name not in ("grid", "warmup")}
+    with ThreadPoolExecutor(cpus) as pool, mode(pool, ignore_errors=True):
+        for config in configs if _seconds is None else configs[:cpus]:
+            kernel.warmup(*named_args.values(), grid=(1,), **keywords, **config.all_kwargs())
 
 
 def benchmark(call: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -31,7 +32,11 @@ class FakeKernel:
         self.fn = body
         self.milliseconds, self.fails = milliseconds, fails or {}
         self.launched: list[int] = []
+        self.compiled: list[int] = []
         self.clock = 0.0
+
+    def warmup(self, *args: Any, BLOCK: int, **meta: Any) -> None:
+        self.compiled.append(BLOCK)
 
     def run(self, *args: Any, BLOCK: int, **meta: Any) -> None:
         self.launched.append(BLOCK)
@@ -104,6 +109,92 @@ def test_the_fastest_launch_is_found_stored_and_taken_by_the_next_process(tuned:
     assert again(5) == [32], "a stored launch was tuned again"
     assert sorted(again(5, n=128)) == [16, 32, 32, 64], "another shape has a launch of its own"
     assert len(json.loads((folder / FILE).read_text())["entries"]) == 2
+
+
+def test_launches_compile_before_they_are_timed_and_stored_ones_alone(tuned: Any) -> None:
+    kernel = FakeKernel({16: 3.0, 32: 1.0, 64: 2.0})
+    tuned(kernel)(5)
+    assert sorted(kernel.compiled) == [16, 32, 64]
+    again = FakeKernel({32: 1.0})
+    tuned(again)(5)
+    assert again.compiled == []
+
+
+class Hopper:
+    """A driver without a GPU behind it: kernels compile for sm_90, and their launches are written down."""
+
+    def __init__(self) -> None:
+        self.utils, self.launched = self, []
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448}
+
+    def load_binary(self, *_: Any) -> tuple[int, ...]:
+        return 0, 0, 32, 0, 1024
+
+    def unload_module(self, module: int) -> None:
+        pass
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return lambda *grid_and_arguments: self.launched.append((metadata.name, metadata.num_warps))
+
+
+@pytest.mark.skipif(find_spec("triton.backends.nvidia") is None, reason="no Triton that compiles for NVIDIA GPUs")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
+def test_a_kernel_compiles_is_tuned_and_stored_without_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own compiler, autotuner and launcher; of a GPU only its name, its size and its clock are made up."""
+    from types import SimpleNamespace
+
+    from triton.runtime import driver
+
+    from sq.kernels.backend import interpreted
+    from sq.kernels.hadamard.triton import hadamard_dense_kernel, launch
+    from sq.kernels.tuned import autotune
+
+    if interpreted():
+        pytest.skip("with TRITON_INTERPRET set in this process there is nothing to compile")
+    fake, before = Hopper(), driver._active
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "compiled"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(multi_processor_count=132))
+    tuning = hadamard_dense_kernel.early_config_prune.__self__
+    monkeypatch.setattr(tuning, "prune", lambda configs, *_, **__: [c for c in configs if c.num_stages == 1][:5:4])
+    milliseconds = iter([2.0, 1.0])
+
+    def timed(call: Callable[[], Any], quantiles: Any) -> list[float]:
+        call()
+        return [next(milliseconds)] * len(quantiles)
+
+    monkeypatch.setattr(autotune, "benchmark", timed)
+    driver.set_active(fake)
+    try:
+        for tokens in (5, 7):  # one bucket
+            launch(torch.randn(tokens, 16).bfloat16(), torch.ones(1, 1), None)
+        assert fake.launched == [("hadamard_dense_kernel", warps) for warps in (2, 4, 4, 4)]
+        (entry,) = json.loads((folder / FILE).read_text())["entries"]
+        assert entry["kernel"] == "hadamard_dense_kernel"
+        assert (entry["key"]["N"], entry["key"]["T_BUCKET"], entry["key"]["COMPUTE"]) == (16, 16, "bf16")
+        assert entry["launch"] == {"PROGRAMS_PER_SM": 1, "num_warps": 4, "num_stages": 1}
+        hadamard_dense_kernel.cache.clear()
+        autotune.store.cache_clear()  # as in another process
+        fake.launched.clear()
+        launch(torch.randn(6, 16).bfloat16(), torch.ones(1, 1), None)
+        assert fake.launched == [("hadamard_dense_kernel", 4)]
+    finally:
+        hadamard_dense_kernel.cache.clear()
+        hadamard_dense_kernel.fn.device_caches.clear()
+        gc.collect()  # a compiled kernel is unloaded by the driver that is active then
+        driver._active = before
 
 
 def test_a_launch_that_does_not_compile_is_passed_over_with_a_warning(tuned: Any) -> None:
