@@ -46,6 +46,7 @@ def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.D
 
 def _row(run: Any) -> dict[str, Any]:
     config = dict(run.config)
+    config |= config.pop("settings", {})  # of a W&B sweep's run, whose swept names are locked to what was swept
     logged: Mapping[str, Any] = dict(run.summary)
     metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
     return {

@@ -21,7 +21,7 @@ from sq.runs.environment import command, environment, git_commit, source_hash
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result
 from sq.runs.runid import identity, run_id
-from sq.runs.tracking import track
+from sq.runs.tracking import track, under_agent
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ def experiment(
     """
     seen = set()
     wanted = [reference(settings, name) for name in settings.reference_methods]
+    if under_agent():
+        wanted = [replace(one, tracker=replace(one.tracker, name="none")) for one in wanted]
     for one in [*wanted, settings]:
         if (name := run_id(one)) in seen:
             continue
@@ -49,6 +51,8 @@ def experiment(
 def run(settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None) -> Result:
     """One run: reused where it is finished, else measured, written, and then told to the tracker.
 
+    A W&B sweep's agent has asked for a run of its own and is told of a reused one too.
+
     A run that raises is a result too: status "failed" with its error and traceback. KeyboardInterrupt passes through
     and leaves the run directory without result.json.
 
@@ -58,6 +62,8 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
     name = run_id(settings)
     folder = settings.paths.results / name
     if (found := _finished(folder, settings, since)) is not None:
+        if under_agent():
+            track(settings.tracker, found, group=group)
         return found
     folder.mkdir(parents=True, exist_ok=True)
     asked = datetime.now(timezone.utc)

@@ -29,6 +29,11 @@ QUIET: dict[str, Any] = {
 }
 
 
+def under_agent() -> bool:
+    """Whether the agent of a W&B sweep started this process: it waits for one run, under the id that it chose."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
 def track(tracker: TrackerSettings, result: Result, *, group: str | None = None) -> bool:
     """Log one result: config, metrics, the table row and the status; return whether W&B took it.
 
@@ -72,6 +77,9 @@ def _wandb_run(tracker: TrackerSettings, result: Result, group: str | None) -> I
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
+        config = {**result.config, "run_id": result.run_id, "environment": result.environment}
+        if under_agent():
+            config["settings"] = result.config  # a sweep locks what it sweeps: `method` stays a name there
         known = wandb.Settings.model_fields
         with wandb.init(
             mode="offline" if tracker.name == "offline" else "online",
@@ -81,7 +89,7 @@ def _wandb_run(tracker: TrackerSettings, result: Result, group: str | None) -> I
             tags=list(tracker.tags) or None,
             name=result.run_id,
             dir=str(tracker.dir) if tracker.dir else None,
-            config={**result.config, "run_id": result.run_id, "environment": result.environment},
+            config=config,
             settings=wandb.Settings(**{key: value for key, value in QUIET.items() if key in known}),
         ) as run:
             yield run

@@ -12,7 +12,7 @@ import pytest
 
 from sq.config.compose import compose
 from sq.config.settings import ExperimentSettings
-from sq.runs.experiment import run
+from sq.runs.experiment import experiment, run
 from sq.runs.results import read_result
 
 wandb = pytest.importorskip("wandb")
@@ -118,3 +118,51 @@ def test_none_does_not_touch_wandb(settings: ExperimentSettings, monkeypatch: py
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was called"))
     run(replace(settings, tracker=replace(settings.tracker, name="none")))
     assert not (settings.paths.results / "wandb").exists()
+
+
+def test_an_agents_run_is_told_even_when_it_is_reused_and_its_references_are_not(
+    settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent waits for one W&B run; a second one of the same process would be written over it."""
+    told: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> FakeRun:
+        told.append(arguments)
+        return FakeRun("", settings.paths.results)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    asked = replace(settings, reference_methods=("fp16",))
+    first, again = ([result.run_id for result in experiment(asked)][-1] for _ in range(2))
+    assert first == again
+    assert [arguments["name"] for arguments in told] == [first, again]
+    assert told[0]["config"]["settings"]["method"]["name"] == "rtn"
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    list(experiment(asked))
+    assert len(told) == 2, "outside a sweep what is reused was told when it was made"
+
+
+def test_a_sweep_locks_the_names_it_sweeps_and_the_settings_stay_whole(
+    settings: ExperimentSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B itself, offline, started as its agent would start it."""
+    (tmp_path / "swept.yaml").write_text("wandb_version: 1\nmethod: {value: rtn}\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "swept.yaml"))
+    wandb.teardown()  # it read the environment when its first run of this process began
+    seen: list[tuple[str, dict[str, Any]]] = []
+    init = wandb.init
+
+    def watched(**arguments: Any) -> Any:
+        opened = init(**arguments)
+        seen.append((opened.id, dict(opened.config)))
+        return opened
+
+    monkeypatch.setattr(wandb, "init", watched)
+    result = run(settings)
+    wandb.teardown()
+    ((name, config),) = seen
+    assert name == "chosen"
+    assert config["method"] == "rtn"
+    assert config["settings"]["method"] == result.config["method"]

@@ -1,0 +1,50 @@
+"""The example of a W&B sweep: every command its agents would type is one that run.py takes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import yaml
+
+from sq.config.compose import compose_jobs
+from sq.config.parse import CONF
+from sq.runs.runid import run_id
+
+agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+SWEEP: dict[str, Any] = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+
+
+def commands() -> list[list[str]]:
+    """One a grid point, expanded by the functions that `wandb agent` itself uses."""
+    names = list(SWEEP["parameters"])
+    values = [entry.get("values", [entry.get("value")]) for entry in SWEEP["parameters"].values()]
+    found = []
+    for point in itertools.product(*values):
+        parts = agent.create_sweep_command_args(
+            {"args": dict(zip(names, ({"value": one} for one in point), strict=True))}
+        )
+        parts |= {"interpreter": ["python"], "program": [SWEEP["program"]], "env": ["/usr/bin/env"]}
+        template = agent.create_sweep_command(SWEEP["command"])
+        found.append([word for part in template for word in parts.get(part[2:-1], [part])])
+    return found
+
+
+def test_every_command_of_the_sweep_is_one_run_of_its_own() -> None:
+    found = commands()
+    assert found[0][:3] == ["/usr/bin/env", "python", "run.py"]
+    runs = set()
+    for command in found:
+        (job,) = compose_jobs(command[3:])
+        assert job.reference_methods == (), "an agent waits for one run"
+        assert job.tracker.name == "online"
+        runs.add(run_id(job))
+    assert len(runs) == len(found) == 4 * 3 * 2 * 2
+
+
+def test_the_metric_is_one_that_the_runs_report() -> None:
+    (job,) = compose_jobs(commands()[0][3:])
+    assert job.task.perplexity is not None
+    assert SWEEP["metric"]["name"] in {f"kl/{text}" for text in job.task.perplexity.texts}
+    assert SWEEP["project"] == job.tracker.project, "W&B ignores the project of a run inside a sweep"
