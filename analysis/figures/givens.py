@@ -1,4 +1,4 @@
-"""Figure 1b of the paper: two channels with a massive outlier before and after one plane rotation, on the 4-bit grid."""
+"""Figure 1b of the paper: two channels with a massive outlier before and after a plane rotation, on a 4-bit grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sq.analysis.figures.activations import read_activations
-from sq.analysis.figures.look import BLUE, SINGLE, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLUE, MINUS, SINGLE, VERMILLION, blank, styled
 
 LEVELS = 7  # symmetric 4-bit codes are -7 to 7
 
@@ -29,12 +29,13 @@ def figure_givens(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figu
         MissingRuns: the activations are not there; the command makes them.
     """
     kept = read_activations(frame, "figure_givens", overrides)
-    figure = blank(SINGLE, 2.05)
+    figure = blank(SINGLE, 1.85)
+    angle = (np.degrees(kept.givens_angle) + 180) % 360 - 180
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     first, second = (int(channel) for channel in kept.givens_channels)
     for axes, points, name in zip(panels, (kept.givens_before, kept.givens_after), ("before", "after"), strict=True):
         _panel(axes, points.astype(float), name)
-        axes.set_xlabel(f"channel {first}" if name == "before" else f"turned by {np.degrees(kept.givens_angle):.1f}°")
+        axes.set_xlabel(f"channel {first}" if name == "before" else f"turned by {angle:.1f}°".replace("-", MINUS))
     panels[0].set_ylabel(f"channel {second}")
     limit = 1.12 * float(np.abs(np.r_[kept.givens_before, kept.givens_after]).max())
     panels[0].set_xlim(-limit, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ PLACES = (
 
 
 def place_labels(
-    axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str], colours: Sequence[str], **text: object
+    axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str], colours: Sequence[str], **text: Any
 ) -> None:
     """Write a label beside each point of data coordinates, moved off points, other labels and the axes' edges.
 

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from sq.analysis.figures.activations import read_activations
-from sq.analysis.figures.look import BLUE, DOUBLE, blank, styled
+from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled
 
 TOKENS, COLUMNS = 96, 256  # of the images: more could not be told apart at print size
 STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))
@@ -43,7 +43,7 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
             shown, norm=norm, aspect="auto", interpolation="nearest", extent=(0, n, len(shown), 0), rasterized=True
         )
         image.spines[:].set_visible(False)
-        image.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} × rms")
+        image.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} {TIMES} rms")
         profile.fill_between(np.arange(n) + 0.5, stage.max(0), step="mid", color=BLUE, lw=0)
         profile.set_xlabel(f"channel of {kept.site}, layer {kept.layer}")
         profile.set_xlim(0, n)

@@ -18,9 +18,7 @@ LINEAR = 1e5  # multiply-adds below which the axis is linear, so that zero has a
 
 
 @styled
-def figure_quality_cost(
-    frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl"
-) -> Figure:
+def figure_quality_cost(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl") -> Figure:
     """Left against online multiply-adds a token (all layers), right against quantization seconds; line: Pareto front.
 
     Args:
@@ -48,7 +46,7 @@ def figure_quality_cost(
     for axes, cost in ((online, "multiply_adds"), (seconds, "seconds")):
         _front(axes, points[cost], points["quality"], rising=quality == "acc")
         draw_points(axes, points[cost], points)
-    kinds(seconds, points, loc="upper right")
+    kinds(seconds, points)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Which runs a figure is drawn from: the finished ones of its experiment, or an error with the command that makes them."""
+"""Which runs a figure is drawn from: the finished ones of its experiment, or an error with their command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ NAMES = {
 }
 
 
-def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = (), needs: str = "status") -> pd.DataFrame:
+def finished(
+    frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = (), needs: str = "status"
+) -> pd.DataFrame:
     """The finished runs of an experiment in the order of its sweep.
 
     Args:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled
 from sq.analysis.figures.select import finished
 from sq.runs.results import read_result
 
@@ -56,7 +56,9 @@ def figure_speed(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figur
 
 def speeds(run: pd.Series) -> pd.DataFrame:
     """Columns phase, kind, batch, speedup (over bf16 of the same phase and batch), where both were measured."""
-    found = {match: float(run[name]) for name in run.index if (match := COLUMN.match(str(name))) and pd.notna(run[name])}
+    found = {
+        match: float(run[name]) for name in run.index if (match := COLUMN.match(str(name))) and pd.notna(run[name])
+    }
     base = {(m["phase"], m["batch"]): rate for m, rate in found.items() if m["kind"] == BASE}
     rows = [
         {**match.groupdict(), "batch": int(match["batch"]), "speedup": rate / base[place]}
@@ -80,7 +82,7 @@ def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
     axes.set_xticks(sorted(rates["batch"].unique()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{TIMES}"))
     axes.set_title(phase)
     axes.set_xlabel("batch size (sequences)")
 

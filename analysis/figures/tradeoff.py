@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,9 +18,7 @@ AXES = {"kl": "KL from full precision (nats/token)", "ppl": "perplexity", "acc":
 
 
 @styled
-def figure_tradeoff(
-    frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl"
-) -> Figure:
+def figure_tradeoff(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl") -> Figure:
     """Models quantized an hour (3600 s / quantization seconds), and its ratio to the slowest, against the quality.
 
     Args:
@@ -38,7 +37,8 @@ def figure_tradeoff(
     axes.set_xscale("log")
     axes.set_xlim(slowest / 1.8, float(hours.max()) * 2.2)
     axes.set_xlabel("models quantized per hour")
-    above = axes.secondary_xaxis("top", functions=(lambda x: x / slowest, lambda x: x * slowest))
+    ratio, hourly = (lambda x: np.asarray(x, float) / slowest), (lambda x: np.asarray(x, float) * slowest)
+    above = axes.secondary_xaxis("top", functions=(ratio, hourly))
     above.set_xlabel("speed-up over the slowest")
     for axis in (axes.xaxis, above.xaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else ""))
@@ -72,11 +72,11 @@ def draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame) -> None:
     place_labels(axes, list(x), list(points["quality"]), list(points["label"]), colours, fontsize=7)
 
 
-def kinds(axes: Axes, points: pd.DataFrame, **place: object) -> None:
+def kinds(axes: Axes, points: pd.DataFrame) -> None:
     """What the markers mean, for the kinds that are there."""
     shown: list[Kind] = [kind for kind in MARKS if (points["kind"] == kind).any()]
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend([handles[labels.index(kind)] for kind in shown], shown, **place)
+    axes.legend([handles[labels.index(kind)] for kind in shown], shown, loc="upper right")
 
 
 def _leading(value: float, _: object) -> str:

@@ -97,7 +97,8 @@ def write_report(
             print(f"sq-report: {one.name} failed: {one.error.strip().splitlines()[-1]}", file=sys.stderr)
     commands = list(dict.fromkeys(command for one in done for command in one.missing))
     if commands:
-        console.print("Runs are missing; these commands make them:", *commands, sep="\n  ", highlight=False, soft_wrap=True)
+        text = "\n  ".join(["Runs are missing; these commands make them:", *commands])
+        console.print(text, highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
     return FAILED if any(one.error for one in done) else INCOMPLETE if commands else COMPLETE
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def found_notebooks(folder: Path = ANALYSIS) -> list[Path]:
     return sorted(folder.glob("*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
 
 
-def execute(notebooks: Sequence[Path], environment: Mapping[str, str]) -> Iterator[Executed]:
+def execute(notebooks: Sequence[Path], environment: Mapping[str, str]) -> Generator[Executed, None, None]:
     """Execute each notebook and yield it; one that raises is yielded with its error and the others go on.
 
     Args:
@@ -94,7 +94,7 @@ async def _one(path: Path, kernel: AsyncKernelManager, loop: asyncio.AbstractEve
     return Executed(path.stem, cells, seconds, error, list(dict.fromkeys(missing)))
 
 
-class _ThisPython(KernelSpecManager):  # type: ignore[misc]
+class _ThisPython(KernelSpecManager):
     """The kernel is the Python that runs the report, whatever kernels the user has installed."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:

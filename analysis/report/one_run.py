@@ -25,7 +25,7 @@ NAMED = {
 
 
 def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
-    """Print the page and write <out>/runs/<run id>/: summary.md, summary.html and pictures (SVG, PNG); return the files.
+    """Print the page and write <out>/runs/<run id>/: summary.md, summary.html, pictures; return the files.
 
     Raises:
         DataError: the folder is no run directory.
@@ -33,8 +33,8 @@ def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
     result = read_result(folder)
     if result is None:
         raise DataError(
-            f"{folder} has no {RESULT} that can be read; give the directory of a run, such as runs/<run id>, or make one "
-            "with `python run.py`"
+            f"{folder} has no {RESULT} that can be read; give the directory of a run, such as runs/<run id>, or make "
+            "one with `python run.py`"
         )
     text = summary(result)
     console.print(Markdown(text))
@@ -127,7 +127,7 @@ def _cost(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
 def _settings(group: Mapping[str, Any]) -> str:
     """One line; what is null or inside another group is left out."""
     plain = {key: value for key, value in group.items() if value is not None and not isinstance(value, dict)}
-    return ", ".join(f"{key}={value}" for key, value in plain.items()) or "-"
+    return f"`{', '.join(f'{key}={value}' for key, value in plain.items())}`" if plain else "-"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
