@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from sq.config.compose import compose
 from sq.evaluate.speed import fake_of, full_precision, linear_bytes, measure, measure_speed, weight_bytes
-from sq.evaluate.speed.runners import EagerRunner, GraphRunner
+from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
 from sq.execute import execute
 from sq.linear import QuantizedLinear
 from sq.method import Method
@@ -54,6 +54,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return quantized(folder, packed=True)
 
 
+def as_called(function: Callable[[], None], before: Callable[[], None]) -> Callable[[], None]:
+    """In the place of a CUDA graph: the calls that a capture makes, then the function itself."""
+    before()
+    function()
+    return function
+
+
 def clock_of(passes: list[tuple[float, float]]) -> Callable[[], float]:
     """A clock for so many passes of (prefill, decode) seconds; what is not timed takes 1,000 seconds."""
     steps = itertools.chain.from_iterable((1000.0, prefill, 1000.0, decode) for prefill, decode in passes)
@@ -83,6 +90,7 @@ def test_rates_are_batch_times_tokens_over_the_median_of_passes_taken_in_turns(m
     assert shown[-1] == (3 * 2 * 4, 3 * 2 * 4)
     assert found.facts["interleaved"] is True
     assert found.facts["random_weights"] is False
+    assert found.facts["kv_cache"] == {"bf16": "bfloat16", "fake": "float32", "packed": "int4"}
     assert found.facts["dtypes"] == {"bf16": "bfloat16", "fake": "float32", "packed": "float32"}
     known = {"weight_bytes", "linear_bytes", "peak_bytes", "prefill", "decode"}
     assert {key.split("/")[1] for key in found.metrics} == known
@@ -100,7 +108,7 @@ def test_kinds_that_cannot_run_are_left_out_by_name(model: tuple[Any, Any]) -> N
 def test_a_graph_that_cannot_be_captured_is_told_and_the_rest_is_measured(
     model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(measure, "_obstacle", lambda *_: None)
@@ -151,16 +159,31 @@ def test_both_ways_of_running_give_the_logits_of_one_forward(model: tuple[Any, A
     whole, ids = full_precision(stream).float(), ids_of(3, 9)
     expected = whole(ids, use_cache=False).logits
 
-    def as_called(function: Callable[[], None], before: Callable[[], None]) -> Callable[[], None]:
-        before()
-        function()
-        return function
-
-    for runner in (EagerRunner(whole), GraphRunner(whole, ids[:, :6], ids.shape[1], capture=as_called)):
+    for runner in (EagerRunner(whole, 9), GraphRunner(whole, ids[:, :6], 9, capture=as_called)):
         for _ in range(2):
+            runner.rewind(0)
             torch.testing.assert_close(runner.prefill(ids[:, :6]), expected[:, 5:6], rtol=1e-4, atol=1e-4)
-            runner.rewind()
+            runner.rewind(6)
             torch.testing.assert_close(runner.decode(ids[:, 6:]), expected[:, -1:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_int4_cache_gives_the_same_logits_either_way(model: tuple[Any, Any]) -> None:
+    """Codes in the cache against rounding in attention: float32 sums in another order, medians of the logits."""
+    _, packed = model
+    ids = ids_of(3, 9)
+    rounded = EagerRunner(packed, 9)
+    for runner in (EagerRunner(packed, 9, int4=True), GraphRunner(packed, ids[:, :6], 9, int4=True, capture=as_called)):
+        for _ in range(2):
+            for positions, run in ((0, "prefill"), (6, "decode")):
+                part = ids[:, :6] if run == "prefill" else ids[:, 6:]
+                found, expected = (getattr(_rewound(one, positions), run)(part) for one in (runner, rounded))
+                assert float((found - expected).abs().median()) < 1e-3 * float(expected.square().mean().sqrt())
+
+
+def _rewound(runner: Runner, positions: int) -> Runner:
+    runner.rewind(positions)
+    return runner
 
 
 @pytest.mark.parametrize("tied", [True, False])

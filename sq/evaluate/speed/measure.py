@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sq.evaluate.speed.models import fake_of, free_memory, full_bytes, full_precision, linear_bytes, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
 from sq.memory import PeakMemory, return_freed
+from sq.models.kv_cache import int4_obstacle
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 
@@ -32,7 +33,7 @@ class Speed:
         metrics: `speed/<prefill|decode>/<kind>/b<batch>` in tokens per second, all sequences of the batch together;
             `speed/weight_bytes/<kind>` of the whole model; `speed/linear_bytes/<kind>` of the decoder layers' linears;
             `speed/peak_bytes/<phase>/<kind>/b<batch>`: weights and the most that the phase held besides.
-        facts: device, dtypes, sizes, what was left out and why, and the seconds of every timed pass.
+        facts: device, dtypes of models and caches, sizes, what was left out and why, and the seconds of every pass.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -77,7 +78,7 @@ def measure_speed(
     models = _Models(stream, packed)
     together = models.fit(running)
     groups = [running] if together else _by_model(running)
-    speed = Speed(facts={"left_out": left_out, "seconds": {}, "dtypes": {}})
+    speed = Speed(facts={"left_out": left_out, "seconds": {}, "dtypes": {}, "kv_cache": {}})
     done, total = 0, len(running) * len(batches) * (warmup + repeats)
 
     def pass_done(count: int = 1) -> None:
@@ -91,6 +92,7 @@ def measure_speed(
             speed.metrics[f"speed/weight_bytes/{kind}"] = weight_bytes(model)
             speed.metrics[f"speed/linear_bytes/{kind}"] = linear_bytes(model, stream.family)
             speed.facts["dtypes"][kind] = str(models.dtype(kind)).removeprefix("torch.")
+            speed.facts["kv_cache"][kind] = "int4" if _holds_int4(model, kind) else speed.facts["dtypes"][kind]
         for batch in batches:
             ids = _ids(stream, batch, prompt + new_tokens, seed)
             bench = _Bench(ids, prompt, stream.device, clock)
@@ -180,26 +182,29 @@ class _Bench:
     clock: Callable[[], float]
 
     def runner(self, model: PreTrainedModel, kind: str) -> Runner:
-        if kind.endswith("_graph"):
-            return GraphRunner(model, self.ids[:, : self.prompt], self.ids.shape[1])
-        return EagerRunner(model)
+        length, int4 = self.ids.shape[1], _holds_int4(model, kind)
+        if _is_graph(kind):
+            return GraphRunner(model, self.ids[:, : self.prompt], length, int4=int4)
+        return EagerRunner(model, length, int4=int4)
 
     def timed(self, runner: Runner) -> tuple[float, float]:
         """Seconds of prefill and of decode."""
+        runner.rewind(0)
         start = self._now()
         runner.prefill(self.ids[:, : self.prompt])
         middle = self._now()
-        runner.rewind()
+        runner.rewind(self.prompt)
         begin = self._now()
         runner.decode(self.ids[:, self.prompt :])
         return middle - start, self._now() - begin
 
     def held(self, runner: Runner, before: int) -> tuple[int, int]:
         """Bytes that prefill and decode held beyond `before`."""
+        runner.rewind(0)
         memory = PeakMemory(self.device)
         runner.prefill(self.ids[:, : self.prompt])
         first = memory.peak() - before
-        runner.rewind()
+        runner.rewind(self.prompt)
         memory = PeakMemory(self.device)
         runner.decode(self.ids[:, self.prompt :])
         return max(0, first), max(0, memory.peak() - before)
@@ -221,7 +226,7 @@ def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> 
         for _ in range(warmup - 1):
             bench.held(runner, before)
         _release(bench.device)
-        if kind.endswith("_graph"):
+        if _is_graph(kind):
             held = bench.held(runner, before)
             most = max(captured, *held)
             return runner, (most, most)
@@ -229,18 +234,27 @@ def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> 
     except torch.OutOfMemoryError as error:
         return f"out of memory: {str(error).splitlines()[0]}"
     except RuntimeError as error:
-        if not kind.endswith("_graph"):
+        if not _is_graph(kind):
             raise
         return f"no CUDA graph could be made: {str(error).splitlines()[0]}"
 
 
 def _obstacle(kind: str, device: torch.device, packed: PreTrainedModel | None) -> str | None:
     """Why a kind cannot be measured here, or None."""
-    if kind.endswith("_graph") and device.type != "cuda":
+    if _is_graph(kind) and device.type != "cuda":
         return f"CUDA graphs need a CUDA device, this is {device.type}"
     if _model_of(kind) != "bf16" and packed is None:
         return "nothing was quantized to integer weights"
     return None
+
+
+def _holds_int4(model: PreTrainedModel, kind: str) -> bool:
+    """Whether a kind's cache holds codes: packed, where keys and values are rounded to grids that it has."""
+    return _model_of(kind) == "packed" and int4_obstacle(model) is None
+
+
+def _is_graph(kind: str) -> bool:
+    return kind.endswith("_graph")
 
 
 def _model_of(kind: str) -> str:

@@ -9,45 +9,51 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
+from sq.models.kv_cache import Int4Cache
+
 Replay = Callable[[], None]
 
 
-def new_cache(model: PreTrainedModel) -> Cache:
-    """An empty cache of keys and values that grows, as `generate` makes it."""
-    return DynamicCache(config=model.config)
+def new_cache(model: PreTrainedModel, length: int, *, int4: bool) -> Cache:
+    """An empty cache of keys and values that grows, as `generate` makes it; for `length` tokens in the end."""
+    return Int4Cache(model, most=length) if int4 else DynamicCache(config=model.config)
 
 
 class Runner(Protocol):
     """One model with what it needs to be timed at one batch size."""
 
+    def rewind(self, positions: int) -> None:
+        """Make ready for a prompt (0), or to decode behind the last one (P); not timed."""
+
     def prefill(self, ids: Tensor) -> Tensor:
         """Run prompts (B, P); the last position's logits (B, 1, vocab)."""
-
-    def rewind(self) -> None:
-        """Make ready to decode behind the prompt; not timed."""
 
     def decode(self, ids: Tensor) -> Tensor:
         """Run tokens (B, N) one by one behind the prompt; the last one's logits (B, 1, vocab)."""
 
 
 class EagerRunner:
-    """Call by call, with a cache that grows. `rewind` keeps what the last prefill left.
+    """Call by call, with a cache that grows.
 
     Args:
         model: to be timed.
+        length: tokens a sequence in all.
+        int4: hold keys and values in int4.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, length: int, *, int4: bool = False) -> None:
+        self.model, self.length, self.int4 = model, length, int4
         self.cache: Cache | None = None
+
+    def rewind(self, positions: int) -> None:
+        """See `Runner`; what the prompt left in the cache stays there."""
+        if positions == 0:
+            self.cache = new_cache(self.model, self.length, int4=self.int4)
 
     def prefill(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
-        self.cache = new_cache(self.model)
+        assert self.cache is not None
         return _logits(self.model, ids, self.cache)
-
-    def rewind(self) -> None:
-        """See `Runner`."""
 
     def decode(self, ids: Tensor) -> Tensor:
         """See `Runner`; the cache is released at the end."""
@@ -59,15 +65,17 @@ class EagerRunner:
 
 
 class GraphRunner:
-    """Two graphs: the prompt with a growing cache, and one token with a static cache, replayed for each.
+    """Two graphs: one of the prompt, one of a token behind it, replayed for each.
 
-    A static cache is masked to its whole length, which costs a prompt the fast causal attention; so the graph of the
-    prompt has its own, and the static one is filled here, once, with the same prompts.
+    Both use an int4 cache of fixed capacity where there is one. transformers' static cache is masked to its whole
+    length, which costs a prompt the fast causal attention: there the graph of the prompt has a growing cache, and the
+    static one is filled once, here, with the same prompts.
 
     Args:
         model: to be timed, on CUDA.
         ids: prompts (B, P) that are decoded behind.
         length: tokens a sequence in all.
+        int4: hold keys and values in int4.
         capture: function -> what replays it, calling `before` ahead of each call; tests on a CPU give their own.
 
     Raises:
@@ -79,27 +87,35 @@ class GraphRunner:
         model: PreTrainedModel,
         ids: Tensor,
         length: int,
+        *,
+        int4: bool = False,
         capture: Callable[[Replay, Replay], Replay] | None = None,
     ) -> None:
         capture = captured if capture is None else capture
-        self.model, self.prompt = model, ids.shape[1]
+        self.model, self.length, self.prompt = model, length, ids.shape[1]
         self.ids, self.token = ids.clone(), ids[:, :1].clone()
-        self.cache = StaticCache(config=model.config, max_cache_len=length)
-        self.logits = _logits(model, ids, self.cache)
-        self._prefill = capture(self._run_prompt, lambda: None)
-        self._decode = capture(self._run_token, self.rewind)
+        self.fixed: Int4Cache | StaticCache
+        self.fixed = (
+            Int4Cache(model, capacity=length) if int4 else StaticCache(config=model.config, max_cache_len=length)
+        )
+        self.logits = _logits(model, ids, self.fixed)
+        self._decode = capture(self._run_token, lambda: self.rewind(self.prompt))
+        self._prefill = capture(self._run_prompt, lambda: self.rewind(0))
+
+    def rewind(self, positions: int) -> None:
+        """See `Runner`."""
+        if isinstance(self.fixed, Int4Cache):
+            self.fixed.rewind(positions)
+            return
+        for layer in self.fixed.layers:
+            length: Any = layer.cumulative_length  # type: ignore[union-attr]  # a tensor in every static layer
+            length.fill_(self.prompt)
 
     def prefill(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
         self.ids.copy_(ids)
         self._prefill()
         return self.prompt_logits
-
-    def rewind(self) -> None:
-        """See `Runner`."""
-        for layer in self.cache.layers:
-            length: Any = layer.cumulative_length  # type: ignore[union-attr]  # a tensor in every static layer
-            length.fill_(self.prompt)
 
     def decode(self, ids: Tensor) -> Tensor:
         """See `Runner`."""
@@ -109,10 +125,12 @@ class GraphRunner:
         return self.logits
 
     def _run_prompt(self) -> None:
-        self.prompt_logits = _logits(self.model, self.ids, new_cache(self.model))
+        own = isinstance(self.fixed, Int4Cache)
+        cache = self.fixed if own else new_cache(self.model, self.length, int4=False)
+        self.prompt_logits = _logits(self.model, self.ids, cache)
 
     def _run_token(self) -> None:
-        self.logits = _logits(self.model, self.token, self.cache)
+        self.logits = _logits(self.model, self.token, self.fixed)
 
 
 def captured(function: Replay, before: Replay) -> Replay:
