@@ -137,6 +137,8 @@ def _measure(rows: list[Row], machine: Machine, quick: bool, out: Path) -> int:
     tuning = {"stored_before": known, "stored_now": len(store()), "cut_short": sorted(cut)}
     document = {"schema": 1, "part": "gpu", "gpu": machine.name, "quick": quick, "tuning": tuning}
     status = report(document | {"environment": machine.environment, "results": results}, len(rows), status, out, _text)
+    if "H200" not in machine.name:
+        print(f"floors and stretch targets are those of an H200, not of {machine.name}")
     if cut:
         print(f"not fully tuned, so not at their best: {', '.join(sorted(cut))}; `sq-bench --tune` tunes them once")
     print(_REST)

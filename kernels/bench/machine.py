@@ -76,12 +76,13 @@ def git_commit() -> str | None:
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    """Driver, clocks, power and temperature of the first GPU, where nvidia-smi is there to ask."""
-    line = _output("nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader")
-    if not line:
-        return None
-    values = line.splitlines()[torch.cuda.current_device()].split(",")
-    return dict(zip(_ASKED.split(","), map(str.strip, values), strict=False))
+    """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is there to ask."""
+    lines = _output("nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader") or ""
+    for line in lines.splitlines():
+        values = dict(zip(_ASKED.split(","), map(str.strip, line.split(",")), strict=False))
+        if values["name"] == torch.cuda.get_device_name():
+            return values
+    return None
 
 
 def _output(*command: str) -> str | None:

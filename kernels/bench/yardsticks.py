@@ -90,7 +90,7 @@ def eager_rotate_quantize(tokens: int, n1: int, n2: int) -> Case:
 
         def run() -> tuple[Tensor, Tensor]:
             y = ((r1.T @ x.view(tokens, n1, n2)) @ r2).view(tokens, n)
-            scale = y.abs().amax(-1, keepdim=True).float() / 7
+            scale = y.abs().amax(-1, keepdim=True) / 7
             return pack_nibbles((y / scale).round_().clamp_(-8, 7)), scale
 
         return run

@@ -8,12 +8,14 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sq.kernels.bench import cli
+from sq.kernels.bench import cli, progress
+from sq.kernels.bench import machine as module
 from sq.kernels.bench.case import Case, Place
 from sq.kernels.bench.machine import Machine, environment
 from sq.kernels.bench.measure import measure
@@ -22,6 +24,9 @@ from sq.kernels.bench.suite import suite
 from sq.kernels.bench.table import summary, table
 from sq.kernels.bench.targets import TARGETS, Target, verdict
 from sq.kernels.bench.timing import GraphTimer, Timing, called_once
+from sq.kernels.hadamard.tiles import tile_shape
+from sq.kernels.int4_matmul import tiles
+from sq.kernels.rotate_quantize.tiles import tile_obstacle
 
 TOY = Shapes(
     factors={64: (8, 8), 96: (8, 12), 128: (8, 16)},
@@ -168,9 +173,10 @@ def test_eager_rotation_gives_the_codes_of_the_kernel() -> None:
     (row,) = suite(TOY, "over eager")
     assert row.yardstick is not None
     (ours, scale), (eager, eager_scale) = (case.make(TORCH, 3)()[:2] for case in (row.case, row.yardstick))
+    assert eager_scale.dtype == torch.bfloat16, "float32 would move twice the bytes and flatter the kernel"
     low, eager_low = (((codes.int() & 15) ^ 8) - 8 for codes in (ours, eager))
     assert int((low - eager_low).abs().max()) <= 1
-    torch.testing.assert_close(scale, eager_scale, rtol=2**-6, atol=0)
+    torch.testing.assert_close(scale, eager_scale.float(), rtol=2**-6, atol=0)
 
 
 def test_a_case_that_fails_becomes_a_row_with_its_reason_and_the_suite_goes_on() -> None:
@@ -233,6 +239,25 @@ def test_the_full_suite_covers_every_target_and_every_shape() -> None:
     for row in rows:
         if row.kind == "memory" and "7B B=64" in row.name and row.yardstick is not None:
             assert 3.6 < row.yardstick.bytes / row.case.bytes < 3.77
+
+
+def test_the_kernels_take_every_size_of_the_full_suite() -> None:
+    """Their own rules of what fits an SM: a case that no kernel takes would fail on the GPU only."""
+    for n, (n1, n2) in FULL.factors.items():
+        assert n1 * n2 == n
+        assert tile_obstacle(n1, n2, True, True, itemsize=2) is None
+    for n in FULL.blocks:
+        assert tile_obstacle(n // FULL.block, FULL.block, False, True, itemsize=2) is None
+    for n, order in FULL.hadamards.items():
+        assert tile_shape(order, n // order, itemsize=2) is not None
+    sizes = {size for model in FULL.models for size in model.linears().values()}
+    assert {d_in for _, d_in in sizes} <= FULL.factors.keys()
+    for d_out, d_in in sizes:
+        for tokens in FULL.decode:
+            shape = tiles.Shape(d_out, d_in // 2, d_in // 2, tiles.decode_tokens(tokens), True, False)
+            assert len(tiles.decode_launches(shape, sms=132)) > 1
+        for tokens in FULL.prefill:
+            assert len(tiles.prefill_launches(tiles.Shape(d_out, d_in // 2, d_in // 2, tokens, False, False), 132)) > 1
 
 
 def test_only_takes_a_text_or_a_pattern() -> None:
@@ -355,6 +380,40 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     autotune.store.cache_clear()
 
 
+def test_the_machine_is_what_cuda_and_nvidia_smi_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_name": "NVIDIA H200",
+        "get_device_properties": SimpleNamespace(L2_cache_size=60 * 2**20, multi_processor_count=132),
+    }
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    smi = "NVIDIA T4, 1, 2 MHz\nNVIDIA H200, 580.95, 1980 MHz, 3201 MHz, 1980 MHz, 3201 MHz, 700.00 W, 31"
+    monkeypatch.setattr(module, "_output", lambda *command: smi if command[0] == "nvidia-smi" else "")
+    found = module.find_machine()
+    assert found is not None
+    assert (found.name, found.place) == ("NVIDIA H200", Place("cuda", "triton"))
+    assert found.environment["sms"] == 132
+    assert found.environment["nvidia_smi"]["clocks.mem"] == "3201 MHz"
+    timer = found.timer(1.5)
+    assert isinstance(timer, GraphTimer)
+    assert (timer.l2_bytes, timer.seconds) == (60 * 2**20, 1.5)
+
+
+def test_progress_tells_the_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 6.0, 12.0, 18.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    assert list(progress.tracked("abc", 3, "rows")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines() == [
+        "rows: 2 of 3, 12 s gone, about 6 s left",
+        "rows: 3 of 3, 18 s gone, about 0 s left",
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    assert list(progress.tracked("abc", 3, "rows")) == ["a", "b", "c"]
+
+
 def test_the_command_prints_a_table_and_writes_json(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,6 +432,7 @@ def test_the_command_prints_a_table_and_writes_json(
     assert "50.0% of copy bandwidth" in printed
     assert summary(document["results"]) in printed
     assert "python run.py task=speed" in printed
+    assert "those of an H200, not of NVIDIA Fake 9000" in printed
 
 
 def test_a_failed_row_makes_status_1_and_an_interrupt_keeps_what_is_there(
