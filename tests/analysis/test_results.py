@@ -111,3 +111,14 @@ def test_missing_window_values_are_told(tmp_path: Path, write_run: Callable[...,
     with pytest.raises(DataError, match="kept no values by window"):
         window_values(run, "kl/embedded")
     assert read_result(folder) is not None
+
+
+def test_experiments_share_the_runs_that_they_have_in_common() -> None:
+    """One W4A4 run of a method serves every table that shows it."""
+    ours = ["method=singlequant"]
+    perplexity = set(expected("table_perplexity", ours)["run_id"])
+    assert len(perplexity) == 3  # fp16, RTN, GPTQ
+    assert perplexity == set(expected("table_ablation", ours)["run_id"])
+    assert perplexity == set(expected("comparison", [*ours, "bits=w4a4"])["run_id"])
+    assert set(expected("table_bits", [*ours, "bits=w4a4"])["run_id"]) < perplexity
+    assert not perplexity & set(expected("table_time", [*ours, "seed=0"])["run_id"])
