@@ -29,7 +29,7 @@ def figure_givens(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figu
         MissingRuns: the activations are not there; the command makes them.
     """
     kept = read_activations(frame, "figure_givens", overrides)
-    figure = blank(SINGLE, 1.85)
+    figure = blank(SINGLE, 1.95)
     angle = (np.degrees(kept.givens_angle) + 180) % 360 - 180
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     first, second = (int(channel) for channel in kept.givens_channels)

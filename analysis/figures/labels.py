@@ -18,6 +18,7 @@ PLACES = (
     (0.0, -1.0, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
     (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
 )  # fmt: skip
+BEHIND = {"fc": "white", "ec": "none", "pad": 0.4, "alpha": 0.85}  # keeps lines out of the text
 
 
 def place_labels(
@@ -58,7 +59,7 @@ def place_labels(
         line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5}
         axes.annotate(
             labels[i], (x[i], y[i]), offset, textcoords="offset points", ha=horizontal, va=vertical,
-            color=colours[i], arrowprops=line if gap > GAPS[1] else None, **text,
+            color=colours[i], arrowprops=line if gap > GAPS[1] else None, bbox=BEHIND, **text,
         )  # fmt: skip
         taken.append(box)
 

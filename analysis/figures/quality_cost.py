@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from sq.analysis.figures.look import DOUBLE, GREY, blank, styled
+from sq.analysis.figures.look import DOUBLE, blank, styled
 from sq.analysis.figures.points import Quality, method_points
 from sq.analysis.figures.tradeoff import draw_points, kinds, quality_axis
 
@@ -46,7 +46,7 @@ def figure_quality_cost(frame: pd.DataFrame, *, overrides: Sequence[str] = (), q
     for axes, cost in ((online, "multiply_adds"), (seconds, "seconds")):
         _front(axes, points[cost], points["quality"], rising=quality == "acc")
         draw_points(axes, points[cost], points)
-    kinds(seconds, points)
+    kinds(online, points)
     return figure
 
 
@@ -61,7 +61,7 @@ def pareto(cost: np.ndarray, quality: np.ndarray, *, rising: bool) -> np.ndarray
 def _front(axes: Axes, cost: pd.Series, quality: pd.Series, *, rising: bool) -> None:
     found = pareto(cost.to_numpy(float), quality.to_numpy(float), rising=rising)
     x, y = cost.to_numpy(float)[found], quality.to_numpy(float)[found]
-    axes.step(np.r_[x, axes.get_xlim()[1]], np.r_[y, y[-1]], where="post", color=GREY, lw=0.8, ls=(0, (3, 2)), zorder=1)
+    axes.step(np.r_[x, axes.get_xlim()[1]], np.r_[y, y[-1]], where="post", color="#AAAAAA", lw=0.8, ls=(0, (3, 2)), zorder=1)
 
 
 def _engineering(value: float, _: object) -> str:

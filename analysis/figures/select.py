@@ -11,7 +11,8 @@ from sq.analysis.expected import command, of_experiment
 from sq.analysis.results import MissingRuns
 
 OURS = "sq.singlequant.SingleQuant"
-# How methods are written in figures; one without an entry is written as in its config.
+# How methods are written in figures; one without an entry is written as in its config. What is added to
+# SingleQuant is told apart by its marker.
 NAMES = {
     "rtn": "RTN",
     "smoothquant": "SmoothQuant",
@@ -21,9 +22,9 @@ NAMES = {
     "flatquant": "FlatQuant",
     "spinquant": "SpinQuant",
     "singlequant": "SingleQuant",
-    "singlequant_site_clip": "SingleQuant, site clip",
-    "folded_rank_16": "SingleQuant, rank 16",
-    "full_width": "SingleQuant, full width",
+    "singlequant_site_clip": "+ site clip",
+    "folded_rank_16": "+ rank 16",
+    "full_width": "full width",
     "dense_bound": "dense bound",
 }
 
