@@ -61,7 +61,9 @@ def pareto(cost: np.ndarray, quality: np.ndarray, *, rising: bool) -> np.ndarray
 def _front(axes: Axes, cost: pd.Series, quality: pd.Series, *, rising: bool) -> None:
     found = pareto(cost.to_numpy(float), quality.to_numpy(float), rising=rising)
     x, y = cost.to_numpy(float)[found], quality.to_numpy(float)[found]
-    axes.step(np.r_[x, axes.get_xlim()[1]], np.r_[y, y[-1]], where="post", color="#AAAAAA", lw=0.8, ls=(0, (3, 2)), zorder=1)
+    axes.step(
+        np.r_[x, axes.get_xlim()[1]], np.r_[y, y[-1]], where="post", color="#AAAAAA", lw=0.8, ls=(0, (3, 2)), zorder=1
+    )
 
 
 def _engineering(value: float, _: object) -> str:

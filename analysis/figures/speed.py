@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled
-from sq.analysis.figures.select import finished
+from sq.analysis.figures.select import NAMES, finished
 from sq.runs.results import read_result
 
 COLUMN = re.compile(r"speed/(?P<phase>prefill|decode)/(?P<kind>\w+)/b(?P<batch>\d+)$")
@@ -31,6 +31,7 @@ KINDS = {
 def figure_speed(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figure:
     """Tokens per second over those of bf16 at the same batch size, prefill and decode.
 
+    All kinds of the experiment's first method; of its others the fastest packed kind, because bf16 is the same for all.
     The title tells the device, the model, and whether its weights are random.
 
     Args:
@@ -41,12 +42,14 @@ def figure_speed(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figur
         MissingRuns: no run with task=speed; the command makes it.
     """
     runs = finished(frame, "figure_speed", overrides, _any_speed(frame))
-    run = runs.iloc[-1]
-    rates = speeds(run)
+    run, rates = runs.iloc[0], speeds(runs.iloc[0])
+    others = {NAMES.get(other["method"], str(other["method"])): speeds(other) for _, other in runs.iloc[1:].iterrows()}
     figure = blank(DOUBLE, 2.3)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, phase in zip(panels, ("prefill", "decode"), strict=True):
         _panel(axes, rates[rates["phase"] == phase], phase)
+        for name, other in others.items():
+            _fastest(axes, other[other["phase"] == phase], name)
     panels[0].set_ylabel("speed-up over bf16")
     panels[0].set_ylim(bottom=0)
     panels[1].legend(*panels[1].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -87,10 +90,19 @@ def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
     axes.set_xlabel("batch size (sequences)")
 
 
+def _fastest(axes: Axes, rates: pd.DataFrame, name: str) -> None:
+    """The packed kind that comes last in KINDS of those that were measured, as a thin line."""
+    kind = next((kind for kind in reversed(KINDS) if kind.startswith("packed") and (rates["kind"] == kind).any()), None)
+    if kind is not None:
+        curve = rates[rates["kind"] == kind]
+        label = f"{KINDS[kind][0]}, {name}"
+        axes.plot(curve["batch"], curve["speedup"], marker="x", ls=(0, (1, 1)), color=GREY, lw=0.8, label=label)
+
+
 def _what(run: pd.Series) -> str:
     result = read_result(Path(run["folder"]))
     facts: dict[str, Any] = (result.extras.get("speed") if result else None) or {}
-    parts = [str(run["model"]), str(run["bits"])]
+    parts = [NAMES.get(run["method"], str(run["method"])), str(run["model"]), str(run["bits"])]
     parts += ["random weights"] if facts.get("random_weights") else []
     parts += [f"{facts['prompt']} + {facts['new_tokens']} tokens"] if {"prompt", "new_tokens"} <= set(facts) else []
     parts += [str(facts["device"])] if facts.get("device") else []
