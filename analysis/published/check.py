@@ -22,8 +22,8 @@ def check_published(frame: pd.DataFrame) -> Table:
     their spread (largest - smallest; a floor where there is one source).
 
     A setting is published when model, method, bits, weight quantizer and metric are, evaluated as published: the whole
-    text in windows of 2,048 tokens, all questions of as many tasks. Mid-rise activations are nobody's. Where no run is
-    such, the table is empty and its note says so.
+    text in windows of 2,048 tokens, all questions of as many tasks. Mid-rise activations are nobody's. The training
+    of a learned method stands in its name. Where no run is such, the table is empty and its note says so.
     """
     known = {str(key): group for key, group in load_published().groupby(SETTING)}
     rows: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from sq.analysis.tables.cells import row_names
 from sq.errors import DataError
 
 IGNORED = ("name", "batch_size", "device", "placement", "seed")  # last parts of settings that change no protocol
+REASON = 160  # characters of an error; result.json has all of it
 SIXTEEN = r"W\d+A\d+KV16"  # queries, keys and values are not rounded: their quantizer does not matter
 
 
@@ -77,7 +78,7 @@ def one_protocol(
 
 
 def describe(runs: pd.DataFrame) -> str:
-    """What holds for all runs of a table that passed the check, for its note."""
+    """What holds for all runs of a table that passed the check, and why runs failed: for its note."""
     quantized = runs[runs["weights"] != "none"]
     count, window = _common(runs, "task.perplexity.count"), _common(runs, "task.perplexity.window")
     parts = [
@@ -88,7 +89,13 @@ def describe(runs: pd.DataFrame) -> str:
         _told("{} outliers", runs, "model.outliers"),
         _told("seed {}", quantized, "seed"),
     ]
-    return ", ".join(part for part in parts if part)
+    failed = runs[runs["status"] == "failed"]
+    reasons = [
+        f"{run['row']} ({run['bits']}, {run['weights']}): {str(run['error']).splitlines()[0][:REASON]}"
+        for _, run in failed.iterrows()
+    ]
+    told = ", ".join(part for part in parts if part)
+    return f"{told}. Failed: {'; '.join(reasons)}" if reasons else told
 
 
 def _told(text: str, runs: pd.DataFrame, name: str) -> str:

@@ -63,8 +63,8 @@ def table_time(
         )
     rows.sort(key=lambda row: (row["model"], isinstance(row["seconds"], str), row["seconds"]))
     models = list(dict.fromkeys(runs["model"]))
-    undone = Counter(zip(runs["row"], runs["status"], strict=True))
-    lost = "".join(f" {name}: {count} {status}." for (name, status), count in undone.items() if status != "finished")
+    undone = Counter(runs.loc[runs["status"] == "missing", "row"])
+    lost = "".join(f" {name}: {count} missing." for name, count in undone.items())
     return Table(
         without_model(rows),
         title=f"Quantization time and peak memory, {', '.join(models)}",

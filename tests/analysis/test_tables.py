@@ -107,6 +107,7 @@ def test_failed_and_missing_runs_say_so(sweep: Callable[..., Path], monkeypatch:
     assert rows["singlequant"] == {"method": "singlequant", "W3A3KV16 GPTQ": "failed", "W4A4KV16 GPTQ": 0.0432}
     assert rows["rtn"] == {"method": "rtn", "W3A3KV16 GPTQ": "failed", "W4A4KV16 GPTQ": "missing"}
     assert "| rtn | failed | missing |" in table.markdown()
+    assert "Failed: rtn (W3A3KV16, gptq): RuntimeError: the layer melted; singlequant (W3A3KV16" in table.note
     assert "missing" in table.csv()
     with pytest.raises(MissingRuns, match=r"python run\.py -m experiment=table_bits method=rtn bits=w8a8` makes"):
         table_bits(analysis.load(results), overrides=["method=rtn", "bits=w8a8"])
@@ -193,7 +194,7 @@ def test_times_are_medians_and_ratios_to_ours(tmp_path: Path, write_run: Write) 
     assert [rows["spinquant"][name] for name in ("runs", "peak MB", "memory ratio")] == [3, 750.0, 1.5]
     assert rows["spinquant"]["ratio"] == pytest.approx(100)
     assert rows["spinquant"]["transform s"] == pytest.approx(55)
-    assert "spinquant: 1 failed" in table.note
+    assert "Failed: spinquant (W4A4KV16, rtn): diverged" in table.note
 
 
 def test_times_of_two_machines_are_not_mixed(tmp_path: Path, write_run: Write) -> None:
