@@ -20,10 +20,10 @@ def kernel_form(transform: Transform | None, x: Tensor) -> Form | None:
     parts = [part for part in parts if part is not None and not isinstance(part, Identity)]
     balance = None
     if parts and isinstance(parts[0], LowRank):
-        balance = Balance(*parts[0].factors(x))
+        balance = Balance(*parts[0].cast_factors(x))
         parts = parts[1:]
     if not parts:
         return None, None, balance
     if len(parts) == 1 and isinstance(parts[0], Kronecker):
-        return *parts[0].factors(x), balance
+        return *parts[0].cast_factors(x), balance
     return None

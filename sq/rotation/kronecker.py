@@ -76,7 +76,7 @@ class Kronecker(Transform):
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
         return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))
 
-    def factors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def cast_factors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """R1 and R2 in the dtype of x; None for an identity."""
         r1, r2 = (self._factor(name, x) if name in self._active else None for name in ("r1", "r2"))
         return r1, r2

@@ -61,7 +61,7 @@ class LowRank(Transform):
         n, rank = self.get_buffer("basis").shape
         return 2 * n * rank + (n if self._scaled else 0)
 
-    def factors(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def cast_factors(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """d or None, U^T (r, n) and (P - I) U^T (r, n), in the dtype of x."""
         diagonal = self._factor("diagonal", x) if self._scaled else None
         return diagonal, self._factor("basis", x).T, self._factor("change", x)
