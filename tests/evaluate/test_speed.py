@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sq.config.compose import compose
-from sq.evaluate.speed import fake_of, full_precision, linear_bytes, measure, measure_speed, weight_bytes
+from sq.evaluate.speed import fake_of, full_precision, kinds, linear_bytes, measure, measure_speed, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
 from sq.execute import execute
 from sq.linear import QuantizedLinear
@@ -71,14 +73,14 @@ def clock_of(passes: list[tuple[float, float]]) -> Callable[[], float]:
 def test_rates_are_batch_times_tokens_over_the_median_of_passes_taken_in_turns(model: tuple[Any, Any]) -> None:
     """Pass i of each batch takes (1 + i)^2 and 3 + i seconds: kind k of three has passes k, k + 3, k + 6."""
     stream, packed = model
-    kinds, batches, repeats = ("bf16", "fake", "packed"), (1, 3), 3
+    names, batches, repeats = ("bf16", "fake", "packed"), (1, 3), 3
     passes = [((1.0 + i) ** 2, 3.0 + i) for i in range(3 * repeats)]
     shown: list[tuple[int, int]] = []
     found = measure_speed(
-        stream, packed, kinds=kinds, batches=batches, prompt=6, new_tokens=2, repeats=repeats, warmup=1,
+        stream, packed, kinds=names, batches=batches, prompt=6, new_tokens=2, repeats=repeats, warmup=1,
         show=lambda text, done, total: shown.append((done, total)), clock=clock_of(passes * len(batches)),
     )  # fmt: skip
-    for (place, kind), batch in itertools.product(enumerate(kinds), batches):
+    for (place, kind), batch in itertools.product(enumerate(names), batches):
         own = passes[place::3]
         prefill, decode = (median(times) for times in zip(*own, strict=True))
         assert found.metrics[f"speed/prefill/{kind}/b{batch}"] == pytest.approx(batch * 6 / prefill)
@@ -111,11 +113,12 @@ def test_a_graph_that_cannot_be_captured_is_told_and_the_rest_is_measured(
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(measure, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(measure, "obstacle", lambda *_: None)
     monkeypatch.setattr(measure, "GraphRunner", refuse)
     stream, packed = model
-    kinds = ("packed", "packed_graph")
-    found = measure_speed(stream, packed, kinds=kinds, batches=(2,), prompt=3, new_tokens=1, repeats=1, warmup=1)
+    found = measure_speed(
+        stream, packed, kinds=("packed", "packed_graph"), batches=(2,), prompt=3, new_tokens=1, repeats=1, warmup=1
+    )
     told = "no CUDA graph could be made: operation not permitted when stream is capturing"
     assert found.facts["left_out"] == {"packed_graph/b2": told}
     assert "speed/decode/packed/b2" in found.metrics
@@ -125,8 +128,23 @@ def test_a_graph_that_cannot_be_captured_is_told_and_the_rest_is_measured(
 def test_what_does_not_fit_side_by_side_is_measured_one_after_the_other(
     model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "free_memory", lambda device: 0)
     stream, packed = model
+    made: list[weakref.ref[PreTrainedModel]] = []
+
+    def fake_alone(*arguments: Any) -> PreTrainedModel:
+        gc.collect()
+        assert made
+        assert not any(reference() for reference in made), "the model of another kind is still in memory"
+        return fake_of(*arguments)
+
+    def noted(*arguments: Any) -> PreTrainedModel:
+        found = full_precision(*arguments)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(kinds, "free_memory", lambda device: 0)
+    monkeypatch.setattr(kinds, "full_precision", noted)
+    monkeypatch.setattr(kinds, "fake_of", fake_alone)
     found = measure_speed(
         stream, packed, kinds=("bf16", "fake", "packed"), batches=(1,), prompt=3, new_tokens=2, repeats=2, warmup=1,
         clock=clock_of([(1.0, 1.0), (1.0, 1.0), (2.0, 2.0), (2.0, 2.0), (4.0, 4.0), (4.0, 4.0)]),

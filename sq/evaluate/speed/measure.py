@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from sq.evaluate.speed.models import fake_of, free_memory, full_bytes, full_precision, linear_bytes, weight_bytes
+from sq.evaluate.speed.kinds import grouped, holds_int4, is_graph, model_of, models_for, obstacle, release
+from sq.evaluate.speed.models import linear_bytes, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
-from sq.memory import PeakMemory, return_freed
-from sq.models.kv_cache import int4_obstacle
+from sq.memory import PeakMemory
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 
@@ -73,103 +73,83 @@ def measure_speed(
         show: told text, passes done and passes in all.
         clock: seconds; tests give their own.
     """
-    left_out = {kind: reason for kind in kinds if (reason := _obstacle(kind, stream.device, packed))}
+    left_out = {kind: reason for kind in kinds if (reason := obstacle(kind, stream.device, packed))}
     running = [kind for kind in kinds if kind not in left_out]
-    models = _Models(stream, packed)
-    together = models.fit(running)
-    groups = [running] if together else _by_model(running)
-    speed = Speed(facts={"left_out": left_out, "seconds": {}, "dtypes": {}, "kv_cache": {}})
-    done, total = 0, len(running) * len(batches) * (warmup + repeats)
-
-    def pass_done(count: int = 1) -> None:
-        nonlocal done
-        done += count
-        show(f"speed, {stream.device}", done, total)
-
-    for group in groups:
-        for kind in group:
-            model = models.get(kind, keep=group)
-            speed.metrics[f"speed/weight_bytes/{kind}"] = weight_bytes(model)
-            speed.metrics[f"speed/linear_bytes/{kind}"] = linear_bytes(model, stream.family)
-            speed.facts["dtypes"][kind] = str(models.dtype(kind)).removeprefix("torch.")
-            speed.facts["kv_cache"][kind] = "int4" if _holds_int4(model, kind) else speed.facts["dtypes"][kind]
-        for batch in batches:
-            ids = _ids(stream, batch, prompt + new_tokens, seed)
-            bench = _Bench(ids, prompt, stream.device, clock)
-            runners: dict[str, Runner] = {}
-            for kind in group:
-                found = _prepared(bench, models.get(kind), kind, warmup)
-                if isinstance(found, str):
-                    left_out[f"{kind}/b{batch}"] = found
-                    pass_done(warmup + repeats)
-                    continue
-                runners[kind], held = found
-                for phase, size in zip(PHASES, held, strict=True):
-                    key = f"speed/peak_bytes/{phase}/{kind}/b{batch}"
-                    speed.metrics[key] = speed.metrics[f"speed/weight_bytes/{kind}"] + size
-                pass_done(warmup)
-            seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
-            for _ in range(repeats):
-                for kind, runner in runners.items():
-                    seconds[kind].append(bench.timed(runner))
-                    pass_done()
-            for kind, passes in seconds.items():
-                for phase, tokens, times in zip(PHASES, (prompt, new_tokens), zip(*passes, strict=True), strict=True):
-                    speed.metrics[f"speed/{phase}/{kind}/b{batch}"] = batch * tokens / median(times)
-                    speed.facts["seconds"][f"{phase}/{kind}/b{batch}"] = list(times)
-    speed.facts |= {
+    groups = grouped(running, stream)
+    speed = Speed()
+    speed.facts = {
         "device": torch.cuda.get_device_name(stream.device) if stream.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "random_weights": isinstance(stream.source, RandomSource),
-        "interleaved": together,
-        "kinds": list(running),
+        "interleaved": len(groups) == 1,
+        "kinds": running,
+        "left_out": left_out,
         "batches": list(batches),
         "prompt": prompt,
         "new_tokens": new_tokens,
         "repeats": repeats,
         "warmup": warmup,
+        "dtypes": {},
+        "kv_cache": {},
+        "seconds": {},
     }
+    done, total = 0, len(running) * len(batches) * (warmup + repeats)
+
+    def passed(count: int) -> None:
+        nonlocal done
+        done += count
+        show(f"speed, {stream.device}", done, total)
+
+    for group in groups:
+        models = models_for(group, stream, packed)
+        _describe(speed, stream, models)
+        for batch in batches:
+            ids = _ids(stream, batch, prompt + new_tokens, seed)
+            bench = _Bench(ids, prompt, stream.device, clock)
+            _measure(speed, bench, models, repeats, warmup, passed)
+        del models  # the next group may need its room
     return speed
 
 
-class _Models:
-    """The models of the kinds, made when asked for; what is not kept is dropped, or waits in the host's memory."""
+def _describe(speed: Speed, stream: DecoderStream, models: Mapping[str, PreTrainedModel]) -> None:
+    for kind, model in models.items():
+        speed.metrics[f"speed/weight_bytes/{kind}"] = weight_bytes(model)
+        speed.metrics[f"speed/linear_bytes/{kind}"] = linear_bytes(model, stream.family)
+        dtype = torch.bfloat16 if model_of(kind) == "bf16" else stream.dtype
+        speed.facts["dtypes"][kind] = str(dtype).removeprefix("torch.")
+        speed.facts["kv_cache"][kind] = "int4" if holds_int4(model, kind) else speed.facts["dtypes"][kind]
 
-    def __init__(self, stream: DecoderStream, packed: PreTrainedModel | None) -> None:
-        self.stream, self.packed = stream, packed
-        self._made: dict[str, PreTrainedModel] = {}
 
-    def dtype(self, kind: str) -> torch.dtype:
-        return torch.bfloat16 if kind.startswith("bf16") else self.stream.dtype
-
-    def fit(self, kinds: Sequence[str]) -> bool:
-        """Whether all of them can be in memory at once; the packed one is there already."""
-        sizes = {"bf16": torch.bfloat16, "fake": self.stream.dtype}
-        wanted = {_model_of(kind) for kind in kinds}
-        extra = sum(full_bytes(self.stream, dtype) for name, dtype in sizes.items() if name in wanted)
-        return extra <= ROOM * free_memory(self.stream.device)
-
-    def get(self, kind: str, keep: Sequence[str] | None = None) -> PreTrainedModel:
-        """The model of a kind; `keep` names the kinds that are wanted next."""
-        name = _model_of(kind)
-        if keep is not None:
-            wanted = {_model_of(other) for other in keep}
-            self._made = {made: model for made, model in self._made.items() if made in wanted}
-            if self.packed is not None and self.stream.device.type != "cpu":
-                cast("nn.Module", self.packed).to(self.stream.device if "packed" in wanted else "cpu")
-            _release(self.stream.device)
-        if name == "packed":
-            assert self.packed is not None
-            return self.packed
-        if name not in self._made:
-            self._made[name] = self._make(name)
-        return self._made[name]
-
-    def _make(self, name: str) -> PreTrainedModel:
-        if name == "bf16":
-            return full_precision(self.stream)
-        assert self.packed is not None
-        return fake_of(self.stream, self.packed)
+def _measure(
+    speed: Speed,
+    bench: _Bench,
+    models: Mapping[str, PreTrainedModel],
+    repeats: int,
+    warmup: int,
+    passed: Callable[[int], None],
+) -> None:
+    """Add one batch size of a group."""
+    batch, runners = len(bench.ids), {}
+    for kind, model in models.items():
+        found = _prepared(bench, model, kind, warmup)
+        if isinstance(found, str):
+            speed.facts["left_out"][f"{kind}/b{batch}"] = found
+            passed(warmup + repeats)
+            continue
+        runners[kind], held = found
+        for phase, size in zip(PHASES, held, strict=True):
+            weights = speed.metrics[f"speed/weight_bytes/{kind}"]
+            speed.metrics[f"speed/peak_bytes/{phase}/{kind}/b{batch}"] = weights + size
+        passed(warmup)
+    seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
+    for _ in range(repeats):
+        for kind, runner in runners.items():
+            seconds[kind].append(bench.timed(runner))
+            passed(1)
+    for kind, passes in seconds.items():
+        for phase, tokens, times in zip(PHASES, bench.tokens, zip(*passes, strict=True), strict=True):
+            speed.metrics[f"speed/{phase}/{kind}/b{batch}"] = batch * tokens / median(times)
+            speed.facts["seconds"][f"{phase}/{kind}/b{batch}"] = list(times)
 
 
 @dataclass
@@ -181,9 +161,14 @@ class _Bench:
     device: torch.device
     clock: Callable[[], float]
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens a sequence, prefilled and decoded."""
+        return self.prompt, self.ids.shape[1] - self.prompt
+
     def runner(self, model: PreTrainedModel, kind: str) -> Runner:
-        length, int4 = self.ids.shape[1], _holds_int4(model, kind)
-        if _is_graph(kind):
+        length, int4 = self.ids.shape[1], holds_int4(model, kind)
+        if is_graph(kind):
             return GraphRunner(model, self.ids[:, : self.prompt], length, int4=int4)
         return EagerRunner(model, length, int4=int4)
 
@@ -217,7 +202,7 @@ class _Bench:
 
 def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> tuple[Runner, tuple[int, int]] | str:
     """A runner behind its warm-up passes and the bytes its phases held; or why it cannot run."""
-    _release(bench.device)
+    release(bench.device)
     memory = PeakMemory(bench.device)
     before = memory.start
     try:
@@ -225,8 +210,8 @@ def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> 
         captured = memory.peak() - before
         for _ in range(warmup - 1):
             bench.held(runner, before)
-        _release(bench.device)
-        if _is_graph(kind):
+        release(bench.device)
+        if is_graph(kind):
             held = bench.held(runner, before)
             most = max(captured, *held)
             return runner, (most, most)
@@ -234,45 +219,11 @@ def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> 
     except torch.OutOfMemoryError as error:
         return f"out of memory: {str(error).splitlines()[0]}"
     except RuntimeError as error:
-        if not _is_graph(kind):
+        if not is_graph(kind):
             raise
         return f"no CUDA graph could be made: {str(error).splitlines()[0]}"
-
-
-def _obstacle(kind: str, device: torch.device, packed: PreTrainedModel | None) -> str | None:
-    """Why a kind cannot be measured here, or None."""
-    if _is_graph(kind) and device.type != "cuda":
-        return f"CUDA graphs need a CUDA device, this is {device.type}"
-    if _model_of(kind) != "bf16" and packed is None:
-        return "nothing was quantized to integer weights"
-    return None
-
-
-def _holds_int4(model: PreTrainedModel, kind: str) -> bool:
-    """Whether a kind's cache holds codes: packed, where keys and values are rounded to grids that it has."""
-    return _model_of(kind) == "packed" and int4_obstacle(model) is None
-
-
-def _is_graph(kind: str) -> bool:
-    return kind.endswith("_graph")
-
-
-def _model_of(kind: str) -> str:
-    return kind.removesuffix("_graph")
-
-
-def _by_model(kinds: Sequence[str]) -> list[list[str]]:
-    names = dict.fromkeys(_model_of(kind) for kind in kinds)
-    return [[kind for kind in kinds if _model_of(kind) == name] for name in names]
 
 
 def _ids(stream: DecoderStream, batch: int, length: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, stream.config.vocab_size, (batch, length), generator=generator).to(stream.device)
-
-
-def _release(device: torch.device) -> None:
-    """Return freed memory, so that it does not count as the next pass's."""
-    return_freed()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
