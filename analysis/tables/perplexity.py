@@ -26,6 +26,8 @@ from sq.analysis.tables.protocol import describe, measured, one_protocol
 from sq.analysis.tables.published_block import published_table
 from sq.analysis.tables.table import Table
 
+FORMATS = ("{:.3f}", "{:.3f}", "{:.4f}", "{:.3f}")  # of the columns of _heads
+
 
 def table_perplexity(
     frame: pd.DataFrame,
@@ -77,9 +79,6 @@ def table_perplexity(
         formats={name: form for head in heads for name, form in zip(head, FORMATS, strict=True)},
         published=published_table(["ppl/wikitext2", "ppl/c4"], [bits], models) if published else None,
     )
-
-
-FORMATS = ("{:.3f}", "{:.3f}", "{:.4f}", "{:.3f}")
 
 
 def _heads(text: str, quantizer: str, base: str, *, several: bool) -> list[str]:

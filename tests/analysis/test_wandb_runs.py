@@ -13,6 +13,7 @@ import pytest
 
 from sq import analysis
 from sq.analysis import load_wandb
+from sq.analysis.tables import table_perplexity
 from sq.config.settings import TrackerSettings
 from sq.errors import DataError
 from sq.runs.results import Result, read_result
@@ -61,7 +62,8 @@ def logged(results: Path) -> list[Result]:
 
 
 def test_columns_and_numbers_are_those_of_the_run_directories(sweep: Callable[..., Path], project: Project) -> None:
-    results = sweep("experiment=smoke", "bits=w4a4kv4")
+    kv4 = ["bits=w4a4kv4"]
+    results = sweep("experiment=smoke", *kv4)
     for result in logged(results):
         assert track(TRACKER, result)
     ours, theirs = analysis.load(results), load_wandb("p", "me", project)
@@ -74,6 +76,9 @@ def test_columns_and_numbers_are_those_of_the_run_directories(sweep: Callable[..
         check_dtype=False,
     )  # fmt: skip
     assert theirs["folder"].isna().all()
+    tables = [table_perplexity(frame.reset_index(), experiment="smoke", overrides=kv4) for frame in (ours, theirs)]
+    assert tables[0].markdown() == tables[1].markdown()
+    assert "| singlequant | 16.500 |  | 0.0432 | 1.000 |" in tables[1].markdown()  # no windows, no intervals
 
 
 def test_the_newest_of_two_logs_and_failures_count_and_cut_off_runs_do_not(
