@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import subprocess
 import sys
 import weakref
@@ -19,7 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sq.config.compose import compose
+from sq.config.parse import options
 from sq.evaluate.speed import fake_of, full_precision, kinds, linear_bytes, measure, measure_speed, weight_bytes
+from sq.evaluate.speed.__main__ import architecture, main
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
 from sq.execute import execute
 from sq.linear import QuantizedLinear
@@ -249,12 +252,30 @@ def test_a_run_measures_a_random_model_and_says_that_it_is_one(tmp_path: Path) -
     assert done.metrics["quantize/seconds"] > 0
 
 
+@pytest.mark.parametrize("name", [name for name in options("model") if name.startswith("random_")])
+def test_the_bare_command_reads_the_sizes_that_configs_have(name: str) -> None:
+    assert architecture(name) == compose([f"model={name}", "task=none"]).model.architecture
+
+
+def test_the_bare_command_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "random_tiny --kv4 --method rtn --layers 1 --kinds bf16 packed packed_graph --batches 2 --prompt 4"
+    more = ["--new-tokens", "2", "--repeats", "1", "--json", str(tmp_path / "speed.json")]
+    assert main([*told.split(), *more]) == 0
+    out = capsys.readouterr().out
+    assert "random_tiny (random weights), rtn, cpu" in out
+    assert "left out: packed_graph: CUDA graphs need a CUDA device" in out
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["speed"]["random_weights"] is True
+    assert found["speed"]["kv_cache"] == {"bf16": "bfloat16", "packed": "int4"}
+    assert found["metrics"]["speed/decode/packed/b2"] > 0
+
+
 def test_speed_is_measured_without_the_packages_of_runs() -> None:
     """On a bare machine with a GPU: torch and transformers alone."""
     code = (
         "import sys; blocked = ('hydra', 'omegaconf', 'wandb', 'datasets', 'lm_eval', 'pandas')\n"
         "for name in blocked: sys.modules[name] = None\n"
-        "from sq.evaluate.speed import measure_speed; from sq.pipeline import Pipeline; print('fine')"
+        "import sq.evaluate.speed.__main__; print('fine')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "fine\n"
