@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -304,9 +305,9 @@ def test_memory_is_freed_without_the_garbage_collector(folder: Path) -> None:
 
 @torch.no_grad()
 def test_a_copied_model_generates_by_itself(model: PreTrainedModel) -> None:
-    other = copy.deepcopy(model)
-    cache = generated(other, ids_of(1, 4)).past_key_values
-    assert cache.layers[0].source is other.model.layers[0].self_attn.attention_input
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        cache = generated(other, ids_of(1, 4)).past_key_values
+        assert cache.layers[0].source is other.model.layers[0].self_attn.attention_input
 
 
 @pytest.mark.parametrize(
