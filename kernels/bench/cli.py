@@ -67,11 +67,14 @@ def run(asked: argparse.Namespace) -> int:
         return mistake(
             "no GPU: torch.cuda.is_available() is false, so nothing was run; `sq-bench --cpu` measures this CPU"
         )
-    if asked.tune:
-        return _tune(rows, machine)
+    from ..tuned.autotune import store
+
     try:
+        store()
+        if asked.tune:
+            return _tune(rows, machine)
         out = result_file(asked.out, machine.name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # launches that cannot be used, or a file that cannot be written
         return mistake(str(error))
     return _measure(rows, machine, asked.quick, out)
 
