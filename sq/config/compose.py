@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sq.config.assemble import SharedParts
 from sq.config.parse import CONF, options, parse
 from sq.config.reader import closest
 from sq.config.settings import ExperimentSettings
@@ -74,7 +75,8 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
                 for batch in BasicSweeper.split_arguments([*swept, *good], max_batch_size=None)
                 for job in batch
             ]
-        settings = [_check_job(job, problems) for job in jobs]
+        parts = SharedParts(_compose, _is_choice, jobs) if len(jobs) > 1 else None
+        settings = [_check_job(job, problems, parts) for job in jobs]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return [one for one in settings if one is not None]
@@ -163,16 +165,22 @@ def _is_group(override: Override) -> bool:
     return _is_group_name(str(override.key_or_group))
 
 
+def _is_choice(override: Override) -> bool:
+    return _is_group(override) or str(override.key_or_group).startswith("hydra/")
+
+
 def _is_group_name(key: str) -> bool:
     return key.isidentifier() and (CONF / key).is_dir()
 
 
-def _check_job(overrides: Sequence[Override], problems: list[str]) -> ExperimentSettings | None:
+def _check_job(
+    overrides: Sequence[Override], problems: list[str], parts: SharedParts | None = None
+) -> ExperimentSettings | None:
     """Settings of one job, or None with its mistakes noted."""
     before = len(problems)
     try:
         try:
-            cfg = _compose(overrides)
+            cfg = _assembled(overrides, parts) or _compose(overrides)
         except HydraException:  # it stops at the first unknown key: look at each against the choices alone
             choices = _compose([override for override in overrides if _is_group(override)])
             cfg = _compose([override for override in overrides if _exists(override, choices, problems)])
@@ -184,6 +192,14 @@ def _check_job(overrides: Sequence[Override], problems: list[str]) -> Experiment
         problems.append(" ".join(str(error).split()))
         return None
     return settings if len(problems) == before else None
+
+
+def _assembled(overrides: Sequence[Override], parts: SharedParts | None) -> DictConfig | None:
+    """The job from parts that a sweep shares; None where there are none, or something is to be told by Hydra itself."""
+    try:
+        return None if parts is None else parts.config(overrides)
+    except (HydraException, OmegaConfBaseException):
+        return None
 
 
 def _exists(override: Override, cfg: DictConfig, problems: list[str]) -> bool:

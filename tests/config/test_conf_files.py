@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from sq.config.compose import check, compose
-from sq.config.parse import CONF, BitsSettings, as_config, options, parse, reference
+from sq.config.compose import compose
+from sq.config.parse import BitsSettings, as_config, options, parse, reference
 
 GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
 
@@ -20,16 +20,6 @@ def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> 
     if hasattr(named := getattr(settings, group), "name"):
         assert named.name == option
     assert parse(OmegaConf.create(as_config(settings))) == settings
-
-
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_passes_the_check_and_says_its_command_first(name: str) -> None:
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    package, command = text.splitlines()[:2]
-    assert package == "# @package _global_"
-    assert command.startswith(("# python run.py ", "# python run.py -m ")), command
-    assert f"experiment={name}" in command
-    assert check([f"experiment={name}"], multirun=" -m " in command) >= 1
 
 
 def test_defaults_are_the_main_job() -> None:
