@@ -1,6 +1,7 @@
 """The tables: each function takes a frame of runs and returns a `Table` as Markdown, LaTeX or CSV.
 
-`table_bits(load("runs"), metric="ppl")` shows the runs of `experiment=table_bits`; `experiment=None` all of the frame.
+`table_bits(load("runs"), metric="ppl")` shows the runs of `experiment=table_bits`; `overrides=["model=llama2_7b"]`
+those of the sweep with overrides; `experiment=None` all of the frame, and `bits="W4A4KV4"` chooses among them.
 Failed and missing runs say so in their cells. Runs of different settings are refused, not mixed.
 """
 

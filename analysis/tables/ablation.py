@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sq.analysis.expected import command as makes
-from sq.analysis.expected import of_experiment
-from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import kl_ratio, lines, newest, quantizers, texts_of, value, without_model
-from sq.analysis.tables.protocol import describe, measured, one_protocol
+from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
+from sq.analysis.tables.select import compared
 from sq.analysis.tables.table import Table
 
 BASE = "hadamard"
 
 
-def table_ablation(
-    frame: pd.DataFrame,
-    *,
-    experiment: str | None = "table_ablation",
-    overrides: Sequence[str] = (),
-    base: str = BASE,
-    published: bool = False,
-    **columns: str,
-) -> Table:
+def table_ablation(frame: pd.DataFrame, *, base: str = BASE, published: bool = False, **which: Any) -> Table:
     """ART, URT, their order, balance, Kronecker axes and placement, with each weight quantizer.
 
     Args:
         frame: of `sq.analysis.load` or `load_wandb`.
-        experiment: whose runs are shown, missing ones as such; None = all of the frame.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
         base: method that KL is compared with.
         published: show published perplexities of this bit-width as well.
-        columns: column -> value, to choose among settings where the frame has several.
+        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
 
     Raises:
         MissingRuns: no run has a KL.
         DataError: runs of different settings, or scored on different windows.
     """
-    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
-    runs = measured(frame[frame["weights"] != "none"], "perplexity")
+    runs = compared(frame, "table_ablation", which, task="perplexity", metric="kl")
     texts = texts_of(runs, "kl")
-    if not texts:
-        raise MissingRuns("no recipe was evaluated", makes(experiment or "table_ablation", overrides))
-    runs = one_protocol(runs, columns, task="perplexity")
     heads = [
         (f"{quantizer.upper()}, {text}" if len(texts) > 1 else quantizer.upper(), quantizer, text)
         for text in texts

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sq.analysis.expected import command as makes
-from sq.analysis.expected import of_experiment
-from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import in_order, lines, newest, quantizers, texts_of, value, without_model
-from sq.analysis.tables.protocol import describe, measured, one_protocol
+from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
+from sq.analysis.tables.select import compared
 from sq.analysis.tables.table import Table
 from sq.errors import DataError
 
@@ -23,24 +20,14 @@ METRICS = {
 }
 
 
-def table_bits(
-    frame: pd.DataFrame,
-    *,
-    experiment: str | None = "table_bits",
-    overrides: Sequence[str] = (),
-    metric: str = "kl",
-    published: bool = False,
-    **columns: str,
-) -> Table:
+def table_bits(frame: pd.DataFrame, *, metric: str = "kl", published: bool = False, **which: Any) -> Table:
     """Methods by bit labels; a column for each weight quantizer at each, KV bits always in the label.
 
     Args:
         frame: of `sq.analysis.load` or `load_wandb`.
-        experiment: whose runs are shown, missing ones as such; None = all of the frame.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
         metric: "kl", "ppl" or "top1".
         published: show published perplexities of these bit-widths as well.
-        columns: column -> value, to choose among settings where the frame has several.
+        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
 
     Raises:
         MissingRuns: no run has the metric.
@@ -48,12 +35,8 @@ def table_bits(
     """
     if metric not in METRICS:
         raise DataError(f"metric={metric}; allowed: {', '.join(METRICS)}")
-    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
-    runs = measured(frame[frame["weights"] != "none"], "perplexity")
+    runs = compared(frame, "table_bits", which, task="perplexity", metric=metric, several=["bits"])
     texts = texts_of(runs, metric)
-    if not texts:
-        raise MissingRuns(f"no run has {metric}/<text>", makes(experiment or "table_bits", overrides))
-    runs = one_protocol(runs, columns, task="perplexity", several=["bits"])
     title, form = METRICS[metric]
     labels = in_order(runs["bits"])
     heads = [

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sq.analysis.expected import command as makes
-from sq.analysis.expected import of_experiment
-from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import (
     OURS,
     Cell,
@@ -22,42 +18,29 @@ from sq.analysis.tables.cells import (
     value,
     without_model,
 )
-from sq.analysis.tables.protocol import describe, measured, one_protocol
+from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
+from sq.analysis.tables.select import compared
 from sq.analysis.tables.table import Table
 
 FORMATS = ("{:.3f}", "{:.3f}", "{:.4f}", "{:.3f}")  # of the columns of _heads
 
 
-def table_perplexity(
-    frame: pd.DataFrame,
-    *,
-    experiment: str | None = "table_perplexity",
-    overrides: Sequence[str] = (),
-    base: str = OURS,
-    published: bool = False,
-    **columns: str,
-) -> Table:
+def table_perplexity(frame: pd.DataFrame, *, base: str = OURS, published: bool = False, **which: Any) -> Table:
     """ppl with its ratio to full precision, KL with its ratio to a base method; 95% paired bootstrap over windows.
 
     Args:
         frame: of `sq.analysis.load` or `load_wandb`.
-        experiment: whose runs are shown, missing ones as such; None = all of the frame.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
         base: method that KL is compared with.
         published: show published perplexities of this bit-width as well.
-        columns: column -> value, to choose among settings where the frame has several.
+        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
 
     Raises:
         MissingRuns: no run has a perplexity.
         DataError: runs of different settings.
     """
-    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
-    runs = measured(frame, "perplexity")
+    runs = compared(frame, "table_perplexity", which, task="perplexity", metric="ppl", full_precision=True)
     texts = texts_of(runs, "ppl")
-    if not texts:
-        raise MissingRuns("no run has a perplexity", makes(experiment or "table_perplexity", overrides))
-    runs = one_protocol(runs, columns, task="perplexity")
     weights = quantizers(runs)
     rows: list[dict[str, Any]] = []
     for model, name in lines(runs):

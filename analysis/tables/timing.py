@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sq.analysis.expected import command as makes
-from sq.analysis.expected import of_experiment
-from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import OURS, lines, without_model
-from sq.analysis.tables.protocol import describe, measured, one_protocol
+from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
+from sq.analysis.tables.select import compared
 from sq.analysis.tables.table import Table
 
 PARTS = ("capture", "transform", "weights")
@@ -27,34 +24,20 @@ FORMATS = {
 }
 
 
-def table_time(
-    frame: pd.DataFrame,
-    *,
-    experiment: str | None = "table_time",
-    overrides: Sequence[str] = (),
-    base: str = OURS,
-    published: bool = False,
-    **columns: str,
-) -> Table:
+def table_time(frame: pd.DataFrame, *, base: str = OURS, published: bool = False, **which: Any) -> Table:
     """Medians over seeds of runs without an evaluation, whose memory and caches an evaluation has not touched.
 
     Args:
         frame: of `sq.analysis.load` or `load_wandb`.
-        experiment: whose runs are shown, missing ones as such; None = all of the frame.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
         base: method that times and memory are compared with.
         published: show published quantization times as well.
-        columns: column -> value, to choose among settings where the frame has several.
+        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
 
     Raises:
         MissingRuns: no timed run.
         DataError: runs of different settings or machines.
     """
-    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
-    runs = measured(frame[frame["weights"] != "none"], "none")
-    if not (runs["status"] == "finished").any():
-        raise MissingRuns("no run was timed without an evaluation", makes(experiment or "table_time", overrides))
-    runs = one_protocol(runs, columns, task="none", several=["seed"], times=True)
+    runs = compared(frame, "table_time", which, task="none", metric="quantize", several=["seed"], times=True)
     rows: list[dict[str, Any]] = []
     for model, name in lines(runs):
         bases = runs[(runs["model"] == model) & (runs["method"] == base)]

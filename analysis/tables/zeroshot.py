@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sq.analysis.expected import command as makes
-from sq.analysis.expected import of_experiment
-from sq.analysis.results import MissingRuns
 from sq.analysis.tables.cells import lines, newest, texts_of, value, without_model
-from sq.analysis.tables.protocol import describe, measured, one_protocol
+from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
+from sq.analysis.tables.select import compared
 from sq.analysis.tables.table import Table
 
 # One over the number of choices; lambada asks for a word of the whole vocabulary.
@@ -23,33 +20,20 @@ CHANCE = {
 }
 
 
-def table_zeroshot(
-    frame: pd.DataFrame,
-    *,
-    experiment: str | None = "table_zeroshot",
-    overrides: Sequence[str] = (),
-    published: bool = False,
-    **columns: str,
-) -> Table:
+def table_zeroshot(frame: pd.DataFrame, *, published: bool = False, **which: Any) -> Table:
     """Accuracy of each method with each weight quantizer; the first row is chance.
 
     Args:
         frame: of `sq.analysis.load` or `load_wandb`.
-        experiment: whose runs are shown, missing ones as such; None = all of the frame.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
         published: show published averages of this bit-width as well.
-        columns: column -> value, to choose among settings where the frame has several.
+        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
 
     Raises:
         MissingRuns: no run has an accuracy.
         DataError: runs of different settings.
     """
-    frame = frame if experiment is None else of_experiment(frame, experiment, overrides)
-    runs = measured(frame, "zeroshot")
+    runs = compared(frame, "table_zeroshot", which, task="zeroshot", metric="acc", full_precision=True)
     tasks = texts_of(runs, "acc")
-    if not tasks:
-        raise MissingRuns("no run has a zero-shot accuracy", makes(experiment or "table_zeroshot", overrides))
-    runs = one_protocol(runs, columns, task="zeroshot")
     tasks = [*(task for task in tasks if task != "mean"), "mean"]
     chance = {task: CHANCE.get(task) for task in tasks[:-1]}
     known = [share for share in chance.values() if share is not None]
