@@ -34,6 +34,8 @@ def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
         os.kill(os.getpid(), signal.SIGKILL)
     if quantizes and os.environ.get("FAKE_SLEEP_BITS") == str(settings.bits.weights):
         time.sleep(60)
+    if settings.task.activations is not None:
+        np.savez(run_dir / "activations.npz", before=np.zeros((2, 3)))
     metrics = {
         "ppl/embedded": 15.0 + 1.5 * quantizes,
         "kl/embedded": 0.0432 * quantizes,

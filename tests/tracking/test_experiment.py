@@ -82,6 +82,23 @@ def test_a_finished_run_is_reused_and_force_recomputes_it(settings: ExperimentSe
     assert forced.created > first.created
 
 
+def test_a_run_without_the_activations_it_should_keep_is_not_finished(
+    settings: ExperimentSettings, calls: Path
+) -> None:
+    asked = compose(["method=ablation/art_then_urt", "task=activations", "reference_methods=[rtn]", "tracker=none",
+                     f"paths.results={settings.paths.results}", f"executor='{settings.executor}'"])  # fmt: skip
+    reference, result = experiment(asked)
+    kept = settings.paths.results / result.run_id / "activations.npz"
+    assert kept.is_file()
+    assert not (settings.paths.results / reference.run_id / "activations.npz").exists(), "kept of what is asked for"
+    assert list(experiment(asked)) == [reference, result]
+    assert count(calls) == 2
+    kept.unlink()
+    assert run(asked).status == "finished"
+    assert kept.is_file()
+    assert count(calls) == 3
+
+
 def test_force_in_a_sweep_makes_each_reference_once(settings: ExperimentSettings, calls: Path) -> None:
     run(settings)
     time.sleep(0.002)  # `created` counts milliseconds
