@@ -56,12 +56,13 @@ def figure_convergence(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) ->
     norm.set_ylim(0, 1.12 * steps[list(NORMS)].max().max())
     norm.set_xlabel(f"step (learning rate {run['method.lr']:g} to 0, {run['method.schedule']})")
     norm.set_xlim(0, steps["step"].iloc[-1] + 1)
-    for axes in (loss, norm):
-        axes.axvline(PUBLISHED, color=GREY, lw=0.8, ls=":")
-    loss.annotate(
-        f"published: {PUBLISHED} steps", (PUBLISHED, 1), (3, -2), xycoords=("data", "axes fraction"),
-        textcoords="offset points", va="top", fontsize=7, color="#555555",
-    )  # fmt: skip
+    if steps["step"].iloc[-1] > PUBLISHED:
+        for axes in (loss, norm):
+            axes.axvline(PUBLISHED, color=GREY, lw=0.8, ls=":")
+        loss.annotate(
+            f"published: {PUBLISHED} steps", (PUBLISHED, 1), (3, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", va="top", fontsize=7, color="#555555",
+        )  # fmt: skip
     return figure
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
 
+Place = tuple[float, float, Literal["left", "center", "right"], Literal["bottom", "center", "top"]]
 GAPS = (4.0, 8.0, 13.0, 19.0, 27.0, 36.0)  # points between a point and its label; the nearest that is free is taken
 # (x, y) of the direction and how the text is aligned there, the best places first.
-PLACES = (
+PLACES: tuple[Place, ...] = (
     (1.0, 0.0, "left", "center"), (-1.0, 0.0, "right", "center"), (0.0, 1.0, "center", "bottom"),
     (0.0, -1.0, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
     (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
@@ -40,28 +41,41 @@ def place_labels(
     # Crowded points choose first: they have the fewest free places.
     crowd = [np.sort(np.hypot(*(points - point).T))[1:4].sum() for point in points]
     for i in np.argsort(crowd):
-        best: tuple[float, Bbox, tuple[float, float], str, str, float] | None = None
-        for gap, (dx, dy, horizontal, vertical) in product(GAPS, PLACES):
-            offset = (dx * gap, dy * gap)
-            note = axes.annotate(
-                labels[i], (x[i], y[i]), offset, textcoords="offset points", ha=horizontal, va=vertical, **text
-            )
-            box = note.get_window_extent(canvas.get_renderer())
-            note.remove()
+        size = _size(axes, labels[i], canvas, **text)
+        best: tuple[float, Bbox, Place, float] | None = None
+        for gap, place in product(GAPS, PLACES):
+            box = _box(points[i], gap * scale, place, size)
             cost = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
             cost += 4 * (box.width * box.height - _overlap(box, inside))
             if best is None or cost < best[0]:
-                best = (cost, box, offset, horizontal, vertical, gap)
+                best = (cost, box, place, gap)
             if cost <= 0:
                 break
         assert best is not None
-        _, box, offset, horizontal, vertical, gap = best
+        _, box, (dx, dy, horizontal, vertical), gap = best
         line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5}
         axes.annotate(
-            labels[i], (x[i], y[i]), offset, textcoords="offset points", ha=horizontal, va=vertical,
+            labels[i], (x[i], y[i]), (dx * gap, dy * gap), textcoords="offset points", ha=horizontal, va=vertical,
             color=colours[i], arrowprops=line if gap > GAPS[1] else None, bbox=BEHIND, **text,
         )  # fmt: skip
         taken.append(box)
+
+
+def _size(axes: Axes, label: str, canvas: FigureCanvasAgg, **text: Any) -> tuple[float, float]:
+    """Width and height of a label in pixels."""
+    note = axes.text(0, 0, label, **text)
+    box = note.get_window_extent(canvas.get_renderer())
+    note.remove()
+    return box.width, box.height
+
+
+def _box(point: np.ndarray, gap: float, place: Place, size: tuple[float, float]) -> Bbox:
+    """Where a label of a size lies, in pixels."""
+    dx, dy, horizontal, vertical = place
+    width, height = size
+    left = point[0] + gap * dx - width * {"left": 0.0, "center": 0.5, "right": 1.0}[horizontal]
+    bottom = point[1] + gap * dy - height * {"bottom": 0.0, "center": 0.5, "top": 1.0}[vertical]
+    return Bbox.from_bounds(left, bottom, width, height)
 
 
 def _overlap(first: Bbox, second: Bbox) -> float:

@@ -28,7 +28,7 @@ details { margin: .4rem 0; color: #666; font-size: 13px; }
 .error { border-left: 4px solid #d55e00; padding: .1rem .9rem; background: #fdeee7; }
 .facts { color: #666; font-size: 13px; }
 """
-MARKDOWN = MarkdownIt("commonmark").enable("table")
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
 
 

@@ -39,6 +39,7 @@ def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
     text = summary(result)
     console.print(Markdown(text))
     place = out / "runs" / result.run_id
+    place.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(result)
     files = [path for name, figure in pictures.items() for path in save(figure, place, name)]
     shown = "\n".join(picture((place / f"{name}.svg").read_text(encoding="utf-8"), name) for name in pictures)

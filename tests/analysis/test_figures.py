@@ -1,0 +1,158 @@
+"""Figures: what they draw equals what the run files say, and files are whole, small and the same every time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from run_files import OVERRIDES, real_runs
+
+from sq.analysis import MissingRuns, expected, figures, load
+from sq.analysis.figures.givens import used_cells
+from sq.analysis.figures.labels import place_labels
+from sq.analysis.figures.look import blank, styled
+from sq.analysis.figures.quality_cost import pareto
+from sq.analysis.figures.speed import speeds
+
+DRAWN = [name for name in figures.__all__ if name.startswith("figure_")]
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return with_speed(load(real_runs(tmp_path_factory.mktemp("figures") / "runs")))
+
+
+def with_speed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with runs of figure_speed: written here, because measuring takes minutes."""
+    runs = expected("figure_speed", OVERRIDES)
+    runs = runs[runs["method"] != "fp16"].assign(status="finished", folder=Path("nowhere"))
+    factors = {"bf16": 1.0, "fake": 0.6, "packed": 1.8, "packed_graph": 2.5}
+    rates = {
+        f"speed/{phase}/{kind}/b{batch}": factor * 100 * batch**power
+        for phase, power in (("prefill", 0.5), ("decode", 0.9))
+        for kind, factor in factors.items()
+        for batch in (1, 4, 16)
+    }
+    return pd.concat([frame, runs.assign(**rates)], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def drawn(frame: pd.DataFrame) -> Callable[[str], Figure]:
+    known: dict[str, Figure] = {}
+
+    def draw(name: str) -> Figure:
+        if name not in known:
+            known[name] = getattr(figures, name)(frame, overrides=OVERRIDES)
+        return known[name]
+
+    return draw
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_files_are_whole_and_their_text_is_text(name: str, drawn: Callable[[str], Figure], tmp_path: Path) -> None:
+    svg, png = figures.save(drawn(name), tmp_path, name)
+    text = svg.read_text()
+    assert text.rstrip().endswith("</svg>")
+    assert len(re.findall("<text", text)) > 5
+    assert not re.search(r'(href|src)="http', text)
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1]) / 72  # type: ignore[index]
+    assert width == pytest.approx(3.3, abs=0.01) or width == pytest.approx(6.9, abs=0.01)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_runs_tell_the_command_of_the_experiment(name: str, frame: pd.DataFrame) -> None:
+    others = frame.assign(run_id="other")
+    with pytest.raises(MissingRuns) as found:
+        getattr(figures, name)(others, overrides=OVERRIDES)
+    assert f"experiment={name} {' '.join(OVERRIDES)}" in found.value.command
+
+
+def test_a_figure_is_the_same_file_every_time(frame: pd.DataFrame, tmp_path: Path) -> None:
+    first, second = (
+        figures.save(figures.figure_givens(frame, overrides=OVERRIDES), tmp_path / folder, "one")[0].read_bytes()
+        for folder in ("a", "b")
+    )
+    assert first == second
+
+
+def test_tradeoff_points_are_3600_over_the_seconds_and_kl_of_each_run(
+    frame: pd.DataFrame, drawn: Callable[[str], Figure]
+) -> None:
+    axes = drawn("figure_tradeoff").axes[0]
+    points = np.concatenate([line.get_xydata() for line in axes.lines])
+    runs = frame[(frame["bits"] == "W4A4KV16") & (frame["weights"] == "rtn") & frame["kl/embedded"].notna()]
+    runs = runs[runs["method"].isin(["rtn", "quarot", "spinquant", "singlequant"])]
+    wanted = np.column_stack([3600 / runs["quantize/seconds"], runs["kl/embedded"]])
+    assert len(points) == len(wanted) == 4
+    np.testing.assert_allclose(points[points[:, 1].argsort()], wanted[wanted[:, 1].argsort()])
+
+
+def test_convergence_shows_each_step_and_the_mean_of_each_pass(
+    frame: pd.DataFrame, drawn: Callable[[str], Figure]
+) -> None:
+    run = frame[(frame["method"] == "spinquant") & (frame["task.name"] == "none")].iloc[0]
+    lines = (Path(run["folder"]) / "training.jsonl").read_text().splitlines()
+    losses = [record["loss"] for line in lines if "loss" in (record := json.loads(line))]
+    loss, norm = drawn("figure_convergence").axes
+    passes = 512 // 128  # steps that deal all windows once: 512 tokens, one window of 128 a step
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), np.reshape(losses, (-1, passes)).mean(1))
+    assert len(norm.lines[0].get_ydata()) == len(losses) == 20
+
+
+def test_used_cells_are_counted_on_the_grid_of_the_largest_entry() -> None:
+    assert used_cells(np.array([[7.0, 0.0], [0.4, 0.0], [-0.4, 0.2]])).sum() == 2
+    assert used_cells(np.array([[0.4, 0.0], [-0.4, 0.2], [0.0, 0.01]])).sum() == 3
+    assert used_cells(np.zeros((3, 2))).sum() == 1
+
+
+def test_front_holds_the_points_that_none_beats_in_both() -> None:
+    generator = np.random.default_rng(0)
+    cost, quality = generator.random(40), generator.random(40)
+    beaten = [np.any((cost < c) & (quality < q)) for c, q in zip(cost, quality, strict=True)]
+    assert sorted(pareto(cost, quality, rising=False)) == list(np.flatnonzero(~np.array(beaten)))
+    assert list(pareto(np.array([1.0, 2, 3]), np.array([0.5, 0.4, 0.9]), rising=True)) == [0, 2]
+    assert list(pareto(np.array([1.0, 1, 2]), np.array([0.5, 0.4, 0.4]), rising=False)) == [1]
+
+
+def test_speed_is_relative_to_bf16_of_the_same_phase_and_batch() -> None:
+    names = {"prefill/bf16/b1": 10.0, "prefill/packed/b1": 25.0, "decode/bf16/b4": 2.0, "decode/packed/b4": 3.0}
+    run = pd.Series({f"speed/{name}": value for name, value in {**names, "decode/packed/b1": 9.0}.items()})
+    found = {(row.phase, row.kind, row.batch): row.speedup for row in speeds(run).itertuples()}
+    assert found == {("prefill", "packed", 1): 2.5, ("decode", "packed", 4): 1.5}
+
+
+def test_labels_cover_neither_points_nor_each_other() -> None:
+    figure = blank(3.3, 2.5)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    x = [0.50, 0.52, 0.51, 0.95, 0.05]
+    y = [0.50, 0.51, 0.48, 0.95, 0.05]
+    place_labels(axes, x, y, [f"a method {i}" for i in range(5)], ["black"] * 5, fontsize=7)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(a.overlaps(b) for a, b in pairs)
+    points = axes.transData.transform(np.column_stack([x, y]))
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    frame = axes.get_window_extent()
+    assert all(frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1) for box in boxes)
+
+
+def test_drawing_leaves_the_callers_settings_alone() -> None:
+    before = dict(rcParams)
+
+    @styled
+    def draw() -> Figure:
+        assert rcParams["svg.fonttype"] == "none"
+        return blank(1, 1)
+
+    draw()
+    assert dict(rcParams) == before
