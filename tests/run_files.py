@@ -23,14 +23,19 @@ from sq.runs.runid import run_id
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "analysis" / "fixture"
-# What makes the runs small; given to sq-report, the same words find them again.
-OVERRIDES = ("model.evaluation_windows=2", "model.calibration_tokens=512", "effort=0.2")
+# What makes the runs small and few; given to sq-report, the same words find them again.
+OVERRIDES = (
+    "model.evaluation_windows=2",
+    "model.calibration_tokens=512",
+    "effort=0.2",
+    "weights=rtn",
+    "bits=w4a4",
+    "seed=0",
+)
 COMMANDS = (
-    "-m experiment=table_perplexity weights=rtn,gptq method=rtn,quarot,singlequant",
-    "-m experiment=table_perplexity weights=rtn method=spinquant",
-    "-m experiment=table_ablation weights=rtn method=ablation/hadamard,ablation/dense_bound",
-    "-m experiment=table_bits bits=w4a4kv4 method=rtn,singlequant",
-    "-m experiment=table_time seed=0 method=rtn,singlequant",
+    "-m experiment=table_perplexity method=rtn,quarot,spinquant,singlequant",
+    "-m experiment=table_ablation method=ablation/hadamard,ablation/dense_bound",
+    "-m experiment=table_time method=rtn,singlequant",
     "-m experiment=figure_art_steps method.art_steps=1,16",
     "experiment=figure_convergence",
     "experiment=figure_outliers",

@@ -66,13 +66,12 @@ class Page:
 
         Args:
             make: of `sq.analysis.tables`; its name is that of its experiment and of the files.
-            all_runs: give it every run of the folder instead of its experiment's.
+            all_runs: it has no experiment and reads every run of the folder.
             options: further arguments of `make`; texts among them are added to the files' names.
         """
         name = _name(make, options)
         try:
-            runs = self.runs if all_runs else of_experiment(self.runs, make.__name__, self.overrides)
-            table = make(runs, **options)
+            table = make(self.runs, **({} if all_runs else {"overrides": self.overrides}), **options)
         except MissingRuns as error:
             self._tell(str(error), error.command)
             return
