@@ -48,8 +48,9 @@ def test_every_job_would_run(name: str) -> None:
     [
         ["method=quarot,ablation/art", "model=tiny,llama2_7b", "+method.extra=1", "task.perplexity.count=2,3"],
         ["experiment=smoke,figure_givens", "weights=rtn,gptq"],  # an experiment reaches into every group
+        ["experiment=figure_speed", "method=quarot", "bits=w4a4,w4a8"],  # it sweeps methods, the command names one
     ],
-    ids=["groups and values", "experiments"],
+    ids=["groups and values", "experiments", "a sweep overruled"],
 )
 def test_jobs_made_of_shared_parts_are_those_that_hydra_composes(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
@@ -57,7 +58,7 @@ def test_jobs_made_of_shared_parts_are_those_that_hydra_composes(
     found = compose_jobs(overrides, multirun=True)
     monkeypatch.setattr(composing, "SharedParts", lambda *_: None)
     assert found == compose_jobs(overrides, multirun=True)
-    assert len(found) in (4, 8)
+    assert len(found) > 1
 
 
 def test_every_launcher_takes_a_sweep() -> None:
