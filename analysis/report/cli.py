@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_written(console, write_run_report(asked.run, asked.out, console))
             return COMPLETE
         return write_report(asked.results, asked.out, asked.overrides, asked.only, console)
+    except ModuleNotFoundError as error:
+        print(f"sq-report: {error}; it needs `pip install 'singlequant[analysis]'`", file=sys.stderr)
+        return MISTAKE
     except (SQError, OSError) as error:
         print(f"sq-report: {error}", file=sys.stderr)
         return MISTAKE

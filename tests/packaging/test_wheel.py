@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CARRIED = (".py", ".yaml", ".json", ".jsonl", ".safetensors", ".md")
+CARRIED = (".py", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".csv", ".ipynb", ".mplstyle")
 IMPORTS = """
 import importlib, pathlib, sys
 import sq
