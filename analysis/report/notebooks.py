@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,16 +60,19 @@ def execute(notebooks: Sequence[Path], environment: Mapping[str, str]) -> Genera
     """
     kernel: AsyncKernelManager | None = None
     loop = asyncio.new_event_loop()
+    sockets = tempfile.TemporaryDirectory(prefix="sq-report-")  # of this user alone, where TCP is open to all
     try:
-        for path in notebooks:
+        for number, path in enumerate(notebooks):
             if kernel is None or not loop.run_until_complete(kernel.is_alive()):  # one that died is replaced
-                kernel = AsyncKernelManager(transport="ipc", kernel_spec_manager=_ThisPython())
+                place = f"{sockets.name}/{number}"
+                kernel = AsyncKernelManager(transport="ipc", ip=place, kernel_spec_manager=_ThisPython())
                 loop.run_until_complete(kernel.start_kernel(env={**os.environ, **environment}))
             yield loop.run_until_complete(_one(path, kernel, loop))
     finally:
         if kernel is not None:
             loop.run_until_complete(kernel.shutdown_kernel(now=True))
         loop.close()
+        sockets.cleanup()
 
 
 async def _one(path: Path, kernel: AsyncKernelManager, loop: asyncio.AbstractEventLoop) -> Executed:

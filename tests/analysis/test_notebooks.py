@@ -62,12 +62,14 @@ def test_notebooks_are_committed_without_output_and_short(path: Path) -> None:
     assert all(len(cell.source.splitlines()) <= 5 for cell in code)
 
 
-def test_a_failure_and_a_dead_kernel_stay_in_their_notebook(tmp_path: Path) -> None:
+def test_a_failure_and_a_dead_kernel_stay_in_their_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {"a": ["kept = 1", "1 / 0"], "b": ["import os; os._exit(1)"], "c": ["print('kept' in globals())"]}
     for name, cells in sources.items():
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
     first, second, third = execute(found_notebooks(tmp_path), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.ipynb", "b.ipynb", "c.ipynb"}
     assert "ZeroDivisionError" in (first.error or "")
     assert "kernel died" in (second.error or "")
     assert third.error is None
