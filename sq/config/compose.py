@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -85,11 +86,18 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
 @contextmanager
 def _loader() -> Iterator[ConfigLoader]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        _composed.cache_clear()
         yield GlobalHydra.instance().config_loader()
 
 
 def _compose(overrides: Sequence[Override]) -> DictConfig:
-    return hydra_compose("config", [_text(override) for override in overrides], return_hydra_config=True)
+    """What Hydra composes; to be read, as the same overrides give the same object while a command is looked at."""
+    return _composed(tuple(_text(override) for override in overrides))
+
+
+@cache
+def _composed(texts: tuple[str, ...]) -> DictConfig:
+    return hydra_compose("config", list(texts), return_hydra_config=True)
 
 
 def _text(override: Override) -> str:
