@@ -22,12 +22,7 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
 
     Channels that paper cannot tell apart share a column of the image, which shows the largest of them.
 
-    Args:
-        frame: of `sq.analysis.load`.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
-
-    Raises:
-        MissingRuns: the activations are not there; the command makes them.
+    Arguments and errors: as of `figure_givens`.
     """
     kept = read_activations(frame, "figure_outliers", overrides)
     stages = [np.abs(getattr(kept, name)).astype(float) for name, _ in STAGES]

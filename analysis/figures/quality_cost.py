@@ -21,13 +21,7 @@ LINEAR = 1e5  # multiply-adds below which the axis is linear, so that zero has a
 def figure_quality_cost(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl") -> Figure:
     """Left against online multiply-adds a token (all layers), right against quantization seconds; line: Pareto front.
 
-    Args:
-        frame: of `sq.analysis.load`.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
-        quality: "kl", "ppl" or "acc".
-
-    Raises:
-        MissingRuns: no runs of the methods; the command makes them.
+    Arguments and errors: as of `figure_tradeoff`.
     """
     points = method_points(frame, "figure_quality_cost", overrides, quality=quality)
     figure = blank(DOUBLE, 2.7)

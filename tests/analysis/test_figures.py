@@ -95,6 +95,18 @@ def test_tradeoff_points_are_3600_over_the_seconds_and_kl_of_each_run(
     np.testing.assert_allclose(points[points[:, 1].argsort()], wanted[wanted[:, 1].argsort()])
 
 
+def test_accuracies_are_shown_in_percent_and_higher_is_better_there(frame: pd.DataFrame) -> None:
+    overrides = (*OVERRIDES, "task=zeroshot")
+    runs = expected("figure_tradeoff", overrides)
+    numbers = np.linspace(0.4, 0.6, len(runs))
+    made = runs.assign(status="finished", **{"acc/mean": numbers, "quantize/seconds": 1 + numbers})
+    made = made.assign(**{"transform/multiply_adds": 0.0})
+    axes = figures.figure_tradeoff(made, overrides=overrides, quality="acc").axes[0]
+    points = np.concatenate([line.get_xydata() for line in axes.lines])
+    np.testing.assert_allclose(np.sort(points[:, 1]), 100 * numbers)
+    assert "%" in axes.get_ylabel()
+
+
 def test_convergence_shows_each_step_and_the_mean_of_each_pass(
     frame: pd.DataFrame, drawn: Callable[[str], Figure]
 ) -> None:
