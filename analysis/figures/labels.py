@@ -19,6 +19,7 @@ PLACES: tuple[Place, ...] = (
     (0.0, -1.0, "center", "top"), (0.7, 0.7, "left", "bottom"), (0.7, -0.7, "left", "top"),
     (-0.7, 0.7, "right", "bottom"), (-0.7, -0.7, "right", "top"),
 )  # fmt: skip
+ALONG = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}  # share of the text's width or height
 BEHIND = {"fc": "white", "ec": "none", "pad": 0.4, "alpha": 0.85}  # keeps lines out of the text
 
 
@@ -53,7 +54,8 @@ def place_labels(
                 break
         assert best is not None
         _, box, (dx, dy, horizontal, vertical), gap = best
-        line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5}
+        end = (ALONG[horizontal], ALONG[vertical])  # the corner of the text that is nearest to its point
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5, "relpos": end}
         axes.annotate(
             labels[i], (x[i], y[i]), (dx * gap, dy * gap), textcoords="offset points", ha=horizontal, va=vertical,
             color=colours[i], arrowprops=line if gap > GAPS[1] else None, bbox=BEHIND, **text,
@@ -73,8 +75,8 @@ def _box(point: np.ndarray, gap: float, place: Place, size: tuple[float, float])
     """Where a label of a size lies, in pixels."""
     dx, dy, horizontal, vertical = place
     width, height = size
-    left = point[0] + gap * dx - width * {"left": 0.0, "center": 0.5, "right": 1.0}[horizontal]
-    bottom = point[1] + gap * dy - height * {"bottom": 0.0, "center": 0.5, "top": 1.0}[vertical]
+    left = point[0] + gap * dx - width * ALONG[horizontal]
+    bottom = point[1] + gap * dy - height * ALONG[vertical]
     return Bbox.from_bounds(left, bottom, width, height)
 
 

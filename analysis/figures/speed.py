@@ -77,10 +77,6 @@ def _any_speed(frame: pd.DataFrame) -> str:
 
 def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
     axes.axhline(1, color=GREY, lw=0.8)
-    axes.annotate(
-        "bf16", (1, 1), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-        fontsize=7, color="#555555",
-    )  # fmt: skip
     for kind, (label, marker, dashes, colour) in KINDS.items():
         curve = rates[rates["kind"] == kind]
         if len(curve):

@@ -63,7 +63,6 @@ def write_report(
     from sq.analysis.report.notebooks import execute, found_notebooks
     from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
     from sq.analysis.results import load
-    from sq.config.compose import compose
     from sq.errors import DataError
     from sq.runs.atomic import write_text
 
@@ -72,7 +71,7 @@ def write_report(
     if unknown := [name for name in only or () if name not in names]:
         raise DataError(f"--only {' '.join(unknown)}; allowed: {', '.join(names)}")
     notebooks = [path for path in notebooks if not only or path.stem in only]
-    compose(overrides)  # a mistake in them is told once and here
+    check_overrides(overrides)
     runs = load(results)
     out.mkdir(parents=True, exist_ok=True)
     environment = {RESULTS: str(results.resolve()), OUT: str(out.resolve()), OVERRIDES: shlex.join(overrides)}
@@ -104,6 +103,28 @@ def write_report(
         console.print(text, highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
     return FAILED if any(one.error for one in done) else INCOMPLETE if commands else COMPLETE
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Tell a mistake once and here, instead of in every notebook. One task that takes them is enough.
+
+    Raises:
+        ConfigError: no task does.
+    """
+    from sq.config.compose import compose
+    from sq.config.parse import options
+    from sq.errors import ConfigError
+
+    mistake: ConfigError | None = None
+    for task in ("perplexity", *options("task")):
+        try:
+            compose([f"task={task}", *overrides])
+        except ConfigError as error:
+            mistake = mistake or error
+        else:
+            return
+    assert mistake is not None
+    raise mistake
 
 
 def print_written(console: Console, paths: Sequence[Path]) -> None:

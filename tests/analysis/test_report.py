@@ -8,10 +8,11 @@ import nbformat
 import pytest
 
 from sq.analysis.report import main
-from sq.analysis.report.cli import COMPLETE, FAILED, INCOMPLETE, MISTAKE
+from sq.analysis.report.cli import COMPLETE, FAILED, INCOMPLETE, MISTAKE, check_overrides
 from sq.analysis.report.html import report_html
 from sq.analysis.report.notebooks import Executed
 from sq.analysis.report.page import MISSING
+from sq.errors import ConfigError
 
 
 def test_exit_statuses_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,12 @@ def test_mistakes_are_told_before_anything_is_written(
     assert main(arguments) == MISTAKE
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_overrides_may_be_those_of_one_task() -> None:
+    check_overrides(["task.speed.repeats=2", "model=llama2_7b"])
+    with pytest.raises(ConfigError, match=r"task\.speed\.repeat is unknown"):
+        check_overrides(["task=speed", "task.speed.repeat=2"])
 
 
 def test_the_page_shows_text_as_text_and_errors_where_they_happened() -> None:
