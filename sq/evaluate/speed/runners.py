@@ -67,9 +67,9 @@ class EagerRunner:
 class GraphRunner:
     """Two graphs: one of the prompt, one of a token behind it, replayed for each.
 
-    Both use an int4 cache of fixed capacity where there is one. transformers' static cache is masked to its whole
-    length, which costs a prompt the fast causal attention: there the graph of the prompt has a growing cache, and the
-    static one is filled once, here, with the same prompts.
+    A cache of fixed length, which a replayed token needs, is masked to its whole length, and that costs a prompt the
+    fast causal attention. So the graph of the prompt has a growing cache, and the fixed one is filled once, here, with
+    the same prompts.
 
     Args:
         model: to be timed, on CUDA.
@@ -92,20 +92,20 @@ class GraphRunner:
         capture: Callable[[Replay, Replay], Replay] | None = None,
     ) -> None:
         capture = captured if capture is None else capture
-        self.model, self.length, self.prompt = model, length, ids.shape[1]
+        self.model, self.length, self.int4, self.prompt = model, length, int4, ids.shape[1]
         self.ids, self.token = ids.clone(), ids[:, :1].clone()
         self.fixed: Int4Cache | StaticCache
         self.fixed = (
             Int4Cache(model, capacity=length) if int4 else StaticCache(config=model.config, max_cache_len=length)
         )
         self.logits = _logits(model, ids, self.fixed)
+        self._prefill = capture(self._run_prompt, lambda: None)
         self._decode = capture(self._run_token, lambda: self.rewind(self.prompt))
-        self._prefill = capture(self._run_prompt, lambda: self.rewind(0))
 
     def rewind(self, positions: int) -> None:
-        """See `Runner`."""
+        """See `Runner`; the fixed cache goes back to the prompt that it holds."""
         if isinstance(self.fixed, Int4Cache):
-            self.fixed.rewind(positions)
+            self.fixed.rewind(self.prompt)
             return
         for layer in self.fixed.layers:
             length: Any = layer.cumulative_length  # type: ignore[union-attr]  # a tensor in every static layer
@@ -125,8 +125,7 @@ class GraphRunner:
         return self.logits
 
     def _run_prompt(self) -> None:
-        own = isinstance(self.fixed, Int4Cache)
-        cache = self.fixed if own else new_cache(self.model, self.length, int4=False)
+        cache = new_cache(self.model, self.length, int4=self.int4)
         self.prompt_logits = _logits(self.model, self.ids, cache)
 
     def _run_token(self) -> None:
@@ -142,6 +141,7 @@ def captured(function: Replay, before: Replay) -> Replay:
             before()
             function()
     torch.cuda.current_stream().wait_stream(side)
+    before()  # what Python counts must be as it is ahead of a replay
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
