@@ -116,7 +116,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     from sq.errors import ConfigError
 
     mistake: ConfigError | None = None
-    for task in ("perplexity", *options("task")):
+    for task in dict.fromkeys(["perplexity", *options("task")]):
         try:
             compose([f"task={task}", *overrides])
         except ConfigError as error:

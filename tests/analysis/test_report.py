@@ -43,9 +43,9 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_overrides_may_be_those_of_one_task() -> None:
-    check_overrides(["task.speed.repeats=2", "model=llama2_7b"])
-    with pytest.raises(ConfigError, match=r"task\.speed\.repeat is unknown"):
-        check_overrides(["task=speed", "task.speed.repeat=2"])
+    check_overrides(["task.activations.layer=2"])
+    with pytest.raises(ConfigError, match="modle"):
+        check_overrides(["modle=tiny"])
 
 
 def test_the_page_shows_text_as_text_and_errors_where_they_happened() -> None:
