@@ -20,13 +20,13 @@ class Quantized:
     Attributes:
         model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids
             held in floating point) or `PackedLinear` (integers).
-        tokenizer: of the model.
+        tokenizer: of the model; None for random weights (model="random_llama2_7b"), which have none.
         metrics: flat numbers, named as in result.json.
         sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     metrics: Mapping[str, float]
     sites: Sequence[Mapping[str, Any]]
 
@@ -74,7 +74,6 @@ def quantize(
     )
     done = execute(settings, None, keep_model=True, packed=packed)
     assert done.model is not None
-    assert done.tokenizer is not None
     return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES
 
+import sq
 from sq.data.windows import random_token_windows
 from sq.errors import CheckpointError, DataError
 from sq.models.random_source import RandomSource
@@ -96,3 +97,11 @@ def test_random_token_windows_are_uniform_and_repeat() -> None:
     assert random_token_windows(4, tokens=4096, window=64, seed=4).fingerprint != windows.fingerprint
     with pytest.raises(DataError, match="ask for a multiple: 128"):
         random_token_windows(4, tokens=100, window=64)
+
+
+def test_the_python_api_quantizes_random_weights_without_a_tokenizer() -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "vocab_size": 90, "head_dim": 16}
+    changed = [f"model.architecture.{key}={value}" for key, value in sizes.items()]
+    quantized = sq.quantize("random_tiny", packed=True, overrides=["calibration.tokens=256", *changed])
+    assert quantized.tokenizer is None
+    assert quantized.model(torch.zeros(1, 3, dtype=torch.int64)).logits.shape == (1, 3, 90)
