@@ -176,10 +176,21 @@ def plain(value: Any) -> Any:
 
 def _load(group: str, name: str, settings: ExperimentSettings) -> dict[str, Any]:
     """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
-    around = OmegaConf.create({**as_config(settings), group: OmegaConf.load(CONF / group / f"{name}.yaml")})
+    around = OmegaConf.create({**as_config(settings), group: _file(group, name)})
     loaded = OmegaConf.to_container(around[group], resolve=True)
     assert isinstance(loaded, dict)
     return {str(key): value for key, value in loaded.items()}
+
+
+def _file(group: str, name: str) -> DictConfig:
+    """A choice's file on top of those that its defaults list names (- /method/singlequant@_here_)."""
+    content = OmegaConf.load(CONF / group / f"{name}.yaml")
+    assert isinstance(content, DictConfig)
+    named = [str(entry) for entry in content.pop("defaults", []) if entry != "_self_"]
+    parents = [_file(*entry.removeprefix("/").removesuffix("@_here_").rsplit("/", 1)) for entry in named]
+    merged = OmegaConf.merge(*parents, content)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _model(read: Reader) -> ModelSettings:

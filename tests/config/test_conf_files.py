@@ -53,7 +53,7 @@ def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
     assert compose(["method=fp16", "bits=w3a3"]).bits.label == "W16A16KV16"
 
 
-@pytest.mark.parametrize("name", options("method"))
+@pytest.mark.parametrize("name", [*options("method"), "ablation/hadamard", "ablation/spinquant_float64"])
 def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""
     asked = compose(["seed=7", "weights=gptq", f"reference_methods=[{name}]"])
