@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.data.windows import Windows
+from sq.evaluate.reference import keep_states, kept_states
 from sq.evaluate.scores import Scores, join_scores, score_windows
 from sq.models.stream import DecoderStream, Ends
 
@@ -13,7 +14,8 @@ from sq.models.stream import DecoderStream, Ends
 class StreamEvaluation:
     """Perplexity, KL and top-1 agreement without either model ever being whole in memory.
 
-    Hidden states of all windows wait between layers: 2 * W * S * hidden numbers.
+    Hidden states of all windows wait between layers: 2 * W * S * hidden numbers. Those of the reference are kept for
+    the next evaluation on the same texts in this process (sq/evaluate/reference.py): in a sweep it runs once.
 
     Args:
         stream: the original model; its layers are read again as the reference.
@@ -30,7 +32,9 @@ class StreamEvaluation:
         self.stream, self.windows, self.ends, self.batch = stream, windows, ends, batch
         self._reference_ends = stream.ends()
         self._ids = [part for text in windows for part in text.ids.split(batch)]
-        self._reference = [self._reference_ends.embed(ids) for ids in self._ids]
+        kept = kept_states(stream, self._ids) if measured else None
+        self._reference_runs = kept is None
+        self._reference = kept or [self._reference_ends.embed(ids) for ids in self._ids]
         self._measured = [ends.embed(ids) for ids in self._ids] if measured else None
 
     @torch.no_grad()
@@ -42,14 +46,17 @@ class StreamEvaluation:
             self._step(index, layer, self._reference)
             return
         self._step(index, layer, self._measured)
-        self._step(index, self.stream.layer(index), self._reference)
+        if self._reference_runs:
+            self._step(index, self.stream.layer(index), self._reference)
 
     @torch.no_grad()
     def finish(self) -> dict[str, Scores]:
         """Scores by text, after the last layer."""
         parts: list[Scores] = []
+        if self._reference_runs:
+            keep_states(self.stream, self._ids, self._reference)
         for position, ids in enumerate(self._ids):
-            reference = self._reference_ends.logits(self._reference[position])
+            reference = self._reference_ends.logits(self._reference[position].to(self.stream.device))
             if self._measured is None:
                 parts.append(score_windows(reference, None, ids))
             else:

@@ -6,7 +6,7 @@ They stand in for a checkpoint where only sizes matter, for speed and memory. Wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,10 @@ class RandomSource:
             CheckpointError: the architecture has no such tensor.
         """
         return {name: self._draw(name) for name in names}
+
+    def fingerprint(self) -> Hashable:
+        """The seed; sizes are the config's."""
+        return self.seed
 
     def _draw(self, name: str) -> Tensor:
         shape = self._shapes.get(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +71,9 @@ class TensorSource(Protocol):
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors in their stored dtype."""
 
+    def fingerprint(self) -> Hashable:
+        """What changes when the tensors do, without reading them."""
+
 
 class WeightSource:
     """Tensors of a model folder, read by name; nothing stays open or resident between reads.
@@ -118,6 +121,11 @@ class WeightSource:
                     f"{tensor.numel()}. The file is damaged or was exported from a diverged run; fetch it again."
                 )
         return found
+
+    def fingerprint(self) -> Hashable:
+        """Names, sizes and times of the files."""
+        stats = {file: (self.folder / file).stat() for file in sorted(set(self._files.values()))}
+        return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items())
 
     def _index(self) -> dict[str, str]:
         if not self.folder.is_dir():
