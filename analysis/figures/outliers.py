@@ -6,49 +6,75 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d import Axes3D
 
 from sq.analysis.figures.activations import read_activations
 from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled
 
-TOKENS, COLUMNS = 96, 256  # of the images: more could not be told apart at print size
+TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be told apart at print size
 STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))
 
 
 @styled
 def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figure:
-    """Above |activation| by token and channel, below each channel's largest value; one scale for all stages.
+    """Above |activation| over channel and token, below each channel's largest value; one scale for all stages.
 
-    Channels that paper cannot tell apart share a column of the image, which shows the largest of them.
+    Channels that paper cannot tell apart share a line of the surface, which shows the largest of them.
 
     Arguments and errors: as of `figure_givens`.
     """
     kept = read_activations(frame, "figure_outliers", overrides)
     stages = [np.abs(getattr(kept, name)).astype(float) for name, _ in STAGES]
     top = max(float(stage.max()) for stage in stages)
-    figure = blank(DOUBLE, 2.9)
-    panels = figure.subplots(2, 3, sharex=True, sharey="row", height_ratios=(1.25, 1))
-    # Decades keep ordinary values visible beside outliers that are tens of times larger.
-    norm = LogNorm(vmin=top / 200, vmax=top, clip=True)
-    for (image, profile), stage, (_, title) in zip(panels.T, stages, STAGES, strict=True):
-        n = stage.shape[1]
-        shown = _pooled(stage[:TOKENS])
-        drawn = image.imshow(
-            shown, norm=norm, aspect="auto", interpolation="nearest", extent=(0, n, len(shown), 0), rasterized=True
-        )
-        image.spines[:].set_visible(False)
-        image.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} {TIMES} rms")
+    figure = blank(DOUBLE, 3.2)
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.7, 1))
+    profiles = [figure.add_subplot(grid[1, column]) for column in range(3)]
+    for column, (stage, (_, title)) in enumerate(zip(stages, STAGES, strict=True)):
+        surface = figure.add_subplot(grid[0, column], projection="3d")
+        _draw_surface(surface, stage[:TOKENS], top)
+        surface.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} {TIMES} rms", y=1.0)
+        n, profile = stage.shape[1], profiles[column]
         profile.fill_between(np.arange(n) + 0.5, stage.max(0), step="mid", color=BLUE, lw=0)
         profile.set_xlabel(f"channel of {kept.site}, layer {kept.layer}")
         profile.set_xlim(0, n)
-    panels[0, 0].set_ylabel("token")
-    panels[1, 0].set_ylabel("largest |activation|")
-    panels[1, 0].set_ylim(0, 1.05 * top)
-    bar = figure.colorbar(drawn, ax=list(panels[0]), pad=0.01, aspect=14)
-    bar.set_label("|activation|")
-    bar.outline.set_visible(False)
+        profile.set_ylim(0, 1.05 * top)
+        if column:
+            profile.tick_params(labelleft=False)
+    profiles[0].set_ylabel("largest |activation|")
     return figure
+
+
+def _draw_surface(axes: Axes3D, tokens: np.ndarray, top: float) -> None:
+    """|activation| over channel and token, on the scale of all stages."""
+    shown = _pooled(tokens)
+    width = tokens.shape[1] / shown.shape[1]
+    channel, token = np.meshgrid((np.arange(shown.shape[1]) + 0.5) * width, np.arange(len(shown)))
+    # The root gives ordinary values a colour of their own beside outliers that are tens of times larger.
+    axes.plot_surface(
+        channel,
+        token,
+        shown,
+        rcount=len(shown),
+        ccount=shown.shape[1],
+        cmap="cividis",
+        norm=PowerNorm(0.5, 0, top),
+        linewidth=0,
+        antialiased=False,
+        rasterized=True,
+    )
+    axes.set_zlim(0, top)
+    axes.set_xlabel("channel", labelpad=-10)
+    axes.set_ylabel("token", labelpad=-10)
+    axes.set_zlabel("|activation|", labelpad=-10)
+    axes.tick_params(pad=-4, labelsize=6)
+    axes.set_box_aspect((1.5, 1, 0.75), zoom=1.15)
+    axes.view_init(elev=24, azim=-62)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.pane.set_visible(False)
+        axis.set_major_locator(MaxNLocator(3))
 
 
 def peak_over_rms(tokens: np.ndarray) -> float:

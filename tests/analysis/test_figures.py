@@ -119,6 +119,19 @@ def test_convergence_shows_each_step_and_the_mean_of_each_pass(
     assert len(norm.lines[0].get_ydata()) == len(losses) == 20
 
 
+def test_outliers_are_the_largest_values_of_each_channel(frame: pd.DataFrame, drawn: Callable[[str], Figure]) -> None:
+    axes = drawn("figure_outliers").axes
+    profiles = [one for one in axes if one.name == "rectilinear"]
+    assert [one.name for one in axes if one not in profiles] == ["3d"] * 3
+    (run,) = [folder for folder in frame["folder"] if (Path(folder) / "activations.npz").is_file()][:1]
+    with np.load(Path(run) / "activations.npz") as kept:
+        for panel, stage in zip(profiles, ("before", "after_art", "after_urt"), strict=True):
+            largest = np.abs(kept[stage]).max(0)
+            (filled,) = panel.collections
+            heights = filled.get_paths()[0].vertices[:, 1]  # type: ignore[index]
+            assert set(np.float32(largest)) <= set(np.float32(heights))
+
+
 def test_used_cells_are_counted_on_the_grid_of_the_largest_entry() -> None:
     assert used_cells(np.array([[7.0, 0.0], [0.4, 0.0], [-0.4, 0.2]])).sum() == 2
     assert used_cells(np.array([[0.4, 0.0], [-0.4, 0.2], [0.0, 0.01]])).sum() == 3
