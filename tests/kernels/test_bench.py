@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_in_interpreter import interpreted_suite
 
 from sq.kernels.bench import cli, progress
 from sq.kernels.bench import machine as module
@@ -25,7 +26,7 @@ from sq.kernels.bench.shapes import FULL, LLAMA2_7B, LLAMA2_70B, LLAMA3_8B, QUIC
 from sq.kernels.bench.suite import suite
 from sq.kernels.bench.table import summary, table
 from sq.kernels.bench.targets import TARGETS, Target, verdict
-from sq.kernels.bench.timing import GraphTimer, Timing, called_once
+from sq.kernels.bench.timing import GraphTimer, Timing
 from sq.kernels.hadamard.tiles import tile_shape
 from sq.kernels.int4_matmul import tiles
 from sq.kernels.rotate_quantize.tiles import tile_obstacle
@@ -52,11 +53,6 @@ TOY = Shapes(
     copied=4096,
 )
 TORCH = Place("cpu", "torch")
-
-
-def interpreted_suite(shapes: Shapes) -> list[dict[str, Any]]:
-    """In the interpreter's process."""
-    return list(measure(suite(shapes), Place("cpu", "triton"), called_once))
 
 
 def seconds(of: Callable[[Case], float]) -> Callable[[Case, Place], Timing]:
