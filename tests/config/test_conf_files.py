@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from sq.config.compose import compose
-from sq.config.parse import BitsSettings, as_config, options, parse, reference
+from sq.config.parse import as_config, options, parse, reference
+from sq.config.settings import BitsSettings
 
 GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
 
