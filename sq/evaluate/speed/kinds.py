@@ -14,9 +14,8 @@ from sq.memory import return_freed
 from sq.models.kv_cache import int4_obstacle
 from sq.models.stream import DecoderStream
 
-ROOM = (
-    0.7  # share of the free memory that models measured side by side may take; the rest is for caches and activations
-)
+# Share of the free memory that models measured side by side may take; the rest is for caches and activations.
+ROOM = 0.7
 
 
 def is_graph(kind: str) -> bool:

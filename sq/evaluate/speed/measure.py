@@ -20,9 +20,6 @@ from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 
 PHASES = ("prefill", "decode")
-ROOM = (
-    0.7  # share of the free memory that models measured side by side may take; the rest is for caches and activations
-)
 
 
 @dataclass
