@@ -89,6 +89,11 @@ def training(run: pd.Series) -> tuple[float, str]:
     return 0.0, ""
 
 
+def bits_of(runs: pd.DataFrame) -> str:
+    """The bits of runs that share them; full precision beside them does not count."""
+    return str(next(iter(runs.loc[runs["weights"] != "none", "bits"]), "W16A16KV16"))
+
+
 def lines(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """(model, row name) of each line: methods as they come, shorter trainings of a method first."""
     place = {method: number for number, method in enumerate(dict.fromkeys(runs["method"]))}

@@ -9,6 +9,7 @@ import pandas as pd
 from sq.analysis.tables.cells import (
     OURS,
     Cell,
+    bits_of,
     kl_ratio,
     lines,
     newest,
@@ -52,7 +53,7 @@ def table_perplexity(frame: pd.DataFrame, *, base: str = OURS, published: bool =
                 head = _heads(text, quantizer, base, several=len(texts) > 1)
                 cells |= dict(zip(head, _cells(run, other, text), strict=True))
         rows.append(cells)
-    bits = next(iter(runs.loc[runs["weights"] != "none", "bits"]), "W16A16KV16")
+    bits = bits_of(runs)
     heads = [_heads(text, quantizer, base, several=len(texts) > 1) for text in texts for quantizer in weights]
     models = list(dict.fromkeys(runs["model"]))
     return Table(

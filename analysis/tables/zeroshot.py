@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sq.analysis.tables.cells import lines, newest, texts_of, value, without_model
+from sq.analysis.tables.cells import bits_of, lines, newest, texts_of, value, without_model
 from sq.analysis.tables.protocol import describe
 from sq.analysis.tables.published_block import published_table
 from sq.analysis.tables.select import compared
@@ -46,7 +46,7 @@ def table_zeroshot(frame: pd.DataFrame, *, published: bool = False, **which: Any
             run = newest(own[own["weights"] == weights])
             cells = {task: value(run, f"acc/{task}") for task in tasks}
             rows.append({"model": model, "method": name, "weights": weights.replace("none", "-"), **cells})
-    bits = next(iter(runs.loc[runs["weights"] != "none", "bits"]), "W16A16KV16")
+    bits = bits_of(runs)
     errors = runs[[f"acc_stderr/{task}" for task in tasks if f"acc_stderr/{task}" in runs]]
     spread = f" Standard error of a task: up to {errors.max().max():.1%}." if errors.size else ""
     return Table(
