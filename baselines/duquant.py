@@ -43,8 +43,9 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.method import LayerView, Method, below_least
 from sq.models.families import SITES
+from sq.models.site_transform import SiteTransform
+from sq.quantize.method import LayerView, Method, below_least
 from sq.rotation import (
     Compose,
     Diagonal,
@@ -56,7 +57,6 @@ from sq.rotation import (
     random_orthogonal,
 )
 from sq.rotation.samples import check_samples, fitting_threads
-from sq.site import SiteTransform
 
 FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they cannot prove the peak
 
@@ -96,7 +96,7 @@ class DuQuant(Method):
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""
-        widths = {site: layer.geometry.width(site) for site in SITES}
+        widths = {site: layer.dimensions.width(site) for site in SITES}
         if wrong := [f"{site} ({n})" for site, n in widths.items() if n % self.block]:
             raise QuantizationError(
                 f"method.block={self.block} does not divide the features of {', '.join(wrong)}; set method.block to "
@@ -105,7 +105,7 @@ class DuQuant(Method):
         return {site: self._site(layer, site) for site in SITES}
 
     def _site(self, layer: LayerView, site: str) -> SiteTransform:
-        statistics, geometry = layer.statistics[site], layer.geometry
+        statistics, dimensions = layer.statistics[site], layer.dimensions
         weight_peak = layer.weights[site].abs().amax(0)
         smooth = Diagonal(1 / diagonal_balance(statistics.peak, weight_peak, self.alpha))
         stride = -(-len(statistics.tokens) // self.search_tokens)
@@ -113,16 +113,16 @@ class DuQuant(Method):
         check_samples(x, f"layer {layer.index}, {site}")
         seed = self.seed + 1 + (len(SITES) * layer.index + SITES.index(site)) * (self.permutations + 1)
         rotations = self._rotations(x, self.block, seed)
-        if site == "o" and geometry.kv_heads != geometry.heads:
+        if site == "o" and dimensions.kv_heads != dimensions.heads:
             return SiteTransform(online=Compose([smooth, *rotations]))
         return SiteTransform(smooth, Compose(rotations))
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """The whole sequence without smoothing on head_dim features, one for all heads."""
-        head_dim, tokens = layer.geometry.head_dim, layer.statistics["keys"].tokens
+        head_dim, tokens = layer.dimensions.head_dim, layer.statistics["keys"].tokens
         x = tokens[:: -(-len(tokens) // self.search_tokens)].reshape(-1, head_dim)
         check_samples(x, f"layer {layer.index}, keys")
-        seed = self.seed + 1 + (len(SITES) * layer.geometry.layers + layer.index) * (self.permutations + 1)
+        seed = self.seed + 1 + (len(SITES) * layer.dimensions.layers + layer.index) * (self.permutations + 1)
         return Compose(self._rotations(x, gcd(self.block, head_dim), seed))
 
     def _rotations(self, x: Tensor, block: int, seed: int) -> list[Transform]:

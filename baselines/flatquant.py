@@ -49,19 +49,20 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import parametrize
 
 from sq.errors import QuantizationError, TrainingError
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import UNQUANTIZED_BITS
+from sq.formats.weight import WeightQuantizer
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
 from sq.learn.clipped import clipped_weight
 from sq.learn.clips import LearnedClip, LearnedRange
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
-from sq.method import LayerPlan, LayerView, Method, below_least
-from sq.models.attention import AttentionInput
 from sq.models.families import SITES
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quant.grid import UNQUANTIZED_BITS
+from sq.models.site_transform import SiteTransform
+from sq.nn.attention import AttentionInput
+from sq.quantize.method import LayerPlan, LayerView, Method, below_least
 from sq.rotation import Transform, diagonal_balance, kronecker_factors
-from sq.site import SiteTransform
 
 SEEDS = 18  # a layer's: U and V of nine factors
 FINAL_RATE = 1e-3  # share of lr that the cosine of every group ends at: flatquant/train_utils.py, eta_min
@@ -143,7 +144,7 @@ class FlatLayer:
         if view.block is None:
             raise QuantizationError(f"layer {view.index} came without a block to train on; FlatQuant needs one")
         self.method, self.block = method, view.block
-        block, recipe, geometry = view.block, view.block.recipe, view.geometry
+        block, recipe, dimensions = view.block, view.block.recipe, view.dimensions
         like = block.weight(block.family.linears["qkv"][0])
         seeds = count(method.seed + 1 + SEEDS * view.index)
 
@@ -151,7 +152,7 @@ class FlatLayer:
             return AffineFactor(n, (next(seeds), next(seeds)), like)
 
         def site(name: str) -> SiteTransform:
-            n1, n2 = factor_pair(geometry.width(name))
+            n1, n2 = factor_pair(dimensions.width(name))
             folded = Scaling(initial_scale(view, name, method.alpha), like) if method.diagonal else None
             return SiteTransform(folded, AffineKronecker(1 if n1 == 1 else factor(n1), factor(n2)))
 
@@ -163,10 +164,10 @@ class FlatLayer:
         if everywhere:
             self.sites = {name: site(name) for name in SITES if name != "o"}
         if everywhere or inside[-1]:
-            heads = AffineKronecker(geometry.kv_heads, factor(geometry.head_dim))
-            across = AffineKronecker(factor(geometry.heads), geometry.head_dim) if everywhere else None
+            heads = AffineKronecker(dimensions.kv_heads, factor(dimensions.head_dim))
+            across = AffineKronecker(factor(dimensions.heads), dimensions.head_dim) if everywhere else None
             self.sites["o"] = SiteTransform(heads, across)
-        self.keys = AffineKronecker(1, factor(geometry.head_dim)) if "keys" in view.statistics else None
+        self.keys = AffineKronecker(1, factor(dimensions.head_dim)) if "keys" in view.statistics else None
         ranged = method.weight_clip and _rounds(recipe.weights.quantizer)
         names = [name for site in SITES for name in block.family.linears[site]]
         self.ranges = {name: LearnedRange(len(block.weight(name)), device=like.device) for name in names if ranged}

@@ -44,16 +44,16 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sq.errors import QuantizationError
-from sq.learn.block import TrainingBlock
+from sq.formats.grid import UNQUANTIZED_BITS, code_range, grid_from_range
 from sq.learn.clips import LearnedRange, fake_weight
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable, round_on
-from sq.method import LayerPlan, LayerView, Method
-from sq.models.attention import AttentionInput
 from sq.models.families import SITES
-from sq.quant.grid import UNQUANTIZED_BITS, code_range, grid_from_range
+from sq.models.site_transform import SiteTransform, from_heads, over_heads
+from sq.nn.attention import AttentionInput
+from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.quantize.training_block import TrainingBlock
 from sq.rotation import Diagonal
-from sq.site import SiteTransform, from_heads, over_heads
 
 LEAST_SCALE = 1e-2  # models/transformation.py of the released code, truncate_number
 KEYS = "keys"  # beside the sites, the name of t
@@ -165,25 +165,25 @@ class LearnedLayer:
         like = block.weight(names[0])
         self.scales = {site: nn.Parameter(s.to(like)) for site, s in initial.items()}
         if initial and block.recipe.quantizes_scores:
-            heads = 1 if block.family.head_norms else block.geometry.kv_heads
-            self.scales[KEYS] = nn.Parameter(like.new_ones(heads, block.geometry.head_dim // 2))
+            heads = 1 if block.family.head_norms else block.dimensions.kv_heads
+            self.scales[KEYS] = nn.Parameter(like.new_ones(heads, block.dimensions.head_dim // 2))
         ranged = names if lwc and self.quantizer.bits != UNQUANTIZED_BITS else []
         self.ranges = {name: LearnedRange(len(block.weight(name)), device=like.device) for name in ranged}
 
     def transformed(self) -> dict[str, Tensor]:
         """Gains, weights and biases with s and t in them, by full name; differentiable, not rounded."""
-        block, family, geometry = self.block, self.block.family, self.block.geometry
+        block, family, dimensions = self.block, self.block.family, self.block.dimensions
         columns: dict[str, Tensor] = {}  # site -> factors on the columns of all its weights
         rows: dict[str, Tensor] = {}  # linear -> factors on its rows and bias
         found: dict[str, Tensor] = {}
-        group = geometry.heads // geometry.kv_heads
+        group = dimensions.heads // dimensions.kv_heads
         for site, s in self.scales.items():
             if site in family.norms:
                 found[f"{family.norms[site]}.weight"] = block.weight(family.norms[site]) / s
                 columns[site] = s
             elif site == "o":
                 rows[family.producers[site]] = 1 / s
-                columns[site] = from_heads(s.expand(group, -1), geometry)
+                columns[site] = from_heads(s.expand(group, -1), dimensions)
             elif family.head_norms:
                 for path, factor in zip(family.head_norms, (1 / s[0], s[0]), strict=True):
                     found[f"{path}.weight"] = block.weight(path) * factor.repeat(2)
@@ -244,17 +244,17 @@ class LearnedLayer:
 
 def initial_scales(layer: LayerView, alpha: float) -> dict[str, Tensor]:
     """s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) of each site, float64; 1 where either is 0."""
-    geometry, weights = layer.geometry, layer.weights
+    dimensions, weights = layer.dimensions, layer.weights
     balanced = {
-        "qkv": weights["qkv"][: geometry.heads * geometry.head_dim],  # q
+        "qkv": weights["qkv"][: dimensions.heads * dimensions.head_dim],  # q
         "o": weights["o"],
-        "gate_up": weights["gate_up"][-geometry.intermediate :],  # up
+        "gate_up": weights["gate_up"][-dimensions.intermediate :],  # up
     }
     scales = {}
     for site, weight in balanced.items():
         peaks: Sequence[Tensor] = (layer.statistics[site].peak, weight.abs().amax(0))
         if site == "o":
-            peaks = [over_heads(peak, geometry).amax(0) for peak in peaks]
+            peaks = [over_heads(peak, dimensions).amax(0) for peak in peaks]
         x, w = (peak.double() for peak in peaks)
         scales[site] = torch.where((x > 0) & (w > 0), x**alpha / w ** (1 - alpha), 1.0)
     return scales

@@ -31,15 +31,15 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from sq.method import LayerView, Method
-from sq.models.families import Geometry
+from sq.models.families import ModelDimensions
+from sq.models.site_transform import SiteTransform
+from sq.quantize.method import LayerView, Method
 from sq.rotation import (
     Kronecker,
     PerHead,
     Transform,
     blind_rotation,
 )
-from sq.site import SiteTransform
 
 Kind = Literal["hadamard", "orthogonal", "none"]
 PLACES = ("residual", "head", "cross_head", "down", "keys")
@@ -55,9 +55,9 @@ class CrossHead(Kronecker):
 
     def __init__(self, rotation: Transform, head_dim: int) -> None:
         super().__init__(rotation.matrix(), head_dim)
-        self._cost = rotation.multiply_adds() * head_dim
+        self._cost = rotation.macs() * head_dim
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """Of R's own algorithm for each of the head_dim features: butterflies for a Hadamard."""
         return self._cost
 
@@ -93,24 +93,26 @@ class QuaRot(Method):
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
 
-    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+    def residual_rotation(
+        self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions
+    ) -> Transform | None:
         """Of size hidden, from the seed alone; the samples are not read."""
-        return self._rotation("residual", geometry.hidden, self.seed, "the residual stream: a hidden size of")
+        return self._rotation("residual", dimensions.hidden, self.seed, "the residual stream: a hidden size of")
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Head rotation and cross-head rotation at o, a full one at down."""
-        geometry, seed, where = layer.geometry, self.seed + 1 + len(PLACES) * layer.index, f"layer {layer.index}"
-        head = self._rotation("head", geometry.head_dim, seed, f"{where}, o: a head_dim of")
-        cross = self._rotation("cross_head", geometry.heads, seed + 1, f"{where}, o: a number of query heads of")
-        down = self._rotation("down", geometry.intermediate, seed + 2, f"{where}, down: an intermediate size of")
-        folded = None if head is None else PerHead(head.matrix().expand(geometry.kv_heads, -1, -1))
-        online = None if cross is None else CrossHead(cross, geometry.head_dim)
+        dimensions, seed, where = layer.dimensions, self.seed + 1 + len(PLACES) * layer.index, f"layer {layer.index}"
+        head = self._rotation("head", dimensions.head_dim, seed, f"{where}, o: a head_dim of")
+        cross = self._rotation("cross_head", dimensions.heads, seed + 1, f"{where}, o: a number of query heads of")
+        down = self._rotation("down", dimensions.intermediate, seed + 2, f"{where}, down: an intermediate size of")
+        folded = None if head is None else PerHead(head.matrix().expand(dimensions.kv_heads, -1, -1))
+        online = None if cross is None else CrossHead(cross, dimensions.head_dim)
         return {"o": SiteTransform(folded, online), "down": SiteTransform(online=down)}
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """The same for every head, keys and queries."""
-        geometry, seed = layer.geometry, self.seed + 4 + len(PLACES) * layer.index
-        return self._rotation("keys", geometry.head_dim, seed, f"layer {layer.index}, keys: a head_dim of")
+        dimensions, seed = layer.dimensions, self.seed + 4 + len(PLACES) * layer.index
+        return self._rotation("keys", dimensions.head_dim, seed, f"layer {layer.index}, keys: a head_dim of")
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
         kind = self._kind(place)

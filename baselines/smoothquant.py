@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sq.method import LayerView, Method
+from sq.models.site_transform import SiteTransform
+from sq.quantize.method import LayerView, Method
 from sq.rotation import Diagonal, diagonal_balance
-from sq.site import SiteTransform
 
 SMOOTHED = ("qkv", "gate_up")
 

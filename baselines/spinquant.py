@@ -51,18 +51,18 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.learn.checkpoint import TrainingCheckpoint
 from sq.learn.descent import Descent, learn_rotations
 from sq.learn.rotated_model import RotatedModel
 from sq.learn.rotations import Rotations, load_rotations
 from sq.learn.schedule import Decay, windows_of_step
 from sq.learn.train_bits import describe, parse_bits, recipe_at
-from sq.learn.training import Training
-from sq.method import LayerView, Method, below_least
-from sq.models.families import Geometry
-from sq.recipe import Recipe
+from sq.learn.training_state import TrainingStateFile
+from sq.models.families import ModelDimensions
+from sq.models.site_transform import SiteTransform
+from sq.quantize.method import LayerView, Method, below_least
+from sq.quantize.recipe import Recipe
+from sq.quantize.training import Training
 from sq.rotation import Dense, PerHead, Transform, blind_rotation
-from sq.site import SiteTransform
 
 Start = Literal["hadamard", "orthogonal"]
 Fixed = Literal["hadamard", "orthogonal", "none"]
@@ -136,17 +136,17 @@ class SpinQuant(Method):
 
     def learn(self, training: Training) -> None:
         """Train R1 and R2, or read them. What was trained is kept in the run directory."""
-        geometry, recipe, folder = training.geometry, self.trained_on(training.recipe), training.log.folder
-        ends = training.ends()
-        device = ends.embedding.device
+        dimensions, recipe, folder = training.dimensions, self.trained_on(training.recipe), training.log.folder
+        outer = training.embeddings_and_head()
+        device = outer.embedding.device
         if self.rotations is not None:
-            self.learned = self._read(Path(self.rotations).expanduser(), geometry, recipe).to(torch.float64, device)
+            self.learned = self._read(Path(self.rotations).expanduser(), dimensions, recipe).to(torch.float64, device)
             return
         model = RotatedModel(
             training,
             recipe,
-            down=_on(device, self._down(geometry)),
-            keys=_on(device, self._keys(geometry)) if recipe.quantizes_scores else None,
+            down=_on(device, self._down(dimensions)),
+            keys=_on(device, self._keys(dimensions)) if recipe.quantizes_scores else None,
             clip_interval=self.clip_interval,
             rerotate_dtype=getattr(torch, self.rerotate_dtype),
             recompute=self.recompute,
@@ -156,13 +156,13 @@ class SpinQuant(Method):
             chosen = windows_of_step(step, self.batch, len(training.ids), self.seed)
             return model.loss(rotations, training.ids[chosen], step)
 
-        facts = {"trained_on": describe(recipe), **self._settings(training, ends.embedding)}
+        facts = {"trained_on": describe(recipe), **self._settings(training, outer.embedding)}
         self.learned = learn_rotations(
-            self.start(geometry).to(model.dtype, device),
+            self.start(dimensions).to(model.dtype, device),
             loss,
             Descent(self.steps, self.lr, self.schedule),
             log=training.log,
-            checkpoint=TrainingCheckpoint(folder and folder / STATE, facts, self.checkpoint_interval),
+            checkpoint=TrainingStateFile(folder and folder / STATE, facts, self.checkpoint_interval),
             held=model.round.factors,
         )
         if folder is not None:
@@ -177,37 +177,39 @@ class SpinQuant(Method):
             return recipe
         return recipe_at(recipe, f"w16a{recipe.activations.bits if recipe.activations else 16}")
 
-    def start(self, geometry: Geometry) -> Rotations:
+    def start(self, dimensions: ModelDimensions) -> Rotations:
         """R1 and R2 in front of the first step, float64."""
-        residual = self._rotation("residual", geometry.hidden, self.seed, "the residual stream: a hidden size of")
-        seeds = range(self.seed + 1, self.seed + 1 + geometry.layers)
-        heads = [self._rotation("head", geometry.head_dim, seed, "o: a head_dim of") for seed in seeds]
+        residual = self._rotation("residual", dimensions.hidden, self.seed, "the residual stream: a hidden size of")
+        seeds = range(self.seed + 1, self.seed + 1 + dimensions.layers)
+        heads = [self._rotation("head", dimensions.head_dim, seed, "o: a head_dim of") for seed in seeds]
         return Rotations(residual.matrix(), torch.stack([head.matrix() for head in heads]))
 
-    def residual_rotation(self, samples: Mapping[str, Sequence[Tensor]], geometry: Geometry) -> Transform | None:
+    def residual_rotation(
+        self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions
+    ) -> Transform | None:
         """R1 as learned; the samples are not read."""
         return Dense(self._learned.residual, orthogonal=True)
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """R2 as learned at o, R4 at down."""
-        folded = PerHead(self._learned.heads[layer.index].expand(layer.geometry.kv_heads, -1, -1))
-        return {"o": SiteTransform(folded=folded), "down": SiteTransform(online=self._down(layer.geometry))}
+        folded = PerHead(self._learned.heads[layer.index].expand(layer.dimensions.kv_heads, -1, -1))
+        return {"o": SiteTransform(folded=folded), "down": SiteTransform(online=self._down(layer.dimensions))}
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """R3 on every head of keys and queries."""
-        return self._keys(layer.geometry)
+        return self._keys(layer.dimensions)
 
     @property
     def _learned(self) -> Rotations:
         if self.learned is None:
-            raise QuantizationError("SpinQuant has no rotations yet; call learn first, as sq.pipeline does")
+            raise QuantizationError("SpinQuant has no rotations yet; call learn first, as sq.quantize.pipeline does")
         return self.learned
 
-    def _down(self, geometry: Geometry) -> Transform | None:
-        return self._fixed("down", geometry.intermediate, "down: an intermediate size of")
+    def _down(self, dimensions: ModelDimensions) -> Transform | None:
+        return self._fixed("down", dimensions.intermediate, "down: an intermediate size of")
 
-    def _keys(self, geometry: Geometry) -> Transform | None:
-        return self._fixed("keys", geometry.head_dim, "keys: a head_dim of")
+    def _keys(self, dimensions: ModelDimensions) -> Transform | None:
+        return self._fixed("keys", dimensions.head_dim, "keys: a head_dim of")
 
     def _fixed(self, place: str, n: int, what: str) -> Transform | None:
         return None if getattr(self, place) == "none" else self._rotation(place, n, self.seed, what)
@@ -216,8 +218,8 @@ class SpinQuant(Method):
         signs, kind = place in ("residual", "head"), getattr(self, place)
         return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}")
 
-    def _read(self, path: Path, geometry: Geometry, recipe: Recipe) -> Rotations:
-        rotations, facts = load_rotations(path, geometry)
+    def _read(self, path: Path, dimensions: ModelDimensions, recipe: Recipe) -> Rotations:
+        rotations, facts = load_rotations(path, dimensions)
         known, wanted = facts.get("trained_on"), describe(recipe)
         if known != wanted:
             logger.warning(
@@ -235,7 +237,7 @@ class SpinQuant(Method):
         options = {key: value for key, value in vars(self).items() if key not in left_out}
         data = (training.ids, embedding.float())
         windows, model = (sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()[:16] for tensor in data)
-        return {"method": options, "geometry": asdict(training.geometry), "windows": windows, "embedding": model}
+        return {"method": options, "geometry": asdict(training.dimensions), "windows": windows, "embedding": model}
 
 
 def _on(device: torch.device, transform: Transform | None) -> Transform | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sq.register import register
+from sq.checkpoint.register import register
 
 if TYPE_CHECKING:
     from sq.api import Quantized as Quantized
     from sq.api import quantize as quantize
-    from sq.checkpoint import save_packed as save_packed
-    from sq.models.kv_cache import Int4Cache as Int4Cache
+    from sq.checkpoint.packed_folder import save_packed as save_packed
+    from sq.nn.kv_cache import Int4Cache as Int4Cache
 
 __version__ = "0.1.0"
 __all__ = ["Int4Cache", "Quantized", "quantize", "save_packed"]
@@ -21,11 +21,11 @@ register()
 def __getattr__(name: str) -> Any:
     """Load the API when it is first asked for: `import sq` alone must not pull in torch."""
     if name == "Int4Cache":
-        from sq.models.kv_cache import Int4Cache
+        from sq.nn.kv_cache import Int4Cache
 
         return Int4Cache
     if name == "save_packed":
-        from sq.checkpoint import save_packed
+        from sq.checkpoint.packed_folder import save_packed
 
         return save_packed
     if name in __all__:

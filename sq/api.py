@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sq.config.compose import compose
-from sq.execute import execute
+from sq.runs.execute import execute
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Quantized:
     """A quantized model with what measuring it gave.
 
     Attributes:
-        model: a transformers model; its linears are `sq.linear.QuantizedLinear` (fake quantization: integer grids
+        model: a transformers model; its linears are `sq.nn.linear.QuantizedLinear` (fake quantization: integer grids
             held in floating point) or `PackedLinear` (integers).
         tokenizer: of the model; None for random weights (model="random_llama2_7b"), which have none.
         metrics: flat numbers, named as in result.json.

@@ -23,6 +23,10 @@ class ConfigError(SQError):
         super().__init__(f"the configuration has {head}:\n" + "\n".join(lines))
 
 
+class FileError(SQError):
+    """A file that is missing, cannot be read or is damaged; the message names it."""
+
+
 class CheckpointError(SQError):
     """A model folder or safetensors file that cannot be used: missing, truncated, or carrying NaN or inf."""
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 import sq
 from sq.errors import CheckpointError, ConfigError
-from sq.linear import QuantizedLinear
+from sq.nn.linear import QuantizedLinear
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A random model with a tokenizer, and a text to calibrate on."""
-    from sq.embedded.checkpoint import committed_folder
+    from sq.embedded.model_folder import committed_folder
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(committed_folder())
     save_random(
@@ -91,8 +91,8 @@ def test_import_is_light_and_names_are_lazy() -> None:
 
 def test_a_whole_model_cannot_be_had_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The contradiction is told before anything is loaded."""
-    import sq.execute
+    import sq.runs.execute
 
-    monkeypatch.setattr(sq.execute, "load_model", lambda *_: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(sq.runs.execute, "load_model", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(ConfigError, match=r"model\.placement=memory"):
         sq.quantize("tiny", overrides=["model.placement=stream"])

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.activations import read_activations
 from sq.analysis.figures.look import BLUE, MINUS, SINGLE, VERMILLION, blank, styled
+from sq.analysis.figures.stages import read_activations
 
 LEVELS = 7  # symmetric 4-bit codes are -7 to 7
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 
-from sq.analysis.figures.activations import read_activations
 from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled
+from sq.analysis.figures.stages import read_activations
 
 TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be told apart at print size
 STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))

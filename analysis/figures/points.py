@@ -33,7 +33,7 @@ def method_points(
         quality: "kl" (nats per token) or "ppl" on the first text, or "acc" (mean of the tasks, 0 to 1).
 
     Returns:
-        columns method, label, kind, quality, seconds, multiply_adds (a token, all layers).
+        columns method, label, kind, quality, seconds, macs (a token, all layers).
 
     Raises:
         MissingRuns: no run is there.

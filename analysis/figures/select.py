@@ -10,7 +10,7 @@ import pandas as pd
 from sq.analysis.expected import command, of_experiment
 from sq.analysis.results import MissingRuns
 
-OURS = "sq.singlequant.SingleQuant"
+OURS = "sq.methods.singlequant.SingleQuant"
 # How methods are written in figures; one without an entry is written as in its config. What is added to
 # SingleQuant is told apart by its marker.
 NAMES = {

@@ -64,7 +64,7 @@ def write_report(
     from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
     from sq.analysis.results import load
     from sq.errors import DataError
-    from sq.runs.atomic import write_text
+    from sq.io import write_text
 
     notebooks = found_notebooks()
     names = [path.stem for path in notebooks]

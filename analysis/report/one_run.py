@@ -14,7 +14,7 @@ from sq.analysis.figures import save
 from sq.analysis.figures.one_run import figure_run_layers, figure_run_sites, figure_run_time
 from sq.analysis.report.html import markdown_html, page_html, picture
 from sq.errors import DataError
-from sq.runs.atomic import write_text
+from sq.io import write_text
 from sq.runs.results import RESULT, Result, read_result
 
 GROUPS = ("model", "method", "calibration", "activations", "cache", "task")

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from sq.evaluate.bootstrap import Interval
-from sq.runs.atomic import write_text
+from sq.io import write_text
 
 LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},

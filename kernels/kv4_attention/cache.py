@@ -32,7 +32,7 @@ class Kv4Cache(NamedTuple):
     """Keys and values in 4 bits, with a grid for each token and head.
 
     The value of a stored code u in 0..15 is (u - z) s, with z the token's zero (asymmetric), 8 (symmetric) or 7.5
-    (midrise): the grids of sq/quant/grid.py with signed codes raised by 8.
+    (midrise): the grids of sq/formats/grid.py with signed codes raised by 8.
 
     include_zero: asymmetric ranges are widened to hold 0, so that z is in 0..15.
     """

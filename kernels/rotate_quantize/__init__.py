@@ -65,7 +65,7 @@ def rotate_quantize(
     """Quantize y = f(x) (R1 (x) R2), that is Y = R1^T F R2 for a token f(x) viewed as F (n1, n2), to 4 bits per token.
 
     f is RMSNorm or SwiGLU, then a low-rank balance, as far as they are given. Value of a code q: q s (symmetric),
-    (q - z) s (asymmetric), (2q + 1) s / 2 (midrise). Grids and rounding are those of sq/quant/grid.py at 4 bits, from
+    (q - z) s (asymmetric), (2q + 1) s / 2 (midrise). Grids and rounding are those of sq/formats/grid.py at 4 bits, from
     float32 sums that are not rounded to x's dtype first.
 
     Args:

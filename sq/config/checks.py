@@ -87,7 +87,7 @@ def check_target(target: str, read: Reader) -> None:
     except (ImportError, ValueError):
         found = False
     if not found:
-        read.problem("_target_", target, "the import path of a class, such as sq.singlequant.SingleQuant")
+        read.problem("_target_", target, "the import path of a class, such as sq.methods.singlequant.SingleQuant")
 
 
 def check_random(settings: ExperimentSettings) -> list[str]:

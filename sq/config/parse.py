@@ -67,7 +67,7 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
         effort=root.number("effort", low=0.0, default=1.0),
         force=root.boolean("force", default=False),
         reference_methods=root.names("reference_methods", default=()),
-        executor=root.text("executor", default="sq.execute:execute"),
+        executor=root.text("executor", default="sq.runs.execute:execute"),
     )
     for name in parsed.reference_methods:
         if not (CONF / "method" / f"{name}.yaml").is_file():

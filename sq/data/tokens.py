@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sq.runs.atomic import write_atomic
+from sq.io import write_atomic
 
 logger = logging.getLogger(__name__)
 

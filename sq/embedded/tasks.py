@@ -28,9 +28,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sq.data.atomic import atomic_folder
 from sq.data.stdlib_text import stdlib_text
 from sq.errors import DataError
+from sq.io import atomic_folder
 
 TASKS = ("next_line", "docstring")
 VERSION = 1.0  # of the protocol, as lm-eval reports it

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sq.data.windows import Windows
 from sq.evaluate.reference import keep_states, kept_states
 from sq.evaluate.scores import Scores, join_scores, score_windows
-from sq.models.stream import DecoderStream, Ends
+from sq.models.stream import DecoderStream, EmbeddingsAndHead
 
 
 class StreamEvaluation:
@@ -20,22 +20,28 @@ class StreamEvaluation:
     Args:
         stream: the original model; its layers are read again as the reference.
         windows: texts to score.
-        ends: ends of the measured model.
+        outer: embeddings and head of the measured model.
         measured: False when the measured model is the original itself; its layers then run once.
         batch: windows a forward.
     """
 
     @torch.no_grad()
     def __init__(
-        self, stream: DecoderStream, windows: list[Windows], ends: Ends, *, measured: bool = True, batch: int = 8
+        self,
+        stream: DecoderStream,
+        windows: list[Windows],
+        outer: EmbeddingsAndHead,
+        *,
+        measured: bool = True,
+        batch: int = 8,
     ) -> None:
-        self.stream, self.windows, self.ends, self.batch = stream, windows, ends, batch
-        self._reference_ends = stream.ends()
+        self.stream, self.windows, self.embeddings_and_head, self.batch = stream, windows, outer, batch
+        self._reference_outer = stream.embeddings_and_head()
         self._ids = [part for text in windows for part in text.ids.split(batch)]
         kept = kept_states(stream, self._ids) if measured else None
         self._reference_runs = kept is None
-        self._reference = kept or [self._reference_ends.embed(ids) for ids in self._ids]
-        self._measured = [ends.embed(ids) for ids in self._ids] if measured else None
+        self._reference = kept or [self._reference_outer.embed(ids) for ids in self._ids]
+        self._measured = [outer.embed(ids) for ids in self._ids] if measured else None
 
     @torch.no_grad()
     def advance(self, index: int, layer: nn.Module) -> None:
@@ -56,11 +62,11 @@ class StreamEvaluation:
         if self._reference_runs:
             keep_states(self.stream, self._ids, self._reference)
         for position, ids in enumerate(self._ids):
-            reference = self._reference_ends.logits(self._reference[position].to(self.stream.device))
+            reference = self._reference_outer.logits(self._reference[position].to(self.stream.device))
             if self._measured is None:
                 parts.append(score_windows(reference, None, ids))
             else:
-                parts.append(score_windows(self.ends.logits(self._measured[position]), reference, ids))
+                parts.append(score_windows(self.embeddings_and_head.logits(self._measured[position]), reference, ids))
         scores, start = {}, 0
         for text in self.windows:
             count = len(text.ids.split(self.batch))

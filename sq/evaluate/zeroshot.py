@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sq.errors import DataError
-from sq.runs.atomic import write_json
+from sq.io import write_json
 
 logger = logging.getLogger(__name__)
 

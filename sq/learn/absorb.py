@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from sq.learn.block import TrainingBlock
-from sq.site import SiteTransform
+from sq.models.site_transform import SiteTransform
+from sq.quantize.training_block import TrainingBlock
 
 
 def absorbed(block: TrainingBlock, sites: Mapping[str, SiteTransform]) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def absorbed(block: TrainingBlock, sites: Mapping[str, SiteTransform]) -> dict[s
     for site, names in family.linears.items():
         transform = sites.get(site, SiteTransform())
         for name in names:
-            found[f"{name}.weight"] = transform.weights(block.weight(name), site, block.geometry)
+            found[f"{name}.weight"] = transform.weights(block.weight(name), site, block.dimensions)
     for site, transform in sites.items():
         if transform.folded is None:
             continue

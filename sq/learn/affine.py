@@ -127,7 +127,7 @@ class Scaling(Transform):
         """w / t."""
         return self.inverse(w)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """One multiplication a feature."""
         return self.n
 

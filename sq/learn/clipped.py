@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sq.formats.grid import UNQUANTIZED_BITS, Grid, grid_from_range
+from sq.formats.weight import WeightQuantizer
 from sq.learn.clips import LearnedRange, fake_weight
-from sq.quant import WeightQuantizer
-from sq.quant.grid import UNQUANTIZED_BITS, Grid, grid_from_range
 
 
 def clipped_weight(w: Tensor, learned: LearnedRange, quantizer: WeightQuantizer) -> Tensor:

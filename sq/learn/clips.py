@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.differentiable import fake_between
+from sq.formats.grid import grid_from_range, row_range
+from sq.formats.weight import WeightQuantizer
 from sq.learn.rounding import round_on, row_extremes
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quant.differentiable import fake_between
-from sq.quant.grid import grid_from_range, row_range
 
 INITIAL_LOGIT = 4.0  # sigmoid(4) = 0.982: OmniQuant quantize/quantizer.py, FlatQuant flatquant/quant_utils.py
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sq.errors import TrainingError
 from sq.learn.cayley import cayley_step
-from sq.learn.checkpoint import TrainingCheckpoint, TrainingState
-from sq.learn.log import TrainingLog
 from sq.learn.rotations import ORTHOGONAL, RESIDUAL, Rotations
 from sq.learn.schedule import Decay, decayed
+from sq.learn.training_state import TrainingState, TrainingStateFile
+from sq.quantize.training_log import TrainingLog
 from sq.rotation import orthonormalize
 
 RETRACTION_INTERVAL = 101  # steps; SpinQuant train_utils/optimizer.py retracts by QR with chance 1/101 at each step
@@ -41,7 +41,7 @@ def learn_rotations(
     descent: Descent,
     *,
     log: TrainingLog,
-    checkpoint: TrainingCheckpoint,
+    checkpoint: TrainingStateFile,
     held: dict[str, Tensor],
 ) -> Rotations:
     """Lower a loss by Cayley SGD, then take the nearest orthogonal matrices in float64.

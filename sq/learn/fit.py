@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sq.learn.log import TrainingLog
 from sq.learn.schedule import decayed
+from sq.quantize.training_log import TrainingLog
 
 Schedule = Literal["none", "cosine"]
 

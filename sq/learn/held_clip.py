@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sq.quant import WeightQuantizer, row_grid, straight_through
-from sq.quant.clip_search import row_chunks
+from sq.formats.clip_search import row_chunks
+from sq.formats.grid import row_grid
+from sq.formats.straight_through import straight_through
+from sq.formats.weight import WeightQuantizer
 
 
 class HeldClip:

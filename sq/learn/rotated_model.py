@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sq.learn.block import TrainingBlock
 from sq.learn.held_clip import HeldClip
 from sq.learn.rotations import Rotations
-from sq.learn.training import Training
-from sq.models.attention import AttentionInput
-from sq.recipe import Recipe
+from sq.nn.attention import AttentionInput
+from sq.quantize.recipe import Recipe
+from sq.quantize.training import Training
+from sq.quantize.training_block import TrainingBlock
 from sq.rotation import Transform
 
 
@@ -51,12 +51,14 @@ class RotatedModel:
         rerotate_dtype: torch.dtype = torch.float32,
         recompute: bool = False,
     ) -> None:
-        self.geometry, self.recompute = training.geometry, recompute
+        self.dimensions, self.recompute = training.dimensions, recompute
         self.blocks = [training.block(index) for index in range(training.count)]
         self.round = HeldClip(recipe.weights.quantizer, clip_interval)
-        self.ends = training.ends()
+        self.embeddings_and_head = training.embeddings_and_head()
         self.dtype = self.blocks[0].dtype
-        self.embedding, self.head = (end.to(self.dtype) for end in (self.ends.embedding, self.ends.head))
+        self.embedding, self.head = (
+            end.to(self.dtype) for end in (self.embeddings_and_head.embedding, self.embeddings_and_head.head)
+        )
         self.rerotate_dtype = torch.promote_types(rerotate_dtype, self.dtype)
         rounded: Callable[[Tensor], Tensor] = recipe.activations or (lambda x: x)
         self.sites = dict.fromkeys(self.blocks[0].family.linears, rounded)
@@ -96,7 +98,7 @@ class RotatedModel:
 
     def parameters(self, block: TrainingBlock, r1: Tensor, r2: Tensor) -> dict[str, Tensor]:
         """Rotated weights and biases of a layer by full name, not rounded."""
-        family, heads = block.family, self.geometry.heads
+        family, heads = block.family, self.dimensions.heads
         r1, r2 = r1.to(self.rerotate_dtype), r2.to(self.rerotate_dtype)
         found: dict[str, Tensor] = {}
         for site in family.norms:
@@ -107,16 +109,16 @@ class RotatedModel:
             if (bias := block.bias(name)) is not None:
                 found[f"{name}.bias"] = bias.to(r1.dtype) @ r1
         value, (out,) = family.producers["o"], family.linears["o"]
-        rows = found[f"{value}.weight"].unflatten(0, (self.geometry.kv_heads, -1))  # (kv_heads, head_dim, hidden)
+        rows = found[f"{value}.weight"].unflatten(0, (self.dimensions.kv_heads, -1))  # (kv_heads, head_dim, hidden)
         found[f"{value}.weight"] = (r2.T @ rows).flatten(0, 1)
         if (bias := block.bias(value)) is not None:
-            found[f"{value}.bias"] = (bias.to(r1.dtype).unflatten(0, (self.geometry.kv_heads, -1)) @ r2).flatten()
+            found[f"{value}.bias"] = (bias.to(r1.dtype).unflatten(0, (self.dimensions.kv_heads, -1)) @ r2).flatten()
         columns = found[f"{out}.weight"].unflatten(1, (heads, -1))  # (hidden, heads, head_dim)
         found[f"{out}.weight"] = (columns @ r2).flatten(1)
         return {name: rotated.to(self.dtype) for name, rotated in found.items()}
 
     def _cross_entropy(self, hidden: Tensor, ids: Tensor, r1: Tensor) -> Tensor:
-        logits = (self.ends.norm(hidden[:-1]) @ r1.T) @ self.head.T
+        logits = (self.embeddings_and_head.norm(hidden[:-1]) @ r1.T) @ self.head.T
         return torch.nn.functional.cross_entropy(logits, ids[1:])
 
     def _kept(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sq.errors import CheckpointError
+from sq.io import read_safetensors, write_safetensors
 from sq.learn.cayley import orthogonality_error
-from sq.models.families import Geometry
+from sq.models.families import ModelDimensions
 from sq.rotation import orthonormalize
-from sq.runs.tensors import read_safetensors, write_safetensors
 
 ORTHOGONAL = 1e-6  # allowed |R^T R - I| of what is put into a model
 RESIDUAL, HEAD = "R1", "model.layers.{}.self_attn.R2"  # names in SpinQuant's R.bin
@@ -57,7 +57,7 @@ class Rotations:
         write_safetensors(path, tensors, {"facts": json.dumps(facts)})
 
 
-def load_rotations(path: Path, geometry: Geometry) -> tuple[Rotations, dict[str, Any]]:
+def load_rotations(path: Path, dimensions: ModelDimensions) -> tuple[Rotations, dict[str, Any]]:
     """Rotations of a file, float64 and orthogonal to 1e-12, and the facts that were saved with them (or none).
 
     Raises:
@@ -69,18 +69,18 @@ def load_rotations(path: Path, geometry: Geometry) -> tuple[Rotations, dict[str,
         tensors, words = read_safetensors(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"the rotations of {path} cannot be read as safetensors: {error}") from error
-    sizes = {RESIDUAL: geometry.hidden} | {HEAD.format(i): geometry.head_dim for i in range(geometry.layers)}
+    sizes = {RESIDUAL: dimensions.hidden} | {HEAD.format(i): dimensions.head_dim for i in range(dimensions.layers)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = [
         f"{name} is {found.get(name, 'missing')}, needed is ({size}, {size})"
         for name, size in sizes.items()
         if found.get(name) != (size, size)
     ]
-    wrong += [f"{name} is too much: the model has {geometry.layers} layers" for name in found if name not in sizes]
+    wrong += [f"{name} is too much: the model has {dimensions.layers} layers" for name in found if name not in sizes]
     if wrong:
         rest = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"the rotations of {path} are of another model: {'; '.join(wrong[:3])}{rest}")
-    heads = torch.stack([tensors[HEAD.format(index)] for index in range(geometry.layers)])
+    heads = torch.stack([tensors[HEAD.format(index)] for index in range(dimensions.layers)])
     rotations = Rotations(tensors[RESIDUAL], heads).to(torch.float64)
     if not rotations.error() < 1e-3:
         raise CheckpointError(

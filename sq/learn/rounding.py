@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.quant import ActivationQuantizer
-from sq.quant.activation import clip_candidates
-from sq.quant.clip_search import best_clip
-from sq.quant.grid import UNQUANTIZED_BITS, Grid, grid_from_range, row_range
+from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.clip_search import best_clip
+from sq.formats.grid import UNQUANTIZED_BITS, Grid, grid_from_range, row_range
 
 
 class RangeGradient(nn.Module):
     """An `ActivationQuantizer` that is differentiated in the range of every token too, not only in its entries.
 
-    Same numbers, with the gradient of sq.quant.differentiable.fake_between for a range that follows the smallest and
+    Same numbers, with the gradient of sq.formats.differentiable.fake_between for a range that follows the smallest and
     the largest entry. Straight-through gradients alone never say that an outlier costs all other channels of its token
     their resolution.
 

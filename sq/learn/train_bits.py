@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 
 from sq.errors import QuantizationError
-from sq.quant import ActivationQuantizer
-from sq.quant.grid import MAX_BITS, MIN_BITS, UNQUANTIZED_BITS
-from sq.recipe import Recipe
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import MAX_BITS, MIN_BITS, UNQUANTIZED_BITS
+from sq.quantize.recipe import Recipe
 
 LABEL = re.compile(r"w(?P<weights>\d+)a(?P<activations>\d+)(?:q(?P<queries>\d+))?(?:kv(?P<cache>\d+))?")
 BITS = (*range(MIN_BITS, MAX_BITS + 1), UNQUANTIZED_BITS)

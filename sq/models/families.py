@@ -108,7 +108,7 @@ def check_layer(family: Family, layer: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ModelDimensions:
     """Sizes of a decoder layer. heads * head_dim may differ from hidden (Qwen3-0.6B, 4B, 32B)."""
 
     hidden: int
@@ -119,7 +119,7 @@ class Geometry:
     layers: int
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> Geometry:
+    def of(cls, config: PretrainedConfig) -> ModelDimensions:
         """Read the sizes from a transformers config."""
         heads = config.num_attention_heads
         return cls(

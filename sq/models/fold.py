@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sq.models.families import Family, Geometry
+from sq.models.families import Family, ModelDimensions
 from sq.models.parts import bias_of, weight_of
-from sq.models.stream import Ends
+from sq.models.stream import EmbeddingsAndHead
 from sq.rotation.transform import Diagonal, Transform
 
 
@@ -41,16 +41,18 @@ def rotate_residual(family: Family, layer: nn.Module, rotation: Transform) -> No
             bias.copy_(rotation(bias))
 
 
-def rotate_ends(ends: Ends, rotation: Transform | None) -> Ends:
-    """Ends with the final norm's gain folded into the head and both sides rotated: E <- E R, head <- head diag(g) R."""
-    gain = weight_of(ends.norm, "")
-    work = torch.promote_types(ends.head.dtype, torch.float32)
-    head = ends.head.to(work) * gain.to(work)
-    embedding = ends.embedding.to(work)
+def rotate_embeddings_and_head(outer: EmbeddingsAndHead, rotation: Transform | None) -> EmbeddingsAndHead:
+    """Fold the final norm's gain into the head and rotate both sides: E <- E R, head <- head diag(g) R."""
+    gain = weight_of(outer.norm, "")
+    work = torch.promote_types(outer.head.dtype, torch.float32)
+    head = outer.head.to(work) * gain.to(work)
+    embedding = outer.embedding.to(work)
     if rotation is not None:
         head, embedding = rotation(head), rotation(embedding)
     gain.fill_(1.0)
-    return Ends(embedding=embedding.to(ends.embedding.dtype), norm=ends.norm, head=head.to(ends.head.dtype))
+    return EmbeddingsAndHead(
+        embedding=embedding.to(outer.embedding.dtype), norm=outer.norm, head=head.to(outer.head.dtype)
+    )
 
 
 def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform, head_dim: int) -> None:
@@ -78,7 +80,7 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
         bias.copy_(transform(bias))
 
 
-def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, geometry: Geometry) -> None:
+def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, dimensions: ModelDimensions) -> None:
     """k <- k t and q <- q / t in front of RoPE, which keeps every product of the two.
 
     RoPE rotates channels i and i + head_dim / 2 of a head into each other, so both take one factor. It goes into rows
@@ -90,8 +92,8 @@ def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, geometry: Ge
     Raises:
         ValueError: another shape.
     """
-    half = geometry.head_dim // 2
-    allowed = {(1, half)} if family.head_norms else {(1, half), (geometry.kv_heads, half)}
+    half = dimensions.head_dim // 2
+    allowed = {(1, half)} if family.head_norms else {(1, half), (dimensions.kv_heads, half)}
     if tuple(scale.shape) not in allowed:
         raise ValueError(
             f"a query-key scale for {family.model_type} has shape {tuple(scale.shape)}; allowed: {sorted(allowed)}"
@@ -102,8 +104,8 @@ def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, geometry: Ge
         query.copy_(query / channels[0])
         key.copy_(key * channels[0])
         return
-    keys = channels.expand(geometry.kv_heads, -1)
-    queries = keys.repeat_interleave(geometry.heads // geometry.kv_heads, dim=0)
+    keys = channels.expand(dimensions.kv_heads, -1)
+    queries = keys.repeat_interleave(dimensions.heads // dimensions.kv_heads, dim=0)
     for name, factor in zip(family.linears["qkv"][:2], (1 / queries.flatten(), keys.flatten()), strict=True):
         weight, bias = weight_of(layer, name), bias_of(layer, name)
         weight.copy_(weight * factor[:, None].to(weight))

@@ -14,20 +14,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sq.errors import CheckpointError
 from sq.models.attention import ATTENTION
-from sq.models.families import Geometry, check_layer, family_of
-from sq.models.generation import generate_in_int4
+from sq.models.families import ModelDimensions, check_layer, family_of
 from sq.models.random_source import RandomSource
 from sq.models.source import TensorSource, WeightSource, read_config
 
 
 @dataclass
-class Ends:
-    """The two ends of a decoder: what turns tokens into hidden states and hidden states into logits.
+class EmbeddingsAndHead:
+    """What stands around the decoder layers: tokens become hidden states, and hidden states logits.
 
     Attributes:
         embedding: (vocab, hidden).
         norm: final RMSNorm.
-        head: (vocab, hidden); a copy when the checkpoint ties it to the embedding, so that each end can be transformed.
+        head: (vocab, hidden); a copy when the checkpoint ties it to the embedding, so that each can be transformed.
     """
 
     embedding: Tensor
@@ -68,7 +67,7 @@ class DecoderStream:
         else:
             self.config, self.source, self.name = read_config(Path(folder)), WeightSource(folder), str(folder)
         self.family = family_of(self.config)
-        self.geometry = Geometry.of(self.config)
+        self.dimensions = ModelDimensions.of(self.config)
         self.dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         self.device = torch.device(device)
         with torch.device("meta"):
@@ -82,7 +81,7 @@ class DecoderStream:
     @property
     def count(self) -> int:
         """Number of decoder layers."""
-        return self.geometry.layers
+        return self.dimensions.layers
 
     def meta_layer(self, index: int) -> nn.Module:
         """The layer's skeleton on the meta device."""
@@ -104,7 +103,7 @@ class DecoderStream:
         layer.load_state_dict(state, assign=True)
         return layer.requires_grad_(False).eval()
 
-    def ends(self) -> Ends:
+    def embeddings_and_head(self) -> EmbeddingsAndHead:
         """Embedding, final norm and head; a tied head is copied."""
         paths = (self.family.embedding, self.family.final_norm, self.family.head)
         embedding, norm, head = (f"{path}.weight" for path in paths)
@@ -115,7 +114,7 @@ class DecoderStream:
         module = copy.deepcopy(self.skeleton.get_submodule(self.family.final_norm))
         module.load_state_dict({"weight": self._place(weights[norm])}, assign=True)
         tied = self.config.tie_word_embeddings or head not in weights
-        return Ends(
+        return EmbeddingsAndHead(
             embedding=self._place(weights[embedding]),
             norm=module.requires_grad_(False).eval(),
             head=self._place(weights[embedding].clone() if tied else weights[head]),
@@ -135,7 +134,7 @@ class DecoderStream:
             setattr(decoder, self.family.layers.rpartition(".")[2], recorders)
             setattr(decoder, self.family.final_norm.rpartition(".")[2], nn.Identity())
             setattr(decoder, self.family.rotary.rpartition(".")[2], self.rotary())
-            hidden = torch.zeros(batch, length, self.geometry.hidden, dtype=self.dtype, device=self.device)
+            hidden = torch.zeros(batch, length, self.dimensions.hidden, dtype=self.dtype, device=self.device)
             decoder(inputs_embeds=hidden, use_cache=False)
             self._arguments[key] = [recorder.arguments for recorder in recorders]  # type: ignore[misc]
         return self._arguments[key]
@@ -154,21 +153,20 @@ class DecoderStream:
         """All layers in order, each fresh from the checkpoint."""
         return (self.layer(index) for index in range(self.count))
 
-    def assemble(self, layers: list[nn.Module], ends: Ends) -> PreTrainedModel:
-        """A whole model in memory from its layers and ends; the head is untied when the ends differ."""
+    def assemble(self, layers: list[nn.Module], outer: EmbeddingsAndHead) -> PreTrainedModel:
+        """A whole model in memory from its layers, embeddings and head; the head is untied."""
         model = copy.deepcopy(self.skeleton)
         stack = model.get_submodule(self.family.layers)
         for index, layer in enumerate(layers):
             stack[index] = layer  # type: ignore[operator]
         model.config.tie_word_embeddings = False
-        for path, weight in ((self.family.embedding, ends.embedding), (self.family.head, ends.head)):
+        for path, weight in ((self.family.embedding, outer.embedding), (self.family.head, outer.head)):
             model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
         owner, _, name = self.family.final_norm.rpartition(".")
-        setattr(model.get_submodule(owner), name, ends.norm)
+        setattr(model.get_submodule(owner), name, outer.norm)
         owner, _, name = self.family.rotary.rpartition(".")
         setattr(model.get_submodule(owner), name, self.rotary())
         model.eval()
-        generate_in_int4(model)
         return model
 
     def _place(self, tensor: Tensor) -> Tensor:

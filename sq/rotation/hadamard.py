@@ -86,7 +86,7 @@ class Hadamard(Transform):
         """w T, T being orthogonal."""
         return self.forward(w)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """n (K + m) additions: K a feature for H_K, one for each of m butterflies. Signs and scale are not counted."""
         return self.n * ((self.k if self.k > 1 else 0) + self.powers.bit_length() - 1)
 

@@ -72,7 +72,7 @@ class Kronecker(Transform):
         """w T^-T, as R1^-1 W R2^-T."""
         return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
         return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))
 

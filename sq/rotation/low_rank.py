@@ -56,7 +56,7 @@ class LowRank(Transform):
         """w T^-T."""
         return self._stretch(w / self._factor("diagonal", w) if self._scaled else w, "change_inverse_transpose")
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """2 n r, and n for the diagonal where there is one (fold it into a norm gain to save it)."""
         n, rank = self.get_buffer("basis").shape
         return 2 * n * rank + (n if self._scaled else 0)

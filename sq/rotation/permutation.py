@@ -41,6 +41,6 @@ class Permutation(Transform):
         """w T, T being orthogonal."""
         return self.forward(w)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """Nothing is computed."""
         return 0

@@ -49,7 +49,7 @@ class Transform(nn.Module, ABC):
         """w T^-T, the weight side of the transform, shape (d_out, n), dtype of w. An orthogonal T has T^-T = T."""
 
     @abstractmethod
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """Multiply-adds per token when T is applied online."""
 
     def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -125,7 +125,7 @@ class Identity(Transform):
         """w itself."""
         return w
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """Nothing is computed."""
         return 0
 
@@ -157,7 +157,7 @@ class Diagonal(Transform):
         """w / t."""
         return self.inverse(w)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """One multiplication a feature."""
         return self.n
 
@@ -191,7 +191,7 @@ class Dense(Transform):
         """w T^-T."""
         return self.forward(w) if self.orthogonal else w @ self._factor("factor_inverse", w).T
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """n^2, one matrix-vector product."""
         return self.n * self.n
 
@@ -225,7 +225,7 @@ class PerHead(Transform):
         """w T^-T."""
         return self.forward(w) if self.orthogonal else self._multiply(w, self._factor("blocks_inverse", w).mT)
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """n d: each head is a d x d product."""
         return self.n * self.get_buffer("blocks").shape[-1]
 
@@ -267,9 +267,9 @@ class Compose(Transform):
             w = transform.inverse_transpose(w)
         return w
 
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         """The sum over the parts."""
-        return sum(transform.multiply_adds() for transform in self.transforms)
+        return sum(transform.macs() for transform in self.transforms)
 
 
 def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:

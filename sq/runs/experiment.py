@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sq.config.parse import as_config, reference
 from sq.config.settings import ExperimentSettings
-from sq.runs.atomic import jsonable, write_arrays, write_text
+from sq.io import jsonable, write_arrays, write_text
 from sq.runs.environment import command, environment, git_commit, source_hash
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sq.config.settings import ExperimentSettings
-from sq.runs.atomic import write_json
+from sq.io import write_json
 
 SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"
 WINDOWS = "windows.npz"  # values by window
-ACTIVATIONS = "activations.npz"  # what sq.activations keeps, where the task asks for it
+ACTIVATIONS = "activations.npz"  # what sq.quantize.stage_record keeps, where the task asks for it
 
 
 class Measured(Protocol):
@@ -34,7 +34,7 @@ class Measured(Protocol):
 
 
 class Executor(Protocol):
-    """The seam between the run directory and the measurement: `sq.execute.execute` unless the config says otherwise."""
+    """Measures one run: `sq.runs.execute.execute` unless the config names another."""
 
     def __call__(self, settings: ExperimentSettings, run_dir: Path, /) -> Measured: ...
 

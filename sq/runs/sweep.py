@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sq.config.parse import parse
-from sq.runs.atomic import write_json
+from sq.io import write_json
 from sq.runs.experiment import experiment
-from sq.runs.report import print_results
 from sq.runs.results import Result, read_result
+from sq.runs.results_table import print_results
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # the exit status of a command ended by Ctrl-C

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sq.method import LayerView, SiteStatistics
-from sq.models.families import SITES, Geometry
+from sq.models.families import SITES, ModelDimensions
+from sq.quantize.method import LayerView, SiteStatistics
 
 
-def _geometry_of(**sizes: int) -> Geometry:
+def _dimensions_of(**sizes: int) -> ModelDimensions:
     """A small Llama's sizes, changed as asked."""
     small = {"hidden": 16, "intermediate": 24, "heads": 4, "kv_heads": 2, "head_dim": 4, "layers": 2}
-    return Geometry(**{**small, **sizes})
+    return ModelDimensions(**{**small, **sizes})
 
 
 def _statistics_of(tokens: Tensor) -> SiteStatistics:
@@ -26,21 +26,21 @@ def _statistics_of(tokens: Tensor) -> SiteStatistics:
     return SiteStatistics(tokens, tokens.square().mean(0).sqrt(), tokens.abs().amax(0), None, len(tokens))
 
 
-def _view_of(geometry: Geometry, tokens: int = 64, index: int = 0) -> LayerView:
+def _view_of(dimensions: ModelDimensions, tokens: int = 64, index: int = 0) -> LayerView:
     """Gaussian tokens and weights at every site; channel 1 of each site is ten times as loud."""
     generator = torch.Generator().manual_seed(index)
     samples, weights = {}, {}
     for site in SITES:
-        n = geometry.width(site)
+        n = dimensions.width(site)
         samples[site] = torch.randn(tokens, n, generator=generator)
         samples[site][:, 1] *= 10
         weights[site] = torch.randn(2 * n, n, generator=generator)
-    return LayerView(index, {site: _statistics_of(x) for site, x in samples.items()}, weights, geometry)
+    return LayerView(index, {site: _statistics_of(x) for site, x in samples.items()}, weights, dimensions)
 
 
 @pytest.fixture
-def geometry_of() -> Callable[..., Geometry]:
-    return _geometry_of
+def dimensions_of() -> Callable[..., ModelDimensions]:
+    return _dimensions_of
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sq.baselines.duquant import FIRST_ROWS, DuQuant, base_rotation, greedy_rotation, greedy_step, zigzag
 from sq.errors import CalibrationError, QuantizationError
-from sq.method import LayerView, SiteStatistics
-from sq.models.families import SITES, Geometry
+from sq.models.families import SITES, ModelDimensions
+from sq.quantize.method import LayerView, SiteStatistics
 from sq.rotation import Compose, Diagonal, Kronecker
 from sq.rotation.permutation import Permutation
 
@@ -99,41 +99,41 @@ def test_zigzag_gives_blocks_the_most_equal_peaks_of_all_permutations(values: li
 
 
 def test_sequence_at_each_site_and_its_cost(
-    geometry_of: Callable[..., Geometry], view_of: Callable[..., LayerView]
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    geometry = geometry_of(heads=4, kv_heads=2)
+    dimensions = dimensions_of(heads=4, kv_heads=2)
     method = DuQuant(block=8, rotation_steps=6)
-    transforms = method.layer_transforms(view_of(geometry))
+    transforms = method.layer_transforms(view_of(dimensions))
     for site in SITES:
         online = transforms[site].online
         assert isinstance(online, Compose)
         kinds = [type(part) for part in online.transforms]
         smoothed_online = [Diagonal] if site == "o" else []  # grouped KV heads
         assert kinds == [*smoothed_online, Kronecker, Permutation, Kronecker]
-        n = geometry.width(site)
-        assert online.multiply_adds() == n * (2 * 8 + len(smoothed_online))
+        n = dimensions.width(site)
+        assert online.macs() == n * (2 * 8 + len(smoothed_online))
         assert (transforms[site].folded is None) == (site == "o")
 
 
 def test_heads_that_are_not_grouped_fold_the_smoothing_of_o_into_v(
-    geometry_of: Callable[..., Geometry], view_of: Callable[..., LayerView]
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    transforms = DuQuant(block=8, rotation_steps=2).layer_transforms(view_of(geometry_of(heads=4, kv_heads=4)))
+    transforms = DuQuant(block=8, rotation_steps=2).layer_transforms(view_of(dimensions_of(heads=4, kv_heads=4)))
     assert isinstance(transforms["o"].folded, Diagonal)
 
 
 def test_planted_channel_is_gone_after_the_whole_sequence(
-    geometry_of: Callable[..., Geometry],
+    dimensions_of: Callable[..., ModelDimensions],
     statistics_of: Callable[[Tensor], SiteStatistics],
     view_of: Callable[..., LayerView],
 ) -> None:
-    view = view_of(geometry_of(hidden=64), tokens=200)
+    view = view_of(dimensions_of(hidden=64), tokens=200)
     view.statistics["qkv"].tokens[:, 9] *= 50
     spiked = LayerView(
-        0, {**view.statistics, "qkv": statistics_of(view.statistics["qkv"].tokens)}, view.weights, view.geometry
+        0, {**view.statistics, "qkv": statistics_of(view.statistics["qkv"].tokens)}, view.weights, view.dimensions
     )
     method = DuQuant(alpha=0.0, block=8, rotation_steps=32)
-    x = method.layer_transforms(spiked)["qkv"].tokens(spiked.statistics["qkv"].tokens, "qkv", view.geometry)
+    x = method.layer_transforms(spiked)["qkv"].tokens(spiked.statistics["qkv"].tokens, "qkv", view.dimensions)
     before = spiked.statistics["qkv"].tokens.abs().amax(0)
     assert float(before.max() / before.median()) > 50
     after = x.abs().amax(0)
@@ -141,13 +141,13 @@ def test_planted_channel_is_gone_after_the_whole_sequence(
 
 
 def test_same_seed_same_transforms_and_layers_differ(
-    geometry_of: Callable[..., Geometry], view_of: Callable[..., LayerView]
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    geometry = geometry_of()
+    dimensions = dimensions_of()
 
     def matrix(seed: int, index: int = 0) -> Tensor:
-        view = view_of(geometry)
-        view = LayerView(index, view.statistics, view.weights, geometry)
+        view = view_of(dimensions)
+        view = LayerView(index, view.statistics, view.weights, dimensions)
         online = DuQuant(block=8, rotation_steps=4, seed=seed).layer_transforms(view)["down"].online
         assert online is not None
         return online.matrix()
@@ -158,17 +158,17 @@ def test_same_seed_same_transforms_and_layers_differ(
 
 
 def test_block_that_does_not_divide_names_the_sites_and_the_largest_that_does(
-    geometry_of: Callable[..., Geometry], view_of: Callable[..., LayerView]
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    geometry = geometry_of(hidden=48, intermediate=120, heads=4, head_dim=6)
+    dimensions = dimensions_of(hidden=48, intermediate=120, heads=4, head_dim=6)
     with pytest.raises(QuantizationError, match=r"block=16 .*o \(24\), down \(120\); .*divisor of 24"):
-        DuQuant(block=16).layer_transforms(view_of(geometry))
+        DuQuant(block=16).layer_transforms(view_of(dimensions))
 
 
 def test_nan_in_calibration_names_layer_and_site(
-    geometry_of: Callable[..., Geometry], view_of: Callable[..., LayerView]
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    view = view_of(geometry_of(), index=5)
+    view = view_of(dimensions_of(), index=5)
     view.statistics["down"].tokens[2, 3] = torch.nan
     with pytest.raises(CalibrationError, match="layer 5, down"):
         DuQuant(block=8, rotation_steps=1).layer_transforms(view)

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from sq.baselines.flatquant import FlatLayer, FlatQuant, factor_pair, initial_scale
 from sq.errors import QuantizationError, TrainingError
-from sq.learn.log import TrainingLog
-from sq.method import LayerPlan, LayerView
-from sq.models.families import SITES, Geometry
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.models.families import SITES, ModelDimensions
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.quantize.method import LayerPlan, LayerView
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.training_log import TrainingLog
 from sq.rotation import Kronecker
 
 FOUR, CACHE = ActivationQuantizer(4), ActivationQuantizer(4, "asymmetric", group_size=12)
@@ -122,7 +123,7 @@ class Unrounded(FlatQuant):
     def plan(self, layer: LayerView) -> LayerPlan:
         block = copy(layer.block)
         assert block is not None
-        block.recipe = W4A4KV4 if block.geometry.head_dim == 12 else W4A4
+        block.recipe = W4A4KV4 if block.dimensions.head_dim == 12 else W4A4
         return replace(super().plan(replace(layer, block=block)), weight_ranges={}, activation_clips={})
 
 
@@ -177,10 +178,10 @@ def test_a_seed_gives_the_same_bits(llama: Path) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_initial_scales_are_the_papers_formula(
-    alpha: float, view_of: Callable[..., LayerView], geometry_of: Callable[..., Geometry]
+    alpha: float, view_of: Callable[..., LayerView], dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
     """d_j max|x_j|^alpha / max|W_j|^(1 - alpha) is one number for all channels; d < 1 makes activations quieter."""
-    view = view_of(geometry_of())
+    view = view_of(dimensions_of())
     for site in ("qkv", "gate_up", "down"):
         d, peak = initial_scale(view, site, alpha).float(), view.statistics[site].peak
         ratio = d * peak**alpha / view.weights[site].abs().amax(0) ** (1 - alpha)
@@ -208,7 +209,7 @@ def test_transforms_have_the_places_and_sizes_of_the_table(llama: Path) -> None:
     assert across is not None
     assert heads is not None
     assert keys is not None
-    assert across.multiply_adds() == 72 * 6  # the head_dim side is an identity
+    assert across.macs() == 72 * 6  # the head_dim side is an identity
     assert heads.n == 24  # two KV heads
     assert keys.n == 12
 
@@ -274,10 +275,10 @@ def test_a_prime_size_has_one_full_factor(n: int, pair: tuple[int, int]) -> None
 
 
 def test_a_view_without_a_block_is_refused(
-    view_of: Callable[..., LayerView], geometry_of: Callable[..., Geometry]
+    view_of: Callable[..., LayerView], dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
     with pytest.raises(QuantizationError, match="layer 3 came without a block"):
-        FlatQuant().plan(view_of(geometry_of(), index=3))
+        FlatQuant().plan(view_of(dimensions_of(), index=3))
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,19 @@ from torch import Tensor
 
 from sq.baselines import omniquant
 from sq.baselines.omniquant import KEYS, LearnedLayer, OmniQuant, initial_scales
-from sq.capture import StackedWeights, capture
 from sq.errors import QuantizationError, TrainingError
-from sq.learn.block import TrainingBlock
-from sq.learn.log import TrainingLog
-from sq.method import LayerPlan, LayerView, SiteStatistics
-from sq.models.attention import AttentionInput
-from sq.models.families import SITES, Geometry
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import Scheme
+from sq.formats.weight import WeightQuantizer
+from sq.models.families import SITES, ModelDimensions
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.quant import ActivationQuantizer, Scheme, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.nn.attention import AttentionInput
+from sq.quantize.collect import StackedWeights, capture
+from sq.quantize.method import LayerPlan, LayerView, SiteStatistics
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.training_block import TrainingBlock
+from sq.quantize.training_log import TrainingLog
 from sq.rotation import Diagonal
 
 
@@ -42,7 +44,7 @@ def layer_of(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32, t
     """Layer 1 of a checkpoint on random hidden states with a loud channel; the rounded stream is a little off."""
     stream = DecoderStream(folder, dtype=dtype)
     layer, generator = stream.layer(1), torch.Generator().manual_seed(5)
-    reference = [torch.randn(2, tokens, stream.geometry.hidden, generator=generator, dtype=dtype) for _ in range(2)]
+    reference = [torch.randn(2, tokens, stream.dimensions.hidden, generator=generator, dtype=dtype) for _ in range(2)]
     for batch in reference:
         batch[..., 4] *= 20
     inputs = [batch + 0.05 * torch.randn(batch.shape, generator=generator, dtype=dtype) for batch in reference]
@@ -53,8 +55,8 @@ def layer_of(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32, t
     with torch.no_grad():
         statistics, _ = capture(stream.family, layer, lambda batch: run(layer, batch), inputs, index=1, sites=SITES)
     log = TrainingLog(None, "omniquant")
-    block = TrainingBlock(1, layer, run, stream.family, stream.geometry, recipe, inputs, reference, log)
-    return LayerView(1, statistics, StackedWeights(stream.family, layer), stream.geometry, block)
+    block = TrainingBlock(1, layer, run, stream.family, stream.dimensions, recipe, inputs, reference, log)
+    return LayerView(1, statistics, StackedWeights(stream.family, layer), stream.dimensions, block)
 
 
 def random_scales(learned: LearnedLayer, seed: int = 0) -> None:
@@ -75,10 +77,10 @@ def learned_of(view: LayerView, *, let: bool = True, lwc: bool = True) -> Learne
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_scales_start_at_the_formula_from_q_up_and_the_group_of_o(
-    alpha: float, geometry_of: Callable[..., Geometry], statistics_of: Callable[[Tensor], SiteStatistics]
+    alpha: float, dimensions_of: Callable[..., ModelDimensions], statistics_of: Callable[[Tensor], SiteStatistics]
 ) -> None:
     """By hand: two query heads of one feature share a KV head, hidden 2, intermediate 1; a dead channel keeps 1."""
-    geometry = geometry_of(hidden=2, intermediate=1, heads=2, kv_heads=1, head_dim=1)
+    dimensions = dimensions_of(hidden=2, intermediate=1, heads=2, kv_heads=1, head_dim=1)
     tokens = {"qkv": [[9.0, 1.0], [-4.0, 2.0]], "o": [[3.0, -5.0]], "gate_up": [[6.0, 0.0]], "down": [[1.0]]}
     weights = {
         "qkv": [[1.0, -3.0], [-2.0, 2.0], [50.0, 50.0], [50.0, 50.0]],  # q has two rows, k and v one each
@@ -90,7 +92,7 @@ def test_scales_start_at_the_formula_from_q_up_and_the_group_of_o(
         0,
         {site: statistics_of(torch.tensor(x)) for site, x in tokens.items()},
         {site: torch.tensor(w) for site, w in weights.items()},
-        geometry,
+        dimensions,
     )
     scales = initial_scales(view, alpha)
     expected = {
@@ -116,9 +118,9 @@ def test_any_scales_leave_the_layer_unchanged(family: str, tmp_path: Path) -> No
     view = layer_of(tmp_path, recipe_of(inside=True), torch.float64)
     learned = learned_of(view)
     random_scales(learned)
-    block, geometry = learned.block, view.geometry
-    assert learned.scales[KEYS].shape == (1 if family == "qwen3" else geometry.kv_heads, geometry.head_dim // 2)
-    assert learned.scales["o"].shape == (geometry.kv_heads * geometry.head_dim,)
+    block, dimensions = learned.block, view.dimensions
+    assert learned.scales[KEYS].shape == (1 if family == "qwen3" else dimensions.kv_heads, dimensions.head_dim // 2)
+    assert learned.scales["o"].shape == (dimensions.kv_heads * dimensions.head_dim,)
     with torch.no_grad():
         out = block.outputs(block.inputs[0])
         changed = block.outputs(block.inputs[0], learned.transformed())
@@ -286,7 +288,7 @@ def test_what_is_learned_follows_what_is_rounded(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=r"16-bit weights have no ranges to learn; set method\.let=true"):
         OmniQuant(let=False).plan(view)
     with pytest.raises(QuantizationError, match="layer 1 came without a block"):
-        OmniQuant().plan(LayerView(1, view.statistics, view.weights, view.geometry))
+        OmniQuant().plan(LayerView(1, view.statistics, view.weights, view.dimensions))
 
 
 @pytest.mark.parametrize("setting", ["let_lr", "lwc_lr"])

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sq.baselines.quarot import QuaRot
 from sq.errors import QuantizationError
-from sq.method import LayerView
-from sq.models.families import Geometry
+from sq.models.families import ModelDimensions
+from sq.quantize.method import LayerView
 from sq.rotation import Hadamard, Transform
 
 
-def blind(geometry: Geometry, index: int = 0) -> LayerView:
+def blind(dimensions: ModelDimensions, index: int = 0) -> LayerView:
     """A layer without statistics or weights: QuaRot must not read any."""
-    return LayerView(index, {}, {}, geometry)
+    return LayerView(index, {}, {}, dimensions)
 
 
 def sylvester(n: int) -> Tensor:
@@ -27,55 +27,59 @@ def sylvester(n: int) -> Tensor:
     return torch.tensor(signs, dtype=torch.float64) / n**0.5
 
 
-def dense(method: QuaRot, site: str, geometry: Geometry) -> Tensor:
-    eye = torch.eye(geometry.width(site), dtype=torch.float64)
-    return method.layer_transforms(blind(geometry))[site].tokens(eye, site, geometry)
+def dense(method: QuaRot, site: str, dimensions: ModelDimensions) -> Tensor:
+    eye = torch.eye(dimensions.width(site), dtype=torch.float64)
+    return method.layer_transforms(blind(dimensions))[site].tokens(eye, site, dimensions)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 8), (8, 8, 4), (2, 1, 16), (1, 1, 8)], ids=str)
 def test_o_gets_the_full_hadamard_over_all_heads(
-    heads: int, kv_heads: int, head_dim: int, geometry_of: Callable[..., Geometry]
+    heads: int, kv_heads: int, head_dim: int, dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
-    geometry = geometry_of(heads=heads, kv_heads=kv_heads, head_dim=head_dim)
-    torch.testing.assert_close(dense(QuaRot(), "o", geometry), sylvester(heads * head_dim), rtol=0, atol=1e-12)
+    dimensions = dimensions_of(heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    torch.testing.assert_close(dense(QuaRot(), "o", dimensions), sylvester(heads * head_dim), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(12, 8), (20, 4), (28, 4), (40, 4)], ids=str)
 def test_o_gets_some_hadamard_over_all_heads_where_the_count_is_no_power_of_two(
-    heads: int, head_dim: int, geometry_of: Callable[..., Geometry]
+    heads: int, head_dim: int, dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
-    geometry = geometry_of(heads=heads, kv_heads=heads // 4, head_dim=head_dim)
-    total = dense(QuaRot(), "o", geometry)
+    dimensions = dimensions_of(heads=heads, kv_heads=heads // 4, head_dim=head_dim)
+    total = dense(QuaRot(), "o", dimensions)
     torch.testing.assert_close(total.abs(), torch.full_like(total, total.shape[0] ** -0.5), rtol=0, atol=1e-12)
     torch.testing.assert_close(total @ total.T, torch.eye(len(total), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_without_cross_head_each_head_keeps_its_own_hadamard(geometry_of: Callable[..., Geometry]) -> None:
-    geometry = geometry_of(heads=6, kv_heads=2, head_dim=8)
+def test_without_cross_head_each_head_keeps_its_own_hadamard(dimensions_of: Callable[..., ModelDimensions]) -> None:
+    dimensions = dimensions_of(heads=6, kv_heads=2, head_dim=8)
     expected = torch.block_diag(*[sylvester(8)] * 6)
-    torch.testing.assert_close(dense(QuaRot(cross_head="none"), "o", geometry), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense(QuaRot(cross_head="none"), "o", dimensions), expected, rtol=0, atol=1e-12)
 
 
-def test_only_o_and_down_are_online_and_counted_as_fast_transforms(geometry_of: Callable[..., Geometry]) -> None:
-    geometry = geometry_of(heads=8, head_dim=4, intermediate=64)
-    transforms = QuaRot().layer_transforms(blind(geometry))
+def test_only_o_and_down_are_online_and_counted_as_fast_transforms(
+    dimensions_of: Callable[..., ModelDimensions],
+) -> None:
+    dimensions = dimensions_of(heads=8, head_dim=4, intermediate=64)
+    transforms = QuaRot().layer_transforms(blind(dimensions))
     assert set(transforms) == {"o", "down"}
     o, down = transforms["o"].online, transforms["down"].online
     assert o is not None
     assert down is not None
     assert transforms["down"].folded is None
-    assert o.multiply_adds() == 32 * 3
-    assert down.multiply_adds() == 64 * 6
+    assert o.macs() == 32 * 3
+    assert down.macs() == 64 * 6
     torch.testing.assert_close(down.matrix(), sylvester(64), rtol=0, atol=1e-12)
 
 
-def residual(method: QuaRot, geometry: Geometry) -> Transform | None:
-    return method.residual_rotation({}, geometry)
+def residual(method: QuaRot, dimensions: ModelDimensions) -> Transform | None:
+    return method.residual_rotation({}, dimensions)
 
 
-def test_residual_rotation_is_signs_then_hadamard_and_follows_the_seed(geometry_of: Callable[..., Geometry]) -> None:
-    geometry = geometry_of(hidden=32)
-    first, again, other = (residual(QuaRot(seed=seed), geometry) for seed in (1, 1, 2))
+def test_residual_rotation_is_signs_then_hadamard_and_follows_the_seed(
+    dimensions_of: Callable[..., ModelDimensions],
+) -> None:
+    dimensions = dimensions_of(hidden=32)
+    first, again, other = (residual(QuaRot(seed=seed), dimensions) for seed in (1, 1, 2))
     assert isinstance(first, Hadamard)
     assert isinstance(again, Hadamard)
     assert isinstance(other, Hadamard)
@@ -86,24 +90,24 @@ def test_residual_rotation_is_signs_then_hadamard_and_follows_the_seed(geometry_
     assert not torch.equal(first.matrix(), other.matrix())
 
 
-def test_every_rotation_can_be_left_out(geometry_of: Callable[..., Geometry]) -> None:
+def test_every_rotation_can_be_left_out(dimensions_of: Callable[..., ModelDimensions]) -> None:
     method = QuaRot(residual="none", head="none", cross_head="none", down="none", keys="none")
-    assert method.residual_rotation({}, geometry_of()) is None
-    assert method.key_transform(blind(geometry_of())) is None
-    for transform in method.layer_transforms(blind(geometry_of())).values():
+    assert method.residual_rotation({}, dimensions_of()) is None
+    assert method.key_transform(blind(dimensions_of())) is None
+    for transform in method.layer_transforms(blind(dimensions_of())).values():
         assert transform.folded is None
         assert transform.online is None
 
 
 @pytest.mark.parametrize("heads", [3, 6, 9, 14, 15])
 def test_head_counts_without_a_hadamard_name_the_option_that_works(
-    heads: int, geometry_of: Callable[..., Geometry]
+    heads: int, dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
-    geometry = geometry_of(heads=heads, kv_heads=1)
+    dimensions = dimensions_of(heads=heads, kv_heads=1)
     with pytest.raises(QuantizationError, match=rf"layer 3, o: .*query heads of {heads} has no.*method\.cross_head"):
-        QuaRot().layer_transforms(blind(geometry, index=3))
+        QuaRot().layer_transforms(blind(dimensions, index=3))
     for kind in ("orthogonal", "none"):
-        total = dense(QuaRot(cross_head=kind), "o", geometry)  # type: ignore[arg-type]
+        total = dense(QuaRot(cross_head=kind), "o", dimensions)  # type: ignore[arg-type]
         torch.testing.assert_close(total @ total.T, torch.eye(len(total), dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -116,13 +120,13 @@ def test_head_counts_without_a_hadamard_name_the_option_that_works(
     ],
 )
 def test_other_sizes_without_a_hadamard_name_their_option(
-    sizes: dict[str, int], said: str, geometry_of: Callable[..., Geometry]
+    sizes: dict[str, int], said: str, dimensions_of: Callable[..., ModelDimensions]
 ) -> None:
-    geometry = geometry_of(**sizes)
+    dimensions = dimensions_of(**sizes)
 
     def build() -> None:
-        residual(QuaRot(), geometry)
-        QuaRot().layer_transforms(blind(geometry))
+        residual(QuaRot(), dimensions)
+        QuaRot().layer_transforms(blind(dimensions))
 
     with pytest.raises(QuantizationError, match=said):
         build()

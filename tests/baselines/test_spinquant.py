@@ -17,18 +17,19 @@ from torch import Tensor
 
 from sq.baselines.spinquant import LEARNED, STATE, SpinQuant
 from sq.errors import CheckpointError, QuantizationError, TrainingError
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
 from sq.learn.cayley import skew
-from sq.learn.log import TRAINING, TrainingLog
 from sq.learn.rotated_model import RotatedModel
 from sq.learn.rotations import Rotations
-from sq.learn.training import Training
-from sq.method import LayerView
-from sq.models.families import Geometry
+from sq.models.families import ModelDimensions
 from sq.models.fold import fold_site, rotate_residual
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.quantize.method import LayerView
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.training import Training
+from sq.quantize.training_log import TRAINING, TrainingLog
 from sq.rotation import Dense, Hadamard, PerHead, random_orthogonal
 
 FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
@@ -64,9 +65,9 @@ def training_of(folder: Path, ids: Tensor, recipe: Recipe, dtype: torch.dtype) -
     return pipeline_of(folder, ids, SpinQuant(), recipe, dtype=dtype)._training()
 
 
-def random_rotations(geometry: Geometry, dtype: torch.dtype = torch.float64) -> Rotations:
-    heads = [random_orthogonal(geometry.head_dim, seed) for seed in range(geometry.layers)]
-    return Rotations(random_orthogonal(geometry.hidden, 99), torch.stack(heads)).to(dtype)
+def random_rotations(dimensions: ModelDimensions, dtype: torch.dtype = torch.float64) -> Rotations:
+    heads = [random_orthogonal(dimensions.head_dim, seed) for seed in range(dimensions.layers)]
+    return Rotations(random_orthogonal(dimensions.hidden, 99), torch.stack(heads)).to(dtype)
 
 
 def gradients(model: RotatedModel, rotations: Rotations, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,16 +82,16 @@ def test_rotated_parameters_are_what_folding_makes(family: str, tmp_path: Path) 
     """Folding writes W R1, R1^T W, values and biases by its own code; the same numbers, biases included."""
     save_random(tmp_path, family)
     training = training_of(tmp_path, torch.zeros(1, 2, dtype=torch.int64), FULL, torch.float64)
-    rotations, down = random_rotations(training.geometry), Dense(random_orthogonal(84, 5), orthogonal=True)
+    rotations, down = random_rotations(training.dimensions), Dense(random_orthogonal(84, 5), orthogonal=True)
     model = RotatedModel(training, FULL, down=down)
     for index, block in enumerate(model.blocks):
         found = model.parameters(block, rotations.residual, rotations.heads[index])
         expected, family_of = training.block(index).layer, block.family
         rotate_residual(family_of, expected, Dense(rotations.residual, orthogonal=True))
-        head = PerHead(rotations.heads[index].expand(training.geometry.kv_heads, -1, -1))
-        fold_site(family_of, expected, "o", head, training.geometry.head_dim)
+        head = PerHead(rotations.heads[index].expand(training.dimensions.kv_heads, -1, -1))
+        fold_site(family_of, expected, "o", head, training.dimensions.head_dim)
         out, inner = expected.get_submodule("self_attn.o_proj"), expected.get_submodule("mlp.down_proj")
-        every = PerHead(rotations.heads[index].expand(training.geometry.heads, -1, -1))
+        every = PerHead(rotations.heads[index].expand(training.dimensions.heads, -1, -1))
         out.weight.data = every(out.weight.data)
         inner.weight.data = down(inner.weight.data)
         for name, parameter in found.items():
@@ -109,7 +110,7 @@ def test_unrounded_loss_is_transformers_own_for_any_rotations_and_has_no_gradien
     ids = torch.randint(0, 97, (2, 19), generator=torch.Generator().manual_seed(0))
     training = training_of(tmp_path, ids, FULL, torch.float64)
     rotated = RotatedModel(training, FULL, down=Dense(random_orthogonal(84, 5), orthogonal=True))
-    rotations = random_rotations(training.geometry)
+    rotations = random_rotations(training.dimensions)
     loss, residual, heads = gradients(rotated, rotations, ids)
     with torch.no_grad():
         assert float(loss) == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-6)  # computed in float32
@@ -124,7 +125,7 @@ def test_gradients_match_finite_differences_off_the_manifold(tmp_path: Path) -> 
     save_random(tmp_path, "qwen2")
     ids = torch.randint(0, 97, (2, 15), generator=torch.Generator().manual_seed(0))
     training = training_of(tmp_path, ids, FULL, torch.float64)
-    model, rotations = RotatedModel(training, FULL), random_rotations(training.geometry)
+    model, rotations = RotatedModel(training, FULL), random_rotations(training.dimensions)
     _, *found = gradients(model, rotations, ids)
     generator, h = torch.Generator().manual_seed(1), 1e-6
     for _ in range(3):
@@ -151,12 +152,12 @@ def test_rounded_loss_is_that_of_the_model_which_the_pipeline_makes(recipe: Reci
     pipeline = pipeline_of(folder, ids, method, recipe)
     pipeline.prepare()
     with torch.no_grad():
-        deployed = pipeline.stream.assemble(list(pipeline.layers()), pipeline.ends)(ids, labels=ids).loss
-    training, geometry = training_of(folder, ids, recipe, torch.float32), pipeline.stream.geometry
-    keys = Hadamard(geometry.head_dim) if recipe is KV4 else None
-    trained = RotatedModel(training, recipe, down=Hadamard(geometry.intermediate), keys=keys)
-    full = RotatedModel(training, FULL, down=Hadamard(geometry.intermediate))
-    rotations = method.start(geometry).to(torch.float32)
+        deployed = pipeline.stream.assemble(list(pipeline.layers()), pipeline.embeddings_and_head)(ids, labels=ids).loss
+    training, dimensions = training_of(folder, ids, recipe, torch.float32), pipeline.stream.dimensions
+    keys = Hadamard(dimensions.head_dim) if recipe is KV4 else None
+    trained = RotatedModel(training, recipe, down=Hadamard(dimensions.intermediate), keys=keys)
+    full = RotatedModel(training, FULL, down=Hadamard(dimensions.intermediate))
+    rotations = method.start(dimensions).to(torch.float32)
     assert float(trained.loss(rotations, ids, 0)) == pytest.approx(float(deployed), rel=1e-3)
     assert float(deployed) > 1.02 * float(full.loss(rotations, ids, 0)), (
         "rounding must matter for this to mean anything"
@@ -205,7 +206,7 @@ def test_same_seed_same_rotations_bit_for_bit(small: tuple[Path, Tensor]) -> Non
 def test_recomputed_layers_change_nothing_and_float64_products_little(small: tuple[Path, Tensor]) -> None:
     folder, ids = small
     training = training_of(folder, ids, W4A4, torch.float32)
-    rotations = random_rotations(training.geometry, torch.float32)
+    rotations = random_rotations(training.dimensions, torch.float32)
     kinds: dict[str, dict[str, Any]] = {"as is": {}, "recompute": {"recompute": True}}
     found = {name: gradients(RotatedModel(training, KV4, **kind), rotations, ids) for name, kind in kinds.items()}
     for a, b in zip(found["as is"], found["recompute"], strict=True):
@@ -318,9 +319,9 @@ def test_what_is_rounded_in_training(
     assert tuple(map(str, bits)) == expected
 
 
-def test_start_is_randomized_hadamards_that_follow_the_seed(geometry_of: Callable[..., Geometry]) -> None:
-    geometry = geometry_of(hidden=32, head_dim=8)
-    start, again, other = (SpinQuant(seed=seed).start(geometry) for seed in (0, 0, 1))
+def test_start_is_randomized_hadamards_that_follow_the_seed(dimensions_of: Callable[..., ModelDimensions]) -> None:
+    dimensions = dimensions_of(hidden=32, head_dim=8)
+    start, again, other = (SpinQuant(seed=seed).start(dimensions) for seed in (0, 0, 1))
     torch.testing.assert_close(start.residual.abs(), torch.full((32, 32), 32**-0.5, dtype=torch.float64))
     torch.testing.assert_close(start.heads.abs(), torch.full((2, 8, 8), 8**-0.5, dtype=torch.float64))
     assert start.error() < 1e-12
@@ -331,17 +332,17 @@ def test_start_is_randomized_hadamards_that_follow_the_seed(geometry_of: Callabl
 
 def test_only_down_is_online_and_keys_are_rotated(small: tuple[Path, Tensor]) -> None:
     method = trained(*small, steps=1)
-    geometry = DecoderStream(small[0]).geometry
-    view = LayerView(1, {}, {}, geometry)
+    dimensions = DecoderStream(small[0]).dimensions
+    view = LayerView(1, {}, {}, dimensions)
     transforms = method.layer_transforms(view)
     assert set(transforms) == {"o", "down"}
     assert transforms["o"].online is None
     assert isinstance(transforms["down"].online, Hadamard)
     assert isinstance(method.key_transform(view), Hadamard)
     assert method.learned is not None
-    heads = transforms["o"].tokens(torch.eye(48, dtype=torch.float64), "o", geometry)
+    heads = transforms["o"].tokens(torch.eye(48, dtype=torch.float64), "o", dimensions)
     torch.testing.assert_close(heads, torch.block_diag(*[method.learned.heads[1]] * 4))
-    residual = method.residual_rotation({}, geometry)
+    residual = method.residual_rotation({}, dimensions)
     assert residual is not None
     torch.testing.assert_close(residual.matrix(), method.learned.residual)
 
@@ -373,9 +374,9 @@ def test_training_that_overflows_names_step_and_setting(small: tuple[Path, Tenso
         trained(tmp_path, small[1])
 
 
-def test_rotations_are_asked_for_after_learning(geometry_of: Callable[..., Geometry]) -> None:
+def test_rotations_are_asked_for_after_learning(dimensions_of: Callable[..., ModelDimensions]) -> None:
     with pytest.raises(QuantizationError, match="call learn first"):
-        SpinQuant().residual_rotation({}, geometry_of())
+        SpinQuant().residual_rotation({}, dimensions_of())
 
 
 @pytest.mark.parametrize(
@@ -404,6 +405,6 @@ def test_a_bfloat16_checkpoint_is_trained_in_float32(small: tuple[Path, Tensor])
     for dtype in (torch.float32, torch.bfloat16):
         model = RotatedModel(training_of(folder, ids, FULL, dtype), FULL)
         assert model.dtype == torch.float32
-        losses.append(float(model.loss(random_rotations(model.geometry, torch.float32), ids, 0)))
+        losses.append(float(model.loss(random_rotations(model.dimensions, torch.float32), ids, 0)))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]

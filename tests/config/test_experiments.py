@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 
-from sq.activations import ActivationRecord
-from sq.build import build_method
 from sq.config import compose as composing
 from sq.config.compose import compose_jobs
 from sq.config.parse import CONF, options
 from sq.config.settings import ExperimentSettings
+from sq.quantize.stage_record import StageRecord
+from sq.runs.build import build_method
 from sq.runs.runid import run_id
 
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
@@ -38,7 +38,7 @@ def test_every_job_would_run(name: str) -> None:
         method = build_method(job.method)
         assert method.name == job.method.name
         if (kept := job.task.activations) is not None:
-            ActivationRecord(method, kept.layer, kept.site, kept.tokens, layers=8)
+            StageRecord(method, kept.layer, kept.site, kept.tokens, layers=8)
     ids = [run_id(job) for job in jobs(name)]
     assert len(set(ids)) == len(ids), "two jobs are one and the same run"
 

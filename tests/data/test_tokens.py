@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sq.data import tokens
-from sq.data.atomic import atomic_folder
 from sq.data.tokens import token_row, tokenizer_fingerprint
+from sq.io import atomic_folder
 
 
 def test_one_text_is_what_the_tokenizer_gives(with_bos: PreTrainedTokenizerFast) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sq.config.compose import compose
-from sq.execute import execute
-from sq.learn.block import TrainingBlock
+from sq.quantize.training_block import TrainingBlock
+from sq.runs.execute import execute
 from sq.runs.experiment import experiment, run
 
 SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sq.config.compose import compose
-from sq.execute import execute
+from sq.runs.execute import execute
 
 WINDOWS = 24
 HADAMARD = ["method=ablation/hadamard"]

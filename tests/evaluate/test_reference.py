@@ -39,7 +39,7 @@ def evaluated(folder: Path, ids: Tensor, scale: float = 1.01) -> tuple[Scores, i
         return read(index)
 
     stream.layer = counted  # type: ignore[method-assign]
-    evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], stream.ends(), batch=2)
+    evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], stream.embeddings_and_head(), batch=2)
     for index in range(stream.count):
         layer = other.layer(index)
         with torch.no_grad():

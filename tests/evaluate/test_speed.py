@@ -19,20 +19,22 @@ from models.checkpoints import SIZES, save_random
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sq.cli.speed import architecture, main
 from sq.config.compose import compose
 from sq.config.parse import options
 from sq.evaluate.speed import fake_of, full_precision, kinds, linear_bytes, measure, measure_speed, weight_bytes
-from sq.evaluate.speed.__main__ import architecture, main
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
-from sq.execute import execute
-from sq.linear import QuantizedLinear
-from sq.method import Method
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.methods.singlequant import SingleQuant
+from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.plain import RoundToNearest
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
-from sq.singlequant import SingleQuant
+from sq.nn.assemble import assemble
+from sq.nn.linear import QuantizedLinear
+from sq.quantize.method import Method
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.runs.execute import execute
 
 ONLINE = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
@@ -43,12 +45,12 @@ def ids_of(count: int = 4, length: int = 12) -> Tensor:
 
 def quantized(folder: Path, *, packed: bool, method: Method = ONLINE) -> tuple[DecoderStream, PreTrainedModel]:
     stream = DecoderStream(folder, dtype=torch.float32)
-    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.geometry.head_dim)
+    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.dimensions.head_dim)
     weights = WeightRecipe("rtn", WeightQuantizer(4))
     recipe = Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
     pipeline = Pipeline(stream, method, recipe, ids_of(), batch=2, packed=packed)
     pipeline.prepare()
-    return stream, stream.assemble(list(pipeline.layers()), pipeline.ends)
+    return stream, assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -275,7 +277,7 @@ def test_speed_is_measured_without_the_packages_of_runs() -> None:
     code = (
         "import sys; blocked = ('hydra', 'omegaconf', 'wandb', 'datasets', 'lm_eval', 'pandas')\n"
         "for name in blocked: sys.modules[name] = None\n"
-        "import sq.evaluate.speed.__main__; print('fine')"
+        "import sq.cli.speed; print('fine')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "fine\n"

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.packing import pack, unpack
+from sq.formats.weight import WeightQuantizer
 from sq.kernels.int4_matmul import PackedWeight, int4_matmul, int4_matmul_reference, int8_planes, weight_sums
 from sq.kernels.int4_matmul.tiles import DECODE_TOKENS, Shape, decode_launches, decode_tokens, prefill_launches
 from sq.kernels.rotate_quantize import Container, PackedActivations, rotate_quantize
-from sq.quant.activation import ActivationQuantizer
-from sq.quant.grid import SCHEMES, Scheme
-from sq.quant.packing import pack, unpack
-from sq.quant.weight import WeightQuantizer
 
 CONTAINERS = ("int4", "int8", "int8_planes")
 every_form = pytest.mark.parametrize("form", ["prefill", "decode"])

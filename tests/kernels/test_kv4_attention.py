@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.packing import pack, unpack
 from sq.kernels.kv4_attention import (
     Kv4Cache,
     Kv4Partials,
@@ -22,9 +25,6 @@ from sq.kernels.kv4_attention import (
     kv4_cache,
     kv4_partials,
 )
-from sq.quant.activation import ActivationQuantizer, clip_candidates
-from sq.quant.grid import SCHEMES, Scheme
-from sq.quant.packing import pack, unpack
 
 SEARCH = clip_candidates(4, 9)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)

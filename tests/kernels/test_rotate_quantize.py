@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.packing import pack, unpack
 from sq.kernels.rotate_quantize import PackedActivations, rotate_quantize
 from sq.kernels.rotate_quantize.reference import pack_nibbles, rotate
 from sq.kernels.rotate_quantize.tiles import tile_obstacle
-from sq.quant.activation import ActivationQuantizer, clip_candidates
-from sq.quant.grid import SCHEMES, Scheme
-from sq.quant.packing import pack, unpack
 from sq.rotation.hadamard import hadamard_matrix, random_orthogonal
 from sq.rotation.kronecker import Kronecker
 

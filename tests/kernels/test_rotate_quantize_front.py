@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.grid import SCHEMES, Scheme
 from sq.kernels.rotate_quantize import Balance, Norm, PackedActivations, rotate_quantize
 from sq.kernels.rotate_quantize.front import Front, front_reference
 from sq.kernels.rotate_quantize.reference import rotate
-from sq.quant.activation import ActivationQuantizer, clip_candidates
-from sq.quant.grid import SCHEMES, Scheme
 from sq.rotation.hadamard import random_orthogonal
 from sq.rotation.low_rank import LowRank
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.packing import unpack
 from sq.kernels.rotate_quantize import rotate_quantize
 from sq.kernels.rotate_quantize.reference import rotate
-from sq.quant.activation import ActivationQuantizer
-from sq.quant.grid import SCHEMES, Scheme
-from sq.quant.packing import unpack
 from sq.rotation.hadamard import hadamard_matrix, random_orthogonal
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)

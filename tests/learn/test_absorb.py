@@ -9,17 +9,17 @@ import torch
 from models.checkpoints import FAMILIES, save_random
 from torch import Tensor, nn
 
+from sq.formats.weight import WeightQuantizer
 from sq.learn.absorb import absorbed
-from sq.learn.block import TrainingBlock
-from sq.learn.log import TrainingLog
-from sq.method import LayerPlan
 from sq.models.families import SITES
+from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream
-from sq.quant import WeightQuantizer
-from sq.quantize_layer import install_plan
-from sq.recipe import Recipe, WeightRecipe
+from sq.quantize.apply import install_plan
+from sq.quantize.method import LayerPlan
+from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.training_block import TrainingBlock
+from sq.quantize.training_log import TrainingLog
 from sq.rotation import Diagonal, Kronecker, PerHead
-from sq.site import SiteTransform
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -32,7 +32,7 @@ def block_of(stream: DecoderStream, layer: nn.Module) -> TrainingBlock:
     def run(call: object, hidden: Tensor) -> Tensor:
         return stream.forward(0, call, hidden)  # type: ignore[arg-type]
 
-    return TrainingBlock(0, layer, run, stream.family, stream.geometry, recipe, (), (), TrainingLog(None, "someone"))
+    return TrainingBlock(0, layer, run, stream.family, stream.dimensions, recipe, (), (), TrainingLog(None, "someone"))
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_parameters_and_outputs_are_those_of_the_installed_layer(
 ) -> None:
     save_random(tmp_path, family)
     stream = DecoderStream(tmp_path, dtype=torch.float64)
-    geometry = stream.geometry
+    dimensions = stream.dimensions
     sites = {}
     for seed, site in enumerate(chosen):
-        n = geometry.width(site)
+        n = dimensions.width(site)
         folded = Diagonal(random(n, seed=seed)) if site != "o" else None
         online = Kronecker(n // 2, random(2, 2, seed=seed), orthogonal=False)
         sites[site] = SiteTransform(
-            folded or PerHead(random(geometry.kv_heads, geometry.head_dim, geometry.head_dim), False), online
+            folded or PerHead(random(dimensions.kv_heads, dimensions.head_dim, dimensions.head_dim), False), online
         )
     block = block_of(stream, stream.layer(0))
-    hidden = torch.randn(2, 9, geometry.hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(2, 9, dimensions.hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     original = stream.forward(0, block.layer, hidden)
     found = absorbed(block, sites)
     with block.quantized({site: t.online for site, t in sites.items() if t.online is not None}):
@@ -62,7 +62,7 @@ def test_parameters_and_outputs_are_those_of_the_installed_layer(
     torch.testing.assert_close(outputs, original, rtol=1e-9, atol=1e-9)
 
     installed = stream.layer(0)
-    install_plan(stream.family, geometry, installed, LayerPlan(sites))
+    install_plan(stream.family, dimensions, installed, LayerPlan(sites))
     changed = {**dict(block.layer.named_parameters()), **found}
     for name, value in [*installed.named_parameters(), *installed.named_buffers()]:
         if name in changed:

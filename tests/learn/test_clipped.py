@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.differentiable import fake_between
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.weight import WeightQuantizer
 from sq.learn.clipped import clipped_weight
 from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.quant.differentiable import fake_between
-from sq.quant.grid import SCHEMES, Scheme
 
 
 def made(rows: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.weight import WeightQuantizer
 from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
-from sq.quant import SCHEMES, ActivationQuantizer, Scheme, WeightQuantizer
 
 START = 1 / (1 + exp(-4.0))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sq.errors import TrainingError
 from sq.learn.fit import Group, batches_of, fit
-from sq.learn.log import TrainingLog
+from sq.quantize.training_log import TrainingLog
 
 
 def log() -> TrainingLog:

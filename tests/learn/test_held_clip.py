@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sq.formats.grid import Scheme
+from sq.formats.weight import WeightQuantizer
 from sq.learn.held_clip import HeldClip
-from sq.quant import Scheme, WeightQuantizer
 
 
 def weight(seed: int = 0) -> Tensor:

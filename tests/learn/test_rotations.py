@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from sq.errors import CheckpointError
 from sq.learn.rotations import Rotations, load_rotations
-from sq.models.families import Geometry
+from sq.models.families import ModelDimensions
 from sq.rotation import random_orthogonal
 
-GEOMETRY = Geometry(hidden=8, intermediate=12, heads=2, kv_heads=1, head_dim=4, layers=3)
+GEOMETRY = ModelDimensions(hidden=8, intermediate=12, heads=2, kv_heads=1, head_dim=4, layers=3)
 
 
 def rotations() -> Rotations:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.differentiable import fake_between
+from sq.formats.grid import SCHEMES, Scheme, grid_from_range
 from sq.learn.rounding import RangeGradient, differentiable, round_on, row_extremes
-from sq.quant import SCHEMES, ActivationQuantizer, Scheme
-from sq.quant.differentiable import fake_between
-from sq.quant.grid import grid_from_range
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sq.errors import QuantizationError
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
 from sq.learn.train_bits import describe, parse_bits, recipe_at
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe, WeightRecipe
 
 RECIPE = Recipe(
     WeightRecipe("gptq", WeightQuantizer(4, "asymmetric", 32)),

@@ -9,12 +9,14 @@ from models.checkpoints import SIZES
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sq.method import Method
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.plain import RoundToNearest
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
+from sq.nn.assemble import assemble
+from sq.quantize.method import Method
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
 
 
 def ids_of(count: int, length: int, seed: int = 0) -> Tensor:
@@ -36,9 +38,9 @@ def quantized(
     head: quantizes keys, values and, where asked, queries; asymmetric for each head if None.
     """
     stream = DecoderStream(folder, dtype=dtype)
-    head = head or ActivationQuantizer(bits, "asymmetric", group_size=stream.geometry.head_dim)
+    head = head or ActivationQuantizer(bits, "asymmetric", group_size=stream.dimensions.head_dim)
     weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
     recipe = Recipe(weights, queries=head if queries else None, keys=head, values=head)
     pipeline = Pipeline(stream, method or RoundToNearest(), recipe, ids_of(2, 16), batch=2)
     pipeline.prepare()
-    return stream.assemble(list(pipeline.layers()), pipeline.ends)
+    return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)

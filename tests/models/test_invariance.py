@@ -14,12 +14,13 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from sq.method import Method
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
-from sq.pipeline import Pipeline
-from sq.quant import ActivationQuantizer, WeightQuantizer
-from sq.recipe import Recipe, WeightRecipe
-from sq.singlequant import SingleQuant
+from sq.quantize.method import Method
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
 
 ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
 METHODS = {
@@ -58,8 +59,8 @@ def transformed_logits(folder: Path, method: Method, dtype: torch.dtype) -> tupl
     pipeline = Pipeline(stream, method, recipe, ids, batch=2)
     pipeline.prepare()
     with torch.no_grad():
-        rotated = stream.assemble(list(pipeline.layers()), pipeline.ends)(ids).logits
-        original = stream.assemble(list(stream.layers()), stream.ends())(ids).logits
+        rotated = stream.assemble(list(pipeline.layers()), pipeline.embeddings_and_head)(ids).logits
+        original = stream.assemble(list(stream.layers()), stream.embeddings_and_head())(ids).logits
     return rotated, original
 
 

@@ -10,15 +10,15 @@ from models.checkpoints import FAMILIES, SIZES, save_random
 from models.test_invariance import exact_norms  # noqa: F401
 from torch import Tensor, nn
 
-from sq.models.attention import AttentionInput
 from sq.models.fold import fold_query_key
 from sq.models.stream import DecoderStream
+from sq.nn.attention import AttentionInput
 
 
 def scale_of(stream: DecoderStream, heads: int, seed: int = 0) -> Tensor:
     """Factors between 0.3 and 3 of either sign."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (heads, stream.geometry.head_dim // 2)
+    shape = (heads, stream.dimensions.head_dim // 2)
     signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
     return signs * 10 ** (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5)
 
@@ -42,20 +42,20 @@ def test_layer_is_unchanged_while_keys_are_scaled(family: str, shared: bool, tmp
     """Bound 1e-10 of the largest output; keys themselves are k t and queries q / t, group by group."""
     save_random(tmp_path, family)
     stream = DecoderStream(tmp_path, dtype=torch.float64)
-    geometry = stream.geometry
+    dimensions = stream.dimensions
     if stream.family.head_norms and not shared:
         pytest.skip("gains of head norms are shared by all heads")
-    t = scale_of(stream, 1 if shared else geometry.kv_heads)
-    hidden = torch.randn(2, 11, geometry.hidden, dtype=torch.float64)
+    t = scale_of(stream, 1 if shared else dimensions.kv_heads)
+    hidden = torch.randn(2, 11, dimensions.hidden, dtype=torch.float64)
     layer = stream.layer(0)
     out, queries, keys = seen_inside(stream, layer, hidden)
-    fold_query_key(stream.family, layer, t, geometry)
+    fold_query_key(stream.family, layer, t, dimensions)
     scaled_out, scaled_queries, scaled_keys = seen_inside(stream, layer, hidden)
     assert float((scaled_out - out).abs().max() / out.abs().max()) < 1e-10
-    for head in range(geometry.kv_heads):
+    for head in range(dimensions.kv_heads):
         factor = t[0 if shared else head].repeat(2)
         torch.testing.assert_close(scaled_keys[:, head], keys[:, head] * factor, rtol=1e-5, atol=1e-5)
-        group = geometry.heads // geometry.kv_heads
+        group = dimensions.heads // dimensions.kv_heads
         for query in range(head * group, (head + 1) * group):
             torch.testing.assert_close(scaled_queries[:, query], queries[:, query] / factor, rtol=1e-5, atol=1e-5)
 
@@ -64,12 +64,12 @@ def test_a_factor_for_each_channel_would_not_be_exact(tmp_path: Path) -> None:
     """Why one factor covers a pair: RoPE mixes channels i and i + head_dim / 2, and scaling them apart shows."""
     save_random(tmp_path, "llama")
     stream = DecoderStream(tmp_path, dtype=torch.float64)
-    layer, hidden = stream.layer(0), torch.randn(1, 11, stream.geometry.hidden, dtype=torch.float64)
+    layer, hidden = stream.layer(0), torch.randn(1, 11, stream.dimensions.hidden, dtype=torch.float64)
     out, *_ = seen_inside(stream, layer, hidden)
-    channels = torch.linspace(0.5, 2, stream.geometry.head_dim, dtype=torch.float64)
+    channels = torch.linspace(0.5, 2, stream.dimensions.head_dim, dtype=torch.float64)
     query, key, _ = (layer.get_submodule(name) for name in stream.family.linears["qkv"])
-    query.weight.data /= channels.repeat(stream.geometry.heads)[:, None]
-    key.weight.data *= channels.repeat(stream.geometry.kv_heads)[:, None]
+    query.weight.data /= channels.repeat(stream.dimensions.heads)[:, None]
+    key.weight.data *= channels.repeat(stream.dimensions.kv_heads)[:, None]
     wrong, *_ = seen_inside(stream, layer, hidden)
     assert float((wrong - out).abs().max() / out.abs().max()) > 1e-2
 
@@ -79,13 +79,13 @@ def test_a_factor_for_each_channel_would_not_be_exact(tmp_path: Path) -> None:
 def test_other_shapes_are_refused(family: str, allowed: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     save_random(tmp_path, family)
     stream = DecoderStream(tmp_path)
-    assert stream.geometry.kv_heads == SIZES["num_key_value_heads"] == 2
+    assert stream.dimensions.kv_heads == SIZES["num_key_value_heads"] == 2
     with pytest.raises(ValueError, match=rf"{family} has shape .*allowed: .*{allowed}"):
-        fold_query_key(stream.family, stream.layer(0), torch.ones(shape), stream.geometry)
+        fold_query_key(stream.family, stream.layer(0), torch.ones(shape), stream.dimensions)
 
 
 def test_head_norms_refuse_a_scale_of_each_head(tmp_path: Path) -> None:
     save_random(tmp_path, "qwen3")
     stream = DecoderStream(tmp_path)
     with pytest.raises(ValueError, match=r"shape \(2, 6\); allowed: \[\(1, 6\)\]"):
-        fold_query_key(stream.family, stream.layer(0), torch.ones(2, 6), stream.geometry)
+        fold_query_key(stream.family, stream.layer(0), torch.ones(2, 6), stream.dimensions)

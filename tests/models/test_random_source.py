@@ -68,7 +68,7 @@ def test_a_stream_of_random_weights_is_transformers_own_model(tied: bool) -> Non
     expected.tie_weights()
     ids = torch.randint(0, SIZES["vocab_size"], (2, 11))
     with torch.no_grad():
-        found = stream.assemble(list(stream.layers()), stream.ends())(ids).logits
+        found = stream.assemble(list(stream.layers()), stream.embeddings_and_head())(ids).logits
         torch.testing.assert_close(found, expected(ids).logits, rtol=1e-5, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import torch
 from models.checkpoints import FAMILIES, SIZES, random_model, save_random
 
 from sq.errors import CheckpointError
-from sq.models.families import Geometry, check_layer, family_of
+from sq.models.families import ModelDimensions, check_layer, family_of
 from sq.models.stream import DecoderStream
 
 
@@ -24,12 +24,12 @@ def test_streamed_and_assembled_logits_equal_transformers(family: str, tied: boo
     """Masks, sliding windows, rotary embeddings and tied heads are transformers' own, so logits are bitwise equal."""
     reference = save_random(tmp_path, family, tied=tied)(tokens()).logits
     stream = DecoderStream(tmp_path, dtype=torch.float32)
-    ends, layers = stream.ends(), list(stream.layers())
-    hidden = ends.embed(tokens())
+    outer, layers = stream.embeddings_and_head(), list(stream.layers())
+    hidden = outer.embed(tokens())
     for index, layer in enumerate(layers):
         hidden = stream.forward(index, layer, hidden)
-    torch.testing.assert_close(ends.logits(hidden), reference, rtol=0, atol=0)
-    assembled = stream.assemble(layers, ends)
+    torch.testing.assert_close(outer.logits(hidden), reference, rtol=0, atol=0)
+    assembled = stream.assemble(layers, outer)
     torch.testing.assert_close(assembled(tokens()).logits, reference, rtol=0, atol=0)
 
 
@@ -51,7 +51,7 @@ def test_skeleton_holds_no_memory(tmp_path: Path) -> None:
 def test_generation_works_on_the_assembled_model(tmp_path: Path) -> None:
     model = save_random(tmp_path, "llama")
     stream = DecoderStream(tmp_path, dtype=torch.float32)
-    assembled = stream.assemble(list(stream.layers()), stream.ends())
+    assembled = stream.assemble(list(stream.layers()), stream.embeddings_and_head())
     arguments = {"max_new_tokens": 5, "do_sample": False}
     torch.testing.assert_close(
         assembled.generate(tokens(1, 6), **arguments), model.generate(tokens(1, 6), **arguments), rtol=0, atol=0
@@ -60,9 +60,9 @@ def test_generation_works_on_the_assembled_model(tmp_path: Path) -> None:
 
 def test_geometry_reads_head_dim_that_is_not_hidden_over_heads(tmp_path: Path) -> None:
     save_random(tmp_path, "qwen3")
-    geometry = DecoderStream(tmp_path).geometry
-    assert geometry == Geometry(hidden=60, intermediate=84, heads=6, kv_heads=2, head_dim=12, layers=3)
-    assert [geometry.width(site) for site in ("qkv", "o", "gate_up", "down")] == [60, 72, 60, 84]
+    dimensions = DecoderStream(tmp_path).dimensions
+    assert dimensions == ModelDimensions(hidden=60, intermediate=84, heads=6, kv_heads=2, head_dim=12, layers=3)
+    assert [dimensions.width(site) for site in ("qkv", "o", "gate_up", "down")] == [60, 72, 60, 84]
 
 
 def test_unknown_architecture_is_refused_with_the_supported_list() -> None:

@@ -101,7 +101,7 @@ def test_low_rank_balance_equates_both_moments_on_its_directions(rank: int, scal
     rest = torch.eye(12, dtype=torch.float64) - u @ u.T
     torch.testing.assert_close(rest @ dense, rest, rtol=0, atol=1e-12)
     torch.testing.assert_close(transform(x) @ transform.inverse_transpose(w).T, x @ w.T, rtol=0, atol=1e-8)
-    assert transform.multiply_adds() == 2 * 12 * rank + (12 if scaled else 0)
+    assert transform.macs() == 2 * 12 * rank + (12 if scaled else 0)
 
 
 def test_subspace_iteration_finds_the_leading_directions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_it_equals_its_permutation_matrix_and_keeps_products(n: int, tokens: int
     assert torch.equal(transform.inverse(transform(x)), x)
     torch.testing.assert_close(transform(x) @ transform.inverse_transpose(w).T, x @ w.T, rtol=0, atol=1e-12)
     assert transform.orthogonal
-    assert transform.multiply_adds() == 0
+    assert transform.macs() == 0
 
 
 def test_it_composes_and_keeps_its_integers_through_casts_and_saving() -> None:

@@ -153,7 +153,7 @@ def test_factors_made_under_inference_mode_serve_training() -> None:
 
 
 def test_multiply_adds_count_what_is_applied() -> None:
-    counts = {kind: build(3, 5, 0).multiply_adds() for kind, build in BUILDERS.items()}
+    counts = {kind: build(3, 5, 0).macs() for kind, build in BUILDERS.items()}
     assert counts["identity"] == 0
     assert counts["diagonal"] == 15
     assert counts["dense"] == 15 * 15
@@ -164,8 +164,8 @@ def test_multiply_adds_count_what_is_applied() -> None:
     assert counts["low rank"] == 15 + 2 * 15 * 3
     assert counts["low rank, no diagonal"] == 2 * 15
     assert counts["composed"] == 15 + 15 * 8 + 15 * 15
-    assert Hadamard(256).multiply_adds() == 256 * 8
-    assert Hadamard(768).multiply_adds() == 768 * (12 + 6)
+    assert Hadamard(256).macs() == 256 * 8
+    assert Hadamard(768).macs() == 768 * (12 + 6)
 
 
 @pytest.mark.parametrize(

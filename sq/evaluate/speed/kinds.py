@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sq.evaluate.speed.models import fake_of, free_memory, full_bytes, full_precision
-from sq.memory import return_freed
-from sq.models.kv_cache import int4_obstacle
+from sq.models.memory import return_freed
 from sq.models.stream import DecoderStream
+from sq.nn.kv_cache import int4_obstacle
 
 # Share of the free memory that models measured side by side may take; the rest is for caches and activations.
 ROOM = 0.7

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sq.evaluate.speed.kinds import grouped, holds_int4, is_graph, model_of, models_for, obstacle, release
 from sq.evaluate.speed.models import linear_bytes, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
-from sq.memory import PeakMemory
+from sq.models.memory import PeakMemory
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sq.linear import PackedLinear, QuantizedLinear
+from sq.formats.weight import QuantizedWeight
 from sq.models.families import Family
 from sq.models.parts import weight_of
-from sq.models.stream import DecoderStream, Ends
-from sq.quant import QuantizedWeight
-from sq.quantize_layer import replace_linear
-from sq.site_input import SiteInput
+from sq.models.stream import DecoderStream, EmbeddingsAndHead
+from sq.nn.assemble import assemble
+from sq.nn.linear import PackedLinear, QuantizedLinear
+from sq.nn.parts import replace_linear
+from sq.nn.site_input import SiteInput
 
 
 def full_precision(stream: DecoderStream) -> PreTrainedModel:
     """The original model in bfloat16; a tied head is tied again, as transformers holds it."""
     dtype = torch.bfloat16
     layers = [layer.to(dtype) for layer in stream.layers()]
-    ends = stream.ends()
-    found = Ends(embedding=ends.embedding.to(dtype), norm=ends.norm.to(dtype), head=ends.head.to(dtype))
+    outer = stream.embeddings_and_head()
+    found = EmbeddingsAndHead(embedding=outer.embedding.to(dtype), norm=outer.norm.to(dtype), head=outer.head.to(dtype))
     model = stream.assemble(layers, found)
     if stream.config.tie_word_embeddings:
         model.get_submodule(stream.family.head).weight = model.get_submodule(stream.family.embedding).weight
@@ -43,8 +44,10 @@ def fake_of(stream: DecoderStream, packed: PreTrainedModel) -> PreTrainedModel:
     family, device = stream.family, stream.device
     layers = [_fake_layer(stream, index, layer) for index, layer in enumerate(layers_of(packed, family))]
     embedding, norm, head = (packed.get_submodule(path) for path in (family.embedding, family.final_norm, family.head))
-    ends = Ends(weight_of(embedding, "").to(device), copy.deepcopy(norm).to(device), weight_of(head, "").to(device))
-    return stream.assemble(layers, ends)
+    outer = EmbeddingsAndHead(
+        weight_of(embedding, "").to(device), copy.deepcopy(norm).to(device), weight_of(head, "").to(device)
+    )
+    return assemble(stream, layers, outer)
 
 
 def _fake_layer(stream: DecoderStream, index: int, packed: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from sq.models.kv_cache import Int4Cache
+from sq.nn.kv_cache import Int4Cache
 
 Replay = Callable[[], None]
 

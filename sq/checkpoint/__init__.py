@@ -1,0 +1,1 @@
+"""Packed model folders, and their registration with transformers."""

@@ -1,0 +1,1 @@
+"""The command lines: run, generate, bench, report."""

@@ -1,0 +1,31 @@
+"""`sq-bench`: the kernels on a GPU beside yardsticks and floors; with --cpu, packed linears on this CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sq.kernels.bench import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line and run one of the two parts; return the exit status (sq/kernels/bench/cli.py)."""
+    parser = cli.parser()
+    parser.add_argument("--cpu", action="store_true", help="packed, fake-quantized and bfloat16 linears on this CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch, with --cpu (default: torch's own choice)")
+    asked = parser.parse_args(arguments)
+    if not asked.cpu:
+        if asked.threads is not None:
+            parser.error("--threads is of the CPU part; add --cpu")
+        return cli.run(asked)
+    if asked.tune:
+        parser.error("--tune is of the GPU part; leave --cpu out")
+    if asked.threads is not None and asked.threads < 1:
+        parser.error(f"--threads is {asked.threads}; use 1 or more")
+    from sq.cli import bench_cpu
+
+    return bench_cpu.run(asked.only, quick=asked.quick, threads=asked.threads, listed=asked.list, out=asked.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

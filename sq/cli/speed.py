@@ -1,0 +1,117 @@
+"""`python -m sq.evaluate.speed random_llama2_7b`: the speed of random weights where Hydra is not installed.
+
+The same measurement as `python run.py model=random_llama2_7b task=speed`, without a run directory: tokens per second
+and bytes, and everything as JSON with --json. Weights are rounded without a clip search, which changes no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from transformers import PreTrainedModel
+
+import sq
+from sq.config.settings import SpeedKind
+from sq.data.windows import random_token_windows
+from sq.errors import SQError
+from sq.evaluate.speed import Speed, measure_speed
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.methods.singlequant import SingleQuant
+from sq.methods.yardsticks import RoundToNearest
+from sq.models.random_source import RandomSource
+from sq.models.stream import DecoderStream
+from sq.nn.assemble import assemble
+from sq.progress import progress_bar, shown_in
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+
+CONF = Path(sq.__file__).parent / "conf"
+METHODS = {"singlequant": SingleQuant, "rtn": RoundToNearest}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse a command line, measure, print; return the exit status."""
+    shapes = sorted(path.stem for path in (CONF / "model").glob("random_*.yaml"))
+    parser = argparse.ArgumentParser(prog="python -m sq.evaluate.speed", description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=shapes)
+    parser.add_argument("--method", choices=METHODS, default="singlequant")
+    parser.add_argument("--kv4", action="store_true", help="keys and values of 4 bits")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=get_args(SpeedKind), default=["bf16", "bf16_graph", "packed", "packed_graph"]
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--prompt", type=int, default=2048)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for a first look")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="where the metrics and facts go")
+    asked = parser.parse_args(arguments)
+    try:
+        found = _measured(asked)
+    except SQError as error:
+        print(f"sq.evaluate.speed: {error}", file=sys.stderr)
+        return 1
+    _print(found, asked)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps({"metrics": found.metrics, "speed": found.facts}, indent=2) + "\n")
+    return 0
+
+
+def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
+    """The sizes in conf/model/<model>.yaml, over what all random models share."""
+    files = (CONF / "random_checkpoint.yaml", CONF / "model" / f"{model}.yaml")
+    sizes: dict[str, Any] = {}
+    for file in files:
+        sizes |= yaml.safe_load(file.read_text(encoding="utf-8"))["architecture"]
+    return sizes if layers is None else {**sizes, "num_hidden_layers": layers}
+
+
+def _measured(asked: argparse.Namespace) -> Speed:
+    device = torch.device(asked.device)
+    source = RandomSource(architecture(asked.model, asked.layers), device=device)
+    stream = DecoderStream(source, device=device)
+    needs_packed = any(not kind.startswith("bf16") for kind in asked.kinds)
+    with progress_bar() as progress:
+        packed = _packed(stream, asked.method, asked.kv4) if needs_packed else None
+        return measure_speed(
+            stream,
+            packed,
+            kinds=asked.kinds,
+            batches=asked.batches,
+            prompt=asked.prompt,
+            new_tokens=asked.new_tokens,
+            repeats=asked.repeats,
+            show=shown_in(progress),
+        )
+
+
+def _packed(stream: DecoderStream, method: str, kv4: bool) -> PreTrainedModel:
+    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.dimensions.head_dim) if kv4 else None
+    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(4, clip=1.0)), ActivationQuantizer(4), keys=cache, values=cache)
+    ids = random_token_windows(stream.config.vocab_size, tokens=512, window=256).ids
+    pipeline = Pipeline(stream, METHODS[method](), recipe, ids, packed=True)
+    pipeline.prepare()
+    return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)
+
+
+def _print(found: Speed, asked: argparse.Namespace) -> None:
+    facts = found.facts
+    print(f"{asked.model} (random weights), {asked.method}, {facts['device']}, torch {torch.__version__}")
+    for kind, reason in facts["left_out"].items():
+        print(f"left out: {kind}: {reason}")
+    for key, value in found.metrics.items():
+        number = f"{value / 1e9:.3f} GB" if "_bytes/" in key else f"{value:,.1f} tokens/s"
+        print(f"{key:48s} {number}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The clip factor that minimizes each row's quantization error, exactly, over a list of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.formats.grid import Scheme, grid_from_range, row_range
+
+# Entries worked on at a time. On a CPU a chunk and its two scratch buffers (3 MB) stay in cache, where an elementwise
+# pass is 3x faster than from memory; on a GPU the chunk only bounds the temporaries.
+_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25
+
+
+def row_chunks(rows: int, n: int, device: torch.device) -> Iterator[slice]:
+    """Slices over `rows` rows of n entries that each hold a cache-sized number of entries."""
+    step = max(1, (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK) // max(1, n))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
+
+
+def best_clip(
+    rows: Tensor, clips: Sequence[float], bits: int, scheme: Scheme, *, include_zero: bool = True, norm: float = 2.0
+) -> Tensor:
+    """Per row the clip that minimizes sum |q(x) - x|^norm; of equal ones the first in clips.
+
+    For norm > 2 most candidates are ruled out without a power function, which costs more than all else together: log
+    sum |e|^p is convex in p (Lyapunov's inequality), hence sum |e|^norm >= (sum e^2)^(norm - 1) / (sum |e|)^(norm - 2).
+    Only candidates whose bound is below the cost of the candidate with the least bound are evaluated (9 to 17 of 80
+    on Gaussian rows at 4 bits and norm 2.4). The result is that of the full search.
+
+    Args:
+        rows: (R, n) float32, n > 0; few enough to fit in cache (row_chunks).
+        clips: candidates in (0, 1].
+        norm: at least 2.
+
+    Returns: (R, 1) float32. Rows that hold NaN or inf get any candidate.
+    """
+    if norm < 2:
+        raise QuantizationError(f"the norm of the clip search is {norm}; use 2 or more")
+    low, high = row_range(rows)
+    candidates = torch.tensor(clips, dtype=rows.dtype, device=rows.device)
+    # costs in units of the unclipped scale stay far from overflow and underflow
+    unit = grid_from_range(low, high, bits, scheme, include_zero=include_zero).scale
+    nearest, error = torch.empty_like(rows), torch.empty_like(rows)
+    bound = rows.new_empty(len(clips), rows.shape[0])
+    for number, factor in enumerate(clips):
+        grid = grid_from_range(low, high, bits, scheme, factor, include_zero=include_zero)
+        grid.residual(rows, nearest, error)
+        relative = (grid.scale / unit).squeeze(1)
+        bound[number] = torch.linalg.vector_norm(error, dim=1).square_()
+        if norm > 2:
+            absolute = error.abs_().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
+            bound[number].pow_(norm - 1).div_(absolute.pow_(norm - 2))
+        bound[number].mul_(relative.pow_(norm))
+    if norm == 2:
+        return candidates[bound.argmin(0)].unsqueeze(1)
+
+    def cost(index: Tensor, row: Tensor) -> Tensor:
+        """Exact costs of (candidate, row) pairs."""
+        result = torch.empty(row.shape, dtype=rows.dtype, device=rows.device)
+        for part in row_chunks(row.shape[0], rows.shape[1], rows.device):
+            r, clip = row[part], candidates[index[part], None]
+            grid = grid_from_range(low[r], high[r], bits, scheme, clip, include_zero=include_zero)
+            x = rows[r]
+            e = grid.residual(x, torch.empty_like(x), x).abs_().pow_(norm)
+            result[part] = e.sum(1) * (grid.scale / unit[r]).squeeze(1).pow_(norm)
+        return result
+
+    every = torch.arange(rows.shape[0], device=rows.device)
+    first = bound.argmin(0)
+    costs = torch.full_like(bound, torch.inf)
+    costs[first, every] = cost(first, every)
+    # the slack keeps float32 rounding of the bound from ruling out a winner
+    open_ = bound * (1 - 1e-4) <= costs[first, every]
+    open_[first, every] = False
+    row, index = open_.T.nonzero(as_tuple=True)
+    costs[index, row] = cost(index, row)
+    return candidates[costs.argmin(0)].unsqueeze(1)

@@ -1,0 +1,149 @@
+"""Files and folders that are either whole or absent: written beside their place, synced, then renamed. Reads JSON.
+
+Nothing here imports torch: the config check and the tables write files too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from sq.errors import FileError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` with a temporary file in the same folder and rename it to `path`.
+
+    A reader never sees half a file, whenever the writer dies; a file that was there before stays until the rename.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes atomically."""
+    write_atomic(path, lambda stream: _write_all(stream, data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON atomically: NaN and inf become null, because JSON has no word for them.
+
+    Values that JSON does not know become numbers or lists where they convert (numpy, torch) and text otherwise.
+    """
+    write_text(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileError: the file is missing, cannot be read or is not JSON; the message names the file and the place.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError
+        raise FileError(f"{path} is not valid JSON ({error}): it is damaged; make it or fetch it again") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an .npz file of arrays by name atomically, compressed."""
+    import numpy as np
+
+    named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    write_atomic(path, lambda stream: np.savez_compressed(stream, **named))
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with tuples as lists, numpy scalars as numbers, non-finite numbers as None and the rest as text."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    for convert in ("tolist", "item"):  # numpy arrays and scalars, torch tensors
+        if callable(method := getattr(value, convert, None)):
+            return jsonable(method())
+    return str(value)
+
+
+def _write_all(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file as a whole or not at all."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    write_bytes(path, data)
+
+
+def read_safetensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file and its metadata.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device=str(device)) as stream:
+        names = list(stream.keys())
+        return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path` that becomes `path` when the block ends well.
+
+    A folder that another process put at `path` meanwhile is kept, and ours is thrown away: names carry a hash of the
+    content, so both hold the same.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes 0700, which hides a shared cache from colleagues
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    # The only portable way to read the umask is to set it.
+    current = os.umask(0)
+    os.umask(current)
+    return current

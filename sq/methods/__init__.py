@@ -1,0 +1,1 @@
+"""SingleQuant and the two yardsticks; other methods are in baselines/."""

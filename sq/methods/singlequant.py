@@ -1,0 +1,260 @@
+"""SingleQuant: closed-form rotations built of Givens rotations, in one pass and without gradients (arXiv 2511.22316).
+
+The paper's abstract fixes two rotations, ART against massive outliers and URT towards uniformity, Kronecker structured.
+How this project reads what the abstract leaves open is derived in sq/rotation/README.md; every choice is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.formats.activation import shared_clip
+from sq.models.families import SITES, ModelDimensions
+from sq.models.site_transform import SiteTransform, over_heads
+from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.rotation import (
+    Art,
+    Compose,
+    Diagonal,
+    Partner,
+    PerHead,
+    RandomHadamard,
+    RandomOrthogonal,
+    Stage,
+    Statistic,
+    Target,
+    Transform,
+    Urt,
+    block_balance,
+    build_rotation,
+    dense_balance,
+    diagonal_balance,
+    has_hadamard,
+    kronecker_factors,
+    low_rank_balance,
+)
+
+StageName = Literal["art", "urt", "hadamard", "orthogonal"]
+Placement = Literal["online", "folded"]
+KeyTransform = Literal["balance", "rotation", "none"]
+ClipChoice = Literal["run", "site"]
+Mixing = Literal["none", "block", "dense"]
+CLIP_TOKENS = 1024  # that a site's clip is chosen on
+POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
+
+
+@dataclass(frozen=True)
+class SingleQuant(Method):
+    """The method and all of its options; the defaults are the recipe that wins the ablation in README.
+
+    Args:
+        name: as printed in tables.
+        order: stages in the order they are applied: "art", "urt", "hadamard" (random signs), "orthogonal" (Haar).
+        art_steps: plane rotations of ART an axis; it stops earlier when the peak no longer falls.
+        art_partner, art_statistic: which channel the peak is paired with, and what is called the peak.
+        urt_target: what URT maps to: "uniform", "flat", "hadamard", or "kurtosis" (least fourth moment).
+        urt_sweeps: sweeps of "kurtosis" over all pairs of channels.
+        kronecker: R = R1 (x) R2 at every online site, n1 and n2 closest to each other (and with a Hadamard matrix each,
+            where a stage needs one); False builds one n x n rotation (n^2 multiply-adds online).
+        balance: scale channels so that activations and weights have equal rms, folded into what produces them.
+        balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
+        rank: of the low-rank balance in front of the rotation, online; 0 for none.
+        mixing: "block" or "dense" non-orthogonal balance in front of the rotation; "dense" is a bound, n^2 online.
+        block: size of the blocks of mixing="block".
+        placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
+            values once, both absorbed into weights, and leaves only `down` online.
+        sites: sites that are transformed.
+        keys: "rotation" builds one a KV head for keys and queries after RoPE, "balance" puts a dense balance of the two
+            in front of it, at the same cost online; "none" leaves them. Where keys or queries are quantized.
+        clip: "site" takes for each site the one activation clip of least squared error on its calibration tokens, which
+            costs nothing online; "run" leaves the clip that the run says.
+        seed: of random stages.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    name: str = "singlequant"
+    order: Sequence[StageName] = ("hadamard", "urt")
+    art_steps: int = 8
+    art_partner: Partner = "smallest"
+    art_statistic: Statistic = "channel_max"
+    urt_target: Target = "kurtosis"
+    urt_sweeps: int = 1
+    kronecker: bool = True
+    balance: bool = True
+    balance_strength: float = 0.5
+    rank: int = 0
+    mixing: Mixing = "none"
+    block: int = 64
+    placement: Placement = "folded"
+    sites: Sequence[str] = SITES
+    keys: KeyTransform = "balance"
+    clip: ClipChoice = "run"
+    seed: int = 0
+    fold_norms: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        problems = [f"stage {stage!r}" for stage in self.order if stage not in get_args(StageName)]
+        problems += [f"site {site!r}" for site in self.sites if site not in SITES]
+        if problems:
+            raise ValueError(
+                f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
+            )
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "clip": ClipChoice}
+        if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
+            told = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
+            raise ValueError(". ".join(told))
+        if self.rank < 0 or self.art_steps < 0 or self.urt_sweeps < 1 or not 0 <= self.balance_strength <= 1:
+            raise ValueError(
+                f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
+                f"least 1, balance_strength={self.balance_strength} within [0, 1]"
+            )
+        if self.rank and self.mixing != "none":
+            raise ValueError(f"rank={self.rank} and mixing={self.mixing!r} both balance; set one of them")
+        self._stages()  # an unknown target or partner is told before anything is loaded
+
+    @property
+    def reads_residual(self) -> bool:
+        """The folded placement has one rotation for the whole residual stream."""
+        return self.placement == "folded"
+
+    @property
+    def second_moments(self) -> Sequence[str]:
+        """The non-diagonal balances read second moments."""
+        return self.sites if self.rank or self.mixing != "none" else ()
+
+    def residual_rotation(
+        self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions
+    ) -> Transform | None:
+        """One rotation from the pooled, normalized tokens of every layer; folded, so full width costs nothing."""
+        if not (self.reads_residual and set(samples).intersection(self.sites)):
+            return None
+        pooled = torch.cat([tokens for site, layers in samples.items() if site in self.sites for tokens in layers])
+        pooled = pooled[:: -(-len(pooled) // POOLED_TOKENS)]
+        return build_rotation(pooled, self._stages(), None, self.seed, "the residual stream")
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """Balance, then the rotation, at each of `sites`."""
+        return {site: self.site_after(layer, site, len(self.order)) for site in self.sites}
+
+    def plan(self, layer: LayerView) -> LayerPlan:
+        """Transforms, and the sites' clips where they are asked for."""
+        plan = super().plan(layer)
+        quantizer = None if layer.block is None else layer.block.recipe.activations
+        if self.clip == "run" or quantizer is None:
+            return plan
+        clips = {}
+        for site, found in layer.statistics.items():
+            if site in SITES:
+                tokens = found.tokens[:: -(-len(found.tokens) // CLIP_TOKENS)]
+                turned = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.dimensions)
+                factor = shared_clip(turned, quantizer)
+                clips[site] = (factor, factor)
+        return replace(plan, activation_clips=clips)
+
+    def key_transform(self, layer: LayerView) -> Transform | None:
+        """One block a KV head, from its keys and the queries that meet them, online after RoPE."""
+        if self.keys == "none":
+            return None
+        dimensions, stages = layer.dimensions, self._stages()
+        keys = layer.statistics["keys"].tokens.unflatten(-1, (dimensions.kv_heads, -1))  # (T, kv_heads, head_dim)
+        queries = over_heads(layer.statistics["queries"].tokens, dimensions).unflatten(-1, (dimensions.kv_heads, -1))
+        seed, blocks = self.seed + 1 + len(SITES) * dimensions.layers + layer.index, []
+        for head in range(dimensions.kv_heads):
+            tokens = keys[:, head]
+            parts: list[Transform] = []
+            if self.keys == "balance":
+                met = queries[:, :, head].flatten(0, 1)
+                moments = (part.T.double() @ part.double() / len(part) for part in (tokens, met))
+                parts.append(dense_balance(*moments))
+                tokens = parts[0](tokens)
+            name = f"layer {layer.index}, keys of head {head}"
+            parts.append(build_rotation(tokens, stages, None, seed, name))
+            blocks.append(Compose(parts).matrix())
+        return PerHead(torch.stack(blocks), orthogonal=self.keys == "rotation")
+
+    def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform:
+        """The transform of one site with the first `stages` of `order` alone; all of them are what the method does."""
+        statistics, weights, dimensions = layer.statistics[site], layer.weights[site], layer.dimensions
+        name, seed = f"layer {layer.index}, {site}", self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
+        folded: list[Transform] = []
+        if self.balance:
+            folded.append(self._balance(statistics.rms, weights, site, dimensions))
+        if self.placement == "folded" and site == "o":
+            balanced = _fold(folded).tokens(statistics.tokens, site, dimensions)
+            folded.append(self._head_rotations(balanced, dimensions, name, seed))
+        done = _fold(folded)
+        online: list[Transform] = []
+        if self.second_moments:
+            assert statistics.second_moment is not None
+            turned = done.weights(weights, site, dimensions)
+            moments = (
+                done.moment(statistics.second_moment, site, dimensions).double(),
+                (turned.T @ turned / len(turned)).double(),
+            )
+            online.append(self._mixing(*moments))
+        if self.placement == "online" or site == "down":
+            tokens = done.tokens(statistics.tokens, site, dimensions)
+            for part in online:
+                tokens = part(tokens)
+            factors = self._factors(tokens.shape[1], name) if self.kronecker else None
+            online.append(build_rotation(tokens, self._stages()[:stages], factors, seed, name))
+        return SiteTransform(done.folded, _chain(online))
+
+    def _balance(self, rms: Tensor, weights: Tensor, site: str, dimensions: ModelDimensions) -> Diagonal:
+        columns = weights.square().mean(0).sqrt()
+        if site == "o":  # the query heads of a group share their KV head's channels
+            rms = over_heads(rms, dimensions).square().mean(0).sqrt()
+            columns = over_heads(columns, dimensions).square().mean(0).sqrt()
+        return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
+
+    def _factors(self, n: int, name: str) -> tuple[int, int]:
+        needs_hadamard = "hadamard" in self.order or ("urt" in self.order and self.urt_target == "hadamard")
+        try:
+            return kronecker_factors(n, has_hadamard) if needs_hadamard else kronecker_factors(n)
+        except ValueError as error:
+            hint = "set method.kronecker=false, or leave the site out of method.sites"
+            raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
+
+    def _mixing(self, activations: Tensor, weights: Tensor) -> Transform:
+        if self.mixing == "block":
+            return block_balance(activations, weights, self.block)
+        if self.mixing == "dense":
+            return dense_balance(activations, weights)
+        return low_rank_balance(activations, weights, min(self.rank, len(activations)))
+
+    def _head_rotations(self, tokens: Tensor, dimensions: ModelDimensions, name: str, seed: int) -> PerHead:
+        """One rotation a KV head from the tokens of all its query heads."""
+        heads = over_heads(tokens, dimensions).unflatten(-1, (dimensions.kv_heads, dimensions.head_dim))
+        stages = self._stages()
+        blocks = [
+            build_rotation(heads[:, :, head].flatten(0, 1), stages, None, seed, f"{name}, KV head {head}").matrix()
+            for head in range(dimensions.kv_heads)
+        ]
+        return PerHead(torch.stack(blocks))
+
+    def _stages(self) -> list[Stage]:
+        made: dict[str, Stage] = {
+            "art": Art(self.art_steps, self.art_partner, self.art_statistic),
+            "urt": Urt(self.urt_target, self.urt_sweeps),
+            "hadamard": RandomHadamard(),
+            "orthogonal": RandomOrthogonal(),
+        }
+        return [made[stage] for stage in self.order]
+
+
+def _fold(parts: Sequence[Transform]) -> SiteTransform:
+    return SiteTransform(folded=_chain(parts))
+
+
+def _chain(parts: Sequence[Transform]) -> Transform | None:
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else Compose(parts)

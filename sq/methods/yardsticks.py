@@ -1,0 +1,33 @@
+"""The two yardsticks: full precision, and plain round-to-nearest without any transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sq.models.site_transform import SiteTransform
+from sq.quantize.method import LayerView, Method
+
+
+@dataclass(frozen=True)
+class RoundToNearest(Method):
+    """Weights and activations are quantized as they are, norm gains unfolded.
+
+    Args:
+        name: as printed in tables.
+    """
+
+    name: str = "rtn"
+
+    def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
+        """No transforms."""
+        return {}
+
+
+@dataclass(frozen=True)
+class FullPrecision(RoundToNearest):
+    """The unquantized model, in the dtype it is run in."""
+
+    name: str = "fp16"
+    quantizes: ClassVar[bool] = False

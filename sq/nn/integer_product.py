@@ -1,0 +1,75 @@
+"""Products of integer activations and integer weights: int32 sums, scaled once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sq.formats.grid import Scheme
+from sq.formats.weight import QuantizedWeight
+
+
+class Integers(NamedTuple):
+    """Activations as integers: value = (code - zero) scale, with zero = -1/2 for midrise.
+
+    Attributes:
+        codes: (..., n) int8, or uint8 for asymmetric.
+        scale: (..., G) float32, G groups a token.
+        zero: (..., G) float32 for asymmetric, else None.
+        scheme: of the grid.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    scheme: Scheme
+
+
+def integer_linear(x: Integers, weight: QuantizedWeight) -> Tensor:
+    """x W^T from integers, (..., d_out) float32, with codes q and p of activations and weights, zero points z and y:
+
+        s_t s_c (sum q p - z_t sum p - y_c sum q + n z_t y_c),    summed over groups where there are any.
+
+    The sums are exact int32 (127 * 128 * n < 2^31 for n < 132,000).
+    """
+    codes, zero = _signed(x.codes.reshape(-1, x.codes.shape[-1]), _zeros(x.zero, x.scale, x.scheme))
+    scale, zero = x.scale.reshape(-1, x.scale.shape[-1]), zero.reshape(-1, x.scale.shape[-1])
+    other, other_zero = _signed(weight.codes, _zeros(weight.zero, weight.scale, weight.scheme))
+    n, groups, other_groups = codes.shape[1], scale.shape[1], weight.scale.shape[1]
+    steps = max(groups, other_groups)  # one of the two is a multiple of the other, or 1
+    total = torch.zeros(codes.shape[0], other.shape[0], device=codes.device)
+    for step in range(steps):
+        part = slice(step * n // steps, (step + 1) * n // steps)
+        q, p = codes[:, part], other[:, part]
+        s, z = (value[:, step * groups // steps, None] for value in (scale, zero))  # (T, 1)
+        r, y = (value[:, step * other_groups // steps] for value in (weight.scale, other_zero))  # (d_out,)
+        sums = _product(q, p).float()
+        if bool((z != 0).any()):
+            sums -= z * p.sum(1, dtype=torch.int32)
+        if bool((y != 0).any()):
+            sums -= y * q.sum(1, dtype=torch.int32)[:, None]
+            sums += q.shape[1] * z * y
+        total += sums * s * r
+    return total.reshape(*x.codes.shape[:-1], -1)
+
+
+def _product(q: Tensor, p: Tensor) -> Tensor:
+    """q p^T in int32, (T, d_out)."""
+    return torch._int_mm(q.contiguous(), p.T.contiguous())
+
+
+def _zeros(zero: Tensor | None, scale: Tensor, scheme: Scheme) -> Tensor:
+    if zero is not None:
+        return zero
+    return torch.full_like(scale, -0.5 if scheme == "midrise" else 0.0)
+
+
+def _signed(codes: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes as int8 and their zero points: unsigned 8-bit codes move down by 128 with them."""
+    if codes.dtype != torch.uint8:
+        return codes, zero
+    if bool((codes > 127).any()):
+        return (codes.to(torch.int16) - 128).to(torch.int8), zero - 128
+    return codes.to(torch.int8), zero

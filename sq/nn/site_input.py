@@ -1,0 +1,154 @@
+"""What the linears of one site read: norm or gate in front -> transform -> activation quantizer, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.kernels.rotate_quantize import Norm, PackedActivations, rotate_quantize
+from sq.nn.integer_product import Integers
+from sq.nn.kernel_form import kernel_form
+from sq.rotation.transform import Transform
+
+
+class DeferredNorm(nn.Module):
+    """The RMSNorm in front of a site, which the site computes: forward hands its input on.
+
+    Between norm and linears a decoder layer does nothing, so the site can read the residual stream once for the norm,
+    the rotation and the codes.
+
+    Args:
+        weight: gain, (n,).
+        eps: added to the mean square.
+    """
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) times the gain: float32, rounded to x's dtype in front of the gain."""
+        wide = x.float()
+        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normalized.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Size and who computes it."""
+        return f"{self.weight.numel()}, eps={self.eps}, computed by the site"
+
+
+class SiteInput(nn.Module):
+    """Transform and quantize the activations of one site, once for all linears that read it.
+
+    Args:
+        transform: applied online, or None.
+        quantizer: activation quantizer, or None for 16-bit activations.
+        readers: number of linears that read the site; the result is kept until the last has it.
+
+    Attributes:
+        norm: computed in front of the transform, or None. A submodule of the decoder layer, not of this one.
+        fused: whether `packed` computes all steps in one kernel. None: on a GPU, where it saves passes over memory. On
+            a CPU it is no faster, and its float32 sums may put an activation into the neighbouring cell.
+    """
+
+    norm: DeferredNorm | None
+
+    def __init__(self, transform: Transform | None, quantizer: nn.Module | None, readers: int) -> None:
+        super().__init__()
+        self.transform = transform
+        self.quantizer = quantizer
+        self.readers = readers
+        self.fused: bool | None = None
+        self.observer: Callable[[Tensor], None] | None = None
+        self.__dict__["norm"] = None
+        self._kept: tuple[Tensor, Any, int] | None = None
+
+    def defer(self, norm: DeferredNorm) -> None:
+        """Compute this norm from now on; it stays where it is in the decoder layer, for state dicts and devices."""
+        self.__dict__["norm"] = norm
+
+    def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
+        """Fake-quantized f(x) T, shape (..., n), dtype of x; f is the norm, or silu(x) up, or nothing."""
+
+        def fake(turned: Tensor) -> Tensor:
+            return turned if self.quantizer is None else self.quantizer(turned)
+
+        result: Tensor = self._once(x, lambda: fake(self._turned(x, up)))
+        return result
+
+    def integers(self, x: Tensor, up: Tensor | None = None) -> Integers:
+        """Codes, scales and zero points of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
+        quantizer = self._integer_quantizer()
+        result: Integers = self._once(x, lambda: Integers(*quantizer.codes(self._turned(x, up)), quantizer.scheme))
+        return result
+
+    def packed(self, x: Tensor, up: Tensor | None = None) -> PackedActivations:
+        """The same as int8 planes (..., 2, n / 2), what `int4_matmul` reads without rearranging; n even, no groups."""
+        result: PackedActivations = self._once(x, lambda: self._planes(x, up))
+        return result
+
+    def _once(self, x: Tensor, quantize: Callable[[], Any]) -> Any:
+        if self._kept is not None and self._kept[0] is x:
+            source, result, left = self._kept
+            self._kept = (source, result, left - 1) if left > 1 else None
+            return result
+        result = quantize()
+        # Full readers within one forward see the very same tensor; identity is the safe key.
+        self._kept = (x, result, self.readers - 1) if self.readers > 1 else None
+        return result
+
+    def _turned(self, x: Tensor, up: Tensor | None) -> Tensor:
+        if self.norm is not None:
+            x = self.norm.apply_to(x)
+        if up is not None:
+            x = nn.functional.silu(x) * up
+        turned = x if self.transform is None else self.transform(x)
+        if self.observer is not None:
+            self.observer(turned)
+        return turned
+
+    def _planes(self, x: Tensor, up: Tensor | None) -> PackedActivations:
+        quantizer = self._integer_quantizer()
+        if not (x.is_cuda if self.fused is None else self.fused) or quantizer.bits != 4:
+            codes, scale, zero = quantizer.codes(self._turned(x, up))
+            planes = codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
+            return PackedActivations(planes, scale, zero)
+        form = kernel_form(self.transform, x)
+        norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
+        if form is None:  # a transform that the kernel has no form for: it quantizes behind
+            x, up, norm, form = self._turned(x, up), None, None, (None, None, None)
+        r1, r2, balance = form
+        clip, ends = _clips(quantizer)
+        return rotate_quantize(
+            x,
+            r1,
+            r2,
+            scheme=quantizer.scheme,
+            clip=clip,
+            ends=ends,
+            norm=norm,
+            up=up,
+            balance=balance,
+            container="int8_planes",
+        )
+
+    def _integer_quantizer(self) -> ActivationQuantizer:
+        assert isinstance(self.quantizer, ActivationQuantizer)
+        return self.quantizer
+
+
+def _clips(quantizer: ActivationQuantizer) -> tuple[float | list[float], tuple[float, float]]:
+    """The quantizer's clip as (clip, ends) of the kernel."""
+    if isinstance(quantizer.clip, tuple):
+        return 1.0, quantizer.clip
+    if isinstance(quantizer.clip, str):
+        return clip_candidates(quantizer.bits, quantizer.candidates), (1.0, 1.0)
+    return quantizer.clip, (1.0, 1.0)

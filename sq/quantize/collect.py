@@ -1,0 +1,138 @@
+"""Calibration statistics at the sites of one decoder layer, from one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sq.errors import CalibrationError
+from sq.models.families import Family
+from sq.models.parts import weight_of
+from sq.nn.attention import AttentionInput
+from sq.quantize.method import SiteStatistics
+
+
+def capture(
+    family: Family,
+    layer: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    hidden: Sequence[Tensor],
+    *,
+    index: int,
+    sites: Iterable[str],
+    second_moment: Iterable[str] = (),
+    attention: bool = False,
+    sample: int = 4096,
+) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
+    """Run a layer on calibration batches and watch the inputs of its sites.
+
+    Args:
+        family: names the linears of each site.
+        layer: the decoder layer.
+        forward: runs the layer on one batch (B, S, hidden).
+        hidden: batches of hidden states.
+        index: of the layer, for messages.
+        sites: sites to watch.
+        second_moment: sites whose second moment is accumulated.
+        attention: watch "keys" and "queries" after RoPE as well, each (T, heads * head_dim).
+        sample: tokens kept a site, spread evenly over the batches.
+
+    Returns:
+        Statistics by site, and the layer's outputs.
+
+    Raises:
+        CalibrationError: NaN or inf at a site.
+    """
+    total = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
+    wanted = set(second_moment)
+    watchers = {site: _Watcher(index, site, max(1, -(-total // sample)), site in wanted) for site in sites}
+    handles = [
+        layer.get_submodule(family.linears[site][0]).register_forward_pre_hook(watcher)
+        for site, watcher in watchers.items()
+    ]
+    owner = layer.get_submodule(family.attention)
+    if attention:
+        for name in ("keys", "queries"):
+            watchers[name] = _Watcher(index, name, max(1, -(-total // sample)), False)
+        owner.attention_input = AttentionInput()
+        owner.attention_input.observer = lambda query, key: _observe(watchers, query, key)
+    try:
+        outputs = [forward(batch) for batch in hidden]
+    finally:
+        for handle in handles:
+            handle.remove()
+        if attention:
+            del owner.attention_input
+    return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
+
+
+def _observe(watchers: Mapping[str, _Watcher], query: Tensor, key: Tensor) -> None:
+    """Show keys and queries (B, H, S, head_dim) as tokens (B, S, H * head_dim)."""
+    for name, heads in (("queries", query), ("keys", key)):
+        watchers[name].see(heads.transpose(1, 2).flatten(-2))
+
+
+class _Watcher:
+    """Running statistics of one site; a forward pre-hook."""
+
+    def __init__(self, index: int, site: str, stride: int, second_moment: bool) -> None:
+        self.index, self.site, self.stride, self.wants_moment = index, site, stride, second_moment
+        self.kept: list[Tensor] = []
+        self.count = 0
+        self.square: Tensor | None = None
+        self.peak: Tensor | None = None
+        self.moment: Tensor | None = None
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self.see(arguments[0])
+
+    def see(self, tokens: Tensor) -> None:
+        x = tokens.flatten(0, -2).float()  # (T, n)
+        square, peak = x.square().sum(0, dtype=torch.float64), x.abs().amax(0)
+        if not bool(torch.isfinite(square).all()):
+            bad = int((~torch.isfinite(x)).sum())
+            raise CalibrationError(
+                f"calibration found {bad} NaN or inf activations at layer {self.index}, site {self.site!r}. Check the "
+                "checkpoint, or run in a wider dtype (model.dtype=float32)."
+            )
+        self.square = square if self.square is None else self.square + square
+        self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
+        if self.wants_moment:
+            moment = x.T @ x
+            self.moment = moment if self.moment is None else self.moment.add_(moment)
+        first = -self.count % self.stride
+        self.kept.append(x[first :: self.stride].clone())
+        self.count += x.shape[0]
+
+    def statistics(self) -> SiteStatistics:
+        assert self.square is not None
+        assert self.peak is not None
+        return SiteStatistics(
+            tokens=torch.cat(self.kept),
+            rms=(self.square / self.count).sqrt().float(),
+            peak=self.peak,
+            second_moment=None if self.moment is None else self.moment / self.count,
+            count=self.count,
+        )
+
+
+class StackedWeights(Mapping[str, Tensor]):
+    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made when asked for.
+
+    Stacking all sites at once would double a layer's memory.
+    """
+
+    def __init__(self, family: Family, layer: nn.Module) -> None:
+        self._family, self._layer = family, layer
+
+    def __getitem__(self, site: str) -> Tensor:
+        weights = [weight_of(self._layer, name) for name in self._family.linears[site]]
+        return torch.cat([weight.to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._family.linears)
+
+    def __len__(self) -> int:
+        return len(self._family.linears)

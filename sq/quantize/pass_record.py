@@ -1,0 +1,98 @@
+"""What one pass over a model measured: time, memory, sizes, and outliers at each site."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sq.models.memory import PeakMemory
+
+
+@dataclass
+class PassRecord:
+    """What a pass measured.
+
+    Attributes:
+        seconds: "capture" (reading and the calibration forward), "transform" (training included), "weights".
+        sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
+            "keys" is one where keys or queries are quantized.
+        layers: one entry a layer: relative squared error of its output with everything quantized, on one window.
+        recording_seconds: that making `sites` and `layers` took, which no part of `seconds` counts.
+        peak_memory: highest bytes in use while one of the three went on; evaluation between layers is not counted.
+        start_memory: bytes in use when the first began.
+        packed_bytes: size of the model with integer weights packed, embeddings and head in 16 bits.
+        full_bytes: size of the original in 16 bits.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
+    sites: list[dict[str, float | int | str]] = field(default_factory=list)
+    layers: list[dict[str, float | int]] = field(default_factory=list)
+    recording_seconds: float = 0.0
+    peak_memory: int = 0
+    start_memory: int = 0
+    packed_bytes: int = 0
+    full_bytes: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Online multiply-adds a token, all layers and sites."""
+        return sum(int(site["multiply_adds"]) for site in self.sites)
+
+    @contextmanager
+    def timed(self, part: str, device: torch.device) -> Iterator[None]:
+        """Add the time of a `with` to one of the three parts, and see its peak memory."""
+        memory = PeakMemory(device)
+        self.start_memory = self.start_memory or memory.start
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds[part] += time.perf_counter() - start
+        self.peak_memory = max(self.peak_memory, memory.peak())
+
+    @contextmanager
+    def recording(self, device: torch.device) -> Iterator[None]:
+        """Add the time of a `with` to `recording_seconds`."""
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.recording_seconds += time.perf_counter() - start
+
+    def count_bytes(self, elements: int, packed: int | None = None) -> None:
+        """Add parameters: 2 bytes each in the original, `packed` bytes (or the same) in the result."""
+        self.full_bytes += 2 * elements
+        self.packed_bytes += 2 * elements if packed is None else packed
+
+    def describe(self, index: int, site: str, before: Tensor, after: Tensor, macs: int) -> None:
+        """Add a site's entry from tokens (T, n) before and after its transform."""
+        self.sites.append(
+            {
+                "layer": index,
+                "site": site,
+                "peak_over_rms_before": peak_over_rms(before),
+                "peak_over_rms_after": peak_over_rms(after),
+                "multiply_adds": macs,
+            }
+        )
+
+    def compare(self, index: int, full: Tensor, quantized: Tensor) -> None:
+        """Add a layer's entry from its output (B, S, hidden) in full precision and with everything quantized."""
+        self.layers.append({"layer": index, "error": relative_error(quantized, full)})
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """sum (found - expected)^2 / sum expected^2 over all entries, accumulated in float64."""
+    difference, size = (x.double().square().sum() for x in (found - expected, expected))
+    return float(difference / size.clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def peak_over_rms(tokens: Tensor) -> float:
+    """Median over tokens of max |x| / rms(x): 1 is perfectly flat, sqrt(n) a single spike. tokens (T, n)."""
+    rms = tokens.square().mean(-1).sqrt().clamp_min(torch.finfo(tokens.dtype).tiny)
+    return float((tokens.abs().amax(-1) / rms).median())

@@ -1,0 +1,283 @@
+"""Quantize a decoder one layer at a time: capture -> transform -> round, in a single pass over the checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sq.models.families import SITES
+from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
+from sq.models.memory import return_freed
+from sq.models.site_transform import SiteTransform
+from sq.models.stream import DecoderStream, EmbeddingsAndHead
+from sq.nn.attention import AttentionInput, on_heads
+from sq.quantize.apply import install_plan, install_quantizers, pack_weights, round_weights, without_quantizers
+from sq.quantize.collect import StackedWeights, capture
+from sq.quantize.method import LayerPlan, LayerView, Method, SiteStatistics, on_device
+from sq.quantize.pass_record import PassRecord
+from sq.quantize.recipe import Recipe
+from sq.quantize.training import Training
+from sq.quantize.training_block import TrainingBlock
+from sq.quantize.training_log import TrainingLog
+from sq.rotation.transform import Transform
+
+RESIDUAL_SAMPLE = 1024  # tokens a site and layer kept for a residual rotation: 64 sites of 7B stay under 1.1 GB
+
+
+class Pipeline:
+    """One quantization of one model by one method.
+
+    Args:
+        stream: the model.
+        method: says the transforms.
+        recipe: how weights, activations and the inside of attention are rounded.
+        ids: calibration windows (count, window).
+        batch: windows a forward.
+        sample: tokens a site that transforms are built from.
+        log: of trainings; one that keeps nothing on disk unless given.
+        packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
+        saved: index -> a packed layer that an interrupted run left, or None where there is none.
+        watch: is shown each layer as the method sees it, after its plan is made and before anything is changed.
+    """
+
+    def __init__(
+        self,
+        stream: DecoderStream,
+        method: Method,
+        recipe: Recipe,
+        ids: Tensor,
+        *,
+        batch: int = 8,
+        sample: int = 4096,
+        log: TrainingLog | None = None,
+        packed: bool = False,
+        saved: Callable[[int], nn.Module | None] = lambda index: None,
+        watch: Callable[[LayerView], None] | None = None,
+    ) -> None:
+        self.packed, self.saved, self.watch = packed, saved, watch
+        self.stream, self.method, self.recipe = stream, method, recipe
+        self.ids, self.batch, self.sample = ids, batch, sample
+        self.log = log or TrainingLog(None, method.name)
+        self.record = PassRecord()
+        return_freed()
+        self.rotation: Transform | None = None
+        self.propagate = method.propagates or recipe.weights.propagate
+        self.reference: list[Tensor] | None = None
+        self.embeddings_and_head: EmbeddingsAndHead = stream.embeddings_and_head()
+        outer = self.embeddings_and_head
+        self.record.count_bytes(outer.embedding.numel() + outer.head.numel() + stream.dimensions.hidden)
+
+    def prepare(self) -> None:
+        """Train on the whole model, where the method does; rotate the residual stream in embeddings and head."""
+        if not self.method.quantizes:
+            return
+        with self._timed("transform"):
+            self.method.learn(self._training())
+        if not self.method.fold_norms:
+            return
+        with torch.no_grad():
+            samples = self._residual_samples() if self.method.reads_residual else {}
+            with self._timed("transform"):
+                rotation = self.method.residual_rotation(samples, self.stream.dimensions)
+                self.rotation = None if rotation is None else rotation.to(self.stream.device)
+            self.embeddings_and_head = rotate_embeddings_and_head(self.embeddings_and_head, self.rotation)
+
+    @torch.no_grad()
+    def layers(self) -> Iterator[nn.Module]:
+        """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
+        with self._timed("capture"):
+            hidden = self._embedded(self.embeddings_and_head)
+            self.reference = list(hidden) if self.method.reads_reference else None
+        for index in range(self.stream.count):
+            layer, hidden = self._layer(index, hidden)
+            yield layer
+
+    def _layer(self, index: int, hidden: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
+        stream = self.stream
+        with self._timed("capture"):
+            layer = stream.layer(index)
+            elements = sum(p.numel() for p in layer.parameters())
+            if not self.method.quantizes:
+                self.record.count_bytes(elements)
+                return layer, hidden
+            layer = self._folded(layer)
+            if (found := self.saved(index)) is not None:
+                return found, self._resumed(index, found, layer, hidden)
+            statistics, outputs = self._capture(index, layer, hidden)
+            full = outputs[0][:1].clone()
+        with self._timed("transform"):
+            block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
+            weights = StackedWeights(stream.family, layer)
+            view = LayerView(index, statistics, weights, stream.dimensions, block)
+            plan = on_device(self.method.plan(view), stream.device)
+            if self.reference is not None:
+                self.reference = block.targets()
+        if self.watch is not None:
+            self.watch(view)
+        with self._timed("weights"):
+            inputs = install_plan(stream.family, stream.dimensions, layer, plan)
+            moments = self._moments(statistics, plan)
+            run = self._as_run(index, layer, hidden)
+            rounded = round_weights(
+                stream.family,
+                layer,
+                inputs,
+                self.recipe.weights,
+                index=index,
+                ranges=plan.weight_ranges,
+                moments=moments,
+                run=run,
+            )
+            layer.to(stream.dtype)
+            if self.propagate == "quantized_weights":
+                outputs = run()
+            install_quantizers(stream.family, layer, inputs, plan, self.recipe)
+            if self.propagate == "quantized":
+                outputs = run()
+        with self.record.recording(stream.device):
+            one = self._as_run(index, layer, [hidden[0][:1]])
+            self._record(view, plan, full, (lambda: outputs) if self.propagate == "quantized" else one)
+        if self.packed and rounded:
+            with self._timed("weights"):
+                pack_weights(stream.family, layer, rounded)
+        integer = sum(weight.nbytes() for weight in rounded.values())
+        others = elements - sum(weight.codes.numel() for weight in rounded.values())
+        online = [site.transform for site in inputs.values()] + [plan.keys]
+        factors = sum(factor.numel() for transform in online if transform is not None for factor in transform.buffers())
+        self.record.count_bytes(elements, integer + 2 * (others + factors))
+        return layer, outputs
+
+    def _resumed(self, index: int, found: nn.Module, layer: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
+        """What the next layer is calibrated on, behind a layer that was quantized before."""
+        if self.reference is not None:
+            self.reference = self._block(index, layer, hidden, self.reference).targets()
+        if self.propagate == "full_precision":
+            return self._as_run(index, layer.to(self.stream.dtype), hidden)()
+        if self.propagate == "quantized":
+            return self._as_run(index, found, hidden)()
+        with without_quantizers(self.stream.family, found):
+            return self._as_run(index, found, hidden)()
+
+    def _folded(self, layer: nn.Module) -> nn.Module:
+        """The layer in at least float32, gains folded and the residual rotated where the method asks for it."""
+        layer = layer.to(torch.promote_types(self.stream.dtype, torch.float32))
+        if self.method.fold_norms:
+            fold_norm_gains(self.stream.family, layer)
+            if self.rotation is not None:
+                rotate_residual(self.stream.family, layer, self.rotation)
+        return layer
+
+    def _capture(
+        self, index: int, layer: nn.Module, hidden: list[Tensor]
+    ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
+        moments = set(self.method.second_moments)
+        if self.recipe.weights.name == "gptq" and not self.recipe.weights.sequential:
+            moments |= set(SITES)
+        running = layer
+        if next(layer.parameters()).dtype != self.stream.dtype:
+            running = copy.deepcopy(layer).to(self.stream.dtype)
+        return capture(
+            self.stream.family,
+            running,
+            lambda batch: self.stream.forward(index, running, batch),
+            hidden,
+            index=index,
+            sites=SITES,
+            second_moment=moments,
+            attention=self.recipe.quantizes_scores,
+            sample=self.sample,
+        )
+
+    def _residual_samples(self) -> Mapping[str, list[Tensor]]:
+        """Normalized tokens at the sites that the residual stream feeds, all layers: one forward of the original."""
+        sites = tuple(self.stream.family.norms)
+        samples: dict[str, list[Tensor]] = {site: [] for site in sites}
+        with self._timed("capture"):
+            hidden = self._embedded(self.embeddings_and_head)
+            for index in range(self.stream.count):
+                layer = self._folded(self.stream.layer(index)).to(self.stream.dtype)
+                found, hidden = capture(
+                    self.stream.family,
+                    layer,
+                    lambda batch, i=index, m=layer: self.stream.forward(i, m, batch),  # type: ignore[misc]
+                    hidden,
+                    index=index,
+                    sites=sites,
+                    sample=RESIDUAL_SAMPLE,
+                )
+                for site in sites:
+                    samples[site].append(found[site].tokens)
+        return samples
+
+    def _embedded(self, outer: EmbeddingsAndHead) -> list[Tensor]:
+        return [outer.embed(batch) for batch in self.ids.split(self.batch)]
+
+    def _training(self) -> Training:
+        """What `Method.learn` is given; nothing is read before it asks."""
+
+        def embeddings_and_head() -> EmbeddingsAndHead:
+            found = self.stream.embeddings_and_head()
+            return rotate_embeddings_and_head(found, None) if self.method.fold_norms else found
+
+        return Training(
+            block=lambda index: self._block(index, self._folded(self.stream.layer(index)), (), ()),
+            count=self.stream.count,
+            embeddings_and_head=embeddings_and_head,
+            dimensions=self.stream.dimensions,
+            recipe=self.recipe,
+            ids=self.ids,
+            log=self.log,
+        )
+
+    def _block(
+        self, index: int, layer: nn.Module, inputs: Sequence[Tensor], reference: Sequence[Tensor]
+    ) -> TrainingBlock:
+        def run(call: Callable[..., Any], hidden: Tensor) -> Tensor:
+            return self.stream.forward(index, call, hidden)
+
+        stream = self.stream
+        return TrainingBlock(
+            index, layer, run, stream.family, stream.dimensions, self.recipe, inputs, reference, self.log
+        )
+
+    def _moments(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
+        if self.recipe.weights.name != "gptq" or self.recipe.weights.sequential:
+            return {}
+        return {
+            site: plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.dimensions)
+            for site, found in statistics.items()
+            if found.second_moment is not None
+        }
+
+    def _as_run(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
+            return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
+
+        return run
+
+    def _record(
+        self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        """Compare the layer's outputs of one window (the whole text would cost a capture) and describe its sites."""
+        self.record.compare(view.index, full, quantized()[0][:1])
+        dimensions = self.stream.dimensions
+        for site, found in view.statistics.items():
+            tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
+            if site in SITES:
+                transform = plan.sites.get(site, SiteTransform())
+                cost = 0 if transform.online is None else transform.online.macs()
+                self.record.describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
+            elif site == "keys":
+                heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
+                turned = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)
+                cost = AttentionInput(plan.keys).macs(dimensions)
+                self.record.describe(view.index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
+
+    def _timed(self, part: str) -> AbstractContextManager[None]:
+        return self.record.timed(part, self.stream.device)

@@ -1,0 +1,1 @@
+"""Weight rounders: how a weight becomes codes, given what calibration saw."""

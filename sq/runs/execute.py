@@ -1,0 +1,252 @@
+"""Measure one run: load, calibrate, quantize, evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sq.checkpoint.packed_folder import CheckpointWriter
+from sq.checkpoint.register import QUANT_METHOD
+from sq.config.parse import as_config
+from sq.config.settings import (
+    CalibrationSettings,
+    ExperimentSettings,
+    PerplexitySettings,
+    SpeedSettings,
+)
+from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
+from sq.errors import ConfigError
+from sq.evaluate.stream import StreamEvaluation
+from sq.models.stream import DecoderStream
+from sq.nn.assemble import assemble
+from sq.progress import progress_bar, shown_in
+from sq.quantize.method import Method
+from sq.quantize.pass_record import PassRecord
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.stage_record import StageRecord
+from sq.quantize.training_log import TrainingLog
+from sq.runs.build import build_method, load_model, recipe
+from sq.runs.results import ACTIVATIONS
+from sq.runs.runid import run_id
+
+
+@dataclass
+class Execution:
+    """What one run measured.
+
+    Attributes:
+        metrics: flat numbers of result.json.
+        extras: further facts of result.json: versions, fingerprints of texts, statistics by site.
+        arrays: values by window, for paired comparisons.
+        model: the quantized model, where it was kept in memory.
+        tokenizer: of the model.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+def execute(
+    settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool = False, packed: bool = False
+) -> Execution:
+    """Quantize and evaluate as the settings say.
+
+    Args:
+        settings: complete and checked.
+        run_dir: of the run; finished zero-shot tasks and what a training learned are kept in it. None keeps nothing.
+        keep_model: return the quantized model (placement=memory), even if no task needs it.
+        packed: quantize to integer weights and products of integers, as `save_to` does, instead of fake ones.
+
+    Raises:
+        SQError: with the reason, see sq.errors.
+    """
+    whole = settings.task.zeroshot is not None or settings.task.speed is not None
+    keep = keep_model or whole or settings.model.placement == "memory"
+    packed = packed or (settings.task.speed is not None and settings.bits.weights < 16)
+    if keep_model and settings.model.placement == "stream":
+        raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
+    torch.manual_seed(settings.seed)
+    method = build_method(settings.method)
+    tokenizer, stream = load_model(settings.model, settings.paths.cache)
+    texts = _evaluation_texts(settings, tokenizer)
+    calibration = _calibration(settings.calibration, method, tokenizer, stream, settings.paths.cache)
+    kept, record = [], _activation_record(settings, method, stream)
+    with progress_bar() as progress:
+        log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
+        ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
+        writer = checkpoint_writer(settings, stream)
+        pipeline = Pipeline(
+            stream,
+            method,
+            recipe(settings, stream.dimensions.head_dim),
+            ids,
+            log=log,
+            packed=packed or writer is not None,
+            saved=lambda index: saved_layer(writer, stream, index),
+            watch=None if record is None else record.see,
+        )
+        pipeline.prepare()
+        batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
+        evaluation = StreamEvaluation(
+            stream, texts, pipeline.embeddings_and_head, measured=method.quantizes, batch=batch
+        )
+        task = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
+        for index, layer in enumerate(pipeline.layers()):
+            if writer is not None and not writer.has(index):
+                writer.write_layer(index, layer)
+            evaluation.advance(index, layer)
+            if keep:
+                kept.append(layer)
+            progress.advance(task)
+    result = Execution(tokenizer=tokenizer)
+    for name, scores in evaluation.finish().items():
+        result.metrics |= scores.metrics(name)
+        result.arrays |= {f"{key}/{name}": values for key, values in scores.arrays().items()}
+    result.metrics |= _cost(pipeline.record, method)
+    result.extras = {
+        "texts": {text.text: text.fingerprint for text in texts},
+        "calibration": None if calibration is None else calibration.fingerprint,
+        "sites": pipeline.record.sites,
+        "layers": pipeline.record.layers,
+        "recording_seconds": pipeline.record.recording_seconds,
+    }
+    if record is not None and run_dir is not None:
+        record.write(run_dir / ACTIVATIONS)
+    if writer is not None:
+        writer.finish(pipeline.embeddings_and_head, tokenizer)
+    if keep:
+        result.model = assemble(stream, kept, pipeline.embeddings_and_head)
+    if result.model is not None and (packed or writer is not None):
+        result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
+    if settings.task.zeroshot is not None:
+        _zeroshot(settings, result, run_dir)
+    if settings.task.speed is not None:
+        _speed(settings.task.speed, stream, result, packed=packed)
+    return result
+
+
+def checkpoint_writer(settings: ExperimentSettings, stream: DecoderStream) -> CheckpointWriter | None:
+    """The writer of the packed checkpoint, where one is asked for."""
+    if settings.save_to is None:
+        return None
+    return CheckpointWriter(settings.save_to, stream.config, what_made(settings))
+
+
+def what_made(settings: ExperimentSettings) -> dict[str, Any]:
+    """The settings that a packed checkpoint carries: everything but where it was made and measured."""
+    config = as_config(settings)
+    parts = ("model", "method", "bits", "weights", "activations", "cache", "calibration", "seed")
+    return {part: config[part] for part in parts}
+
+
+def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: int) -> torch.nn.Module | None:
+    """A layer that an interrupted run with the same settings wrote."""
+    if writer is None or not writer.has(index):
+        return None
+    return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
+
+
+def _activation_record(settings: ExperimentSettings, method: Method, stream: DecoderStream) -> StageRecord | None:
+    wanted = settings.task.activations
+    if wanted is None:
+        return None
+    return StageRecord(method, wanted.layer, wanted.site, wanted.tokens, layers=stream.count)
+
+
+def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[Windows]:
+    wanted: PerplexitySettings | None = settings.task.perplexity
+    if wanted is None:
+        return []
+    assert tokenizer is not None  # sq.config.checks: random weights, which have none, are refused
+    return [
+        evaluation_windows(
+            text,
+            tokenizer,
+            window=wanted.window,
+            count=wanted.count,
+            path=wanted.path,
+            dataset_path=wanted.dataset_path,
+            cache_dir=settings.paths.cache,
+        )
+        for text in wanted.texts
+    ]
+
+
+def _calibration(
+    settings: CalibrationSettings,
+    method: Method,
+    tokenizer: PreTrainedTokenizerBase | None,
+    stream: DecoderStream,
+    cache: Path,
+) -> Windows | None:
+    if not method.quantizes:
+        return None
+    if tokenizer is None:
+        return random_token_windows(
+            stream.config.vocab_size, tokens=settings.tokens, window=settings.window, seed=settings.seed
+        )
+    return calibration_windows(
+        settings.text,
+        tokenizer,
+        tokens=settings.tokens,
+        window=settings.window,
+        seed=settings.seed,
+        path=settings.path,
+        dataset_path=settings.dataset_path,
+        cache_dir=cache,
+    )
+
+
+def _cost(report: PassRecord, method: Method) -> dict[str, float]:
+    sizes = {"model/bytes": report.packed_bytes, "model/bytes_fp16": report.full_bytes}
+    if not method.quantizes:
+        return dict(sizes)
+    seconds = {f"quantize/{part}_seconds": value for part, value in report.seconds.items()}
+    return {
+        **sizes,
+        **seconds,
+        "quantize/seconds": sum(seconds.values()),
+        "quantize/peak_memory_bytes": report.peak_memory,
+        "quantize/start_memory_bytes": report.start_memory,
+        "transform/multiply_adds": report.macs,
+    }
+
+
+def _speed(wanted: SpeedSettings, stream: DecoderStream, result: Execution, *, packed: bool) -> None:
+    from sq.evaluate.speed import measure_speed
+
+    with progress_bar() as progress:
+        found = measure_speed(stream, result.model if packed else None, **vars(wanted), show=shown_in(progress))
+    result.metrics |= found.metrics
+    result.extras["speed"] = found.facts
+
+
+def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | None) -> None:
+    from sq.embedded.tasks import embedded_tasks
+    from sq.evaluate.zeroshot import zeroshot
+
+    wanted = settings.task.zeroshot
+    assert wanted is not None
+    assert result.model is not None
+    assert result.tokenizer is not None
+    found = zeroshot(
+        result.model,
+        result.tokenizer,
+        wanted.tasks,
+        batch_size=wanted.batch_size,
+        limit=wanted.limit,
+        include_path=embedded_tasks(settings.paths.cache),
+        # Finished tasks of an interrupted run are kept in its directory; `force` asks for everything anew.
+        cache_dir=None if settings.force or run_dir is None else run_dir / "zeroshot",
+        cache_key=run_id(settings),
+    )
+    result.metrics |= found.metrics
+    result.extras["zeroshot"] = found.versions

@@ -1,0 +1,237 @@
+"""Packed checkpoints: what is written is what was quantized, transformers loads it, and damage is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models.checkpoints import FAMILIES, SIZES, save_random
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import sq
+from sq.checkpoint.packed_folder import CheckpointWriter
+from sq.errors import CheckpointError
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.weight import WeightQuantizer
+from sq.methods.singlequant import SingleQuant
+from sq.models.stream import DecoderStream
+from sq.nn.assemble import assemble
+from sq.quantize.method import Method
+from sq.quantize.pipeline import Pipeline
+from sq.quantize.recipe import Recipe, WeightRecipe
+
+METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
+
+
+def ids_of(count: int = 4, length: int = 12) -> Tensor:
+    return torch.randint(0, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(0))
+
+
+def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
+    cache = ActivationQuantizer(4, "asymmetric", group_size=head_dim)
+    weights = WeightRecipe("rtn", WeightQuantizer(bits))
+    return Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+
+
+def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4) -> Path:
+    """Quantize a checkpoint to `folder`; `stop` ends it after so many layers, as a kill would."""
+    stream = DecoderStream(original, dtype=torch.float32)
+    writer = CheckpointWriter(folder, stream.config, {"method": "test", "bits": bits})
+
+    def saved(index: int) -> torch.nn.Module | None:
+        return writer.read_layer(index, stream.meta_layer(index)) if writer.has(index) else None
+
+    recipe = recipe_of(stream.dimensions.head_dim, bits)
+    pipeline = Pipeline(stream, method, recipe, ids_of(), batch=2, packed=True, saved=saved)
+    pipeline.prepare()
+    for index, layer in enumerate(pipeline.layers()):
+        if index == stop:
+            return folder
+        if not writer.has(index):
+            writer.write_layer(index, layer)
+    return writer.finish(pipeline.embeddings_and_head)
+
+
+def in_memory(original: Path, *, packed: bool) -> PreTrainedModel:
+    stream = DecoderStream(original, dtype=torch.float32)
+    pipeline = Pipeline(stream, METHOD, recipe_of(stream.dimensions.head_dim), ids_of(), batch=2, packed=packed)
+    pipeline.prepare()
+    return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("saved")
+    save_random(folder / "original", "llama")
+    return write(folder / "original", folder / "packed")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_what_transformers_loads_is_what_was_quantized(family: str, tmp_path: Path) -> None:
+    save_random(tmp_path / "original", family, tied=True)
+    folder = write(tmp_path / "original", tmp_path / "packed")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    expected = in_memory(tmp_path / "original", packed=True)
+    ids = ids_of(2, 9)
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, rtol=0, atol=0)
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert made.shape == (2, 13)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_whole_models_agree_but_for_single_codes(family: str, tmp_path: Path) -> None:
+    """Median difference of the logits, 1e-3 of their rms: most tokens meet no code on an edge."""
+    save_random(tmp_path, family)
+    ids = ids_of(4, 12)
+    fake, packed = (in_memory(tmp_path, packed=way)(ids).logits for way in (False, True))
+    assert float((fake - packed).abs().median()) < 1e-3 * float(fake.square().mean().sqrt())
+
+
+def test_save_load_save_is_identical_byte_for_byte(saved: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    first = contents(saved)
+    for use in ("unused", "used"):
+        again = sq.save_packed(model, tmp_path / use)
+        second = contents(again)
+        assert first.keys() == second.keys()
+        assert [name for name in first if first[name] != second[name]] == []
+        model(ids_of())  # joins the codes of q, k and v in one tensor, of which each holds a view
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_save_pretrained_keeps_every_tensor(saved: Path, tmp_path: Path, used: bool) -> None:
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    if used:
+        model(ids_of())
+    model.save_pretrained(tmp_path)
+    own = {name: tensor for file in saved.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    theirs = {name: tensor for file in tmp_path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert own.keys() == theirs.keys()
+    for name, tensor in own.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.quantization_config.recipe["method"] == "test"
+
+
+def test_linears_take_at_most_27_percent_of_bfloat16(tmp_path: Path) -> None:
+    """At sizes where a scale a row and the transforms' factors count for little: 1024 and 2048 features."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16, "head_dim": 64}
+    save_random(tmp_path / "original", "llama", **sizes, num_hidden_layers=1)
+    folder = write(tmp_path / "original", tmp_path / "packed", SingleQuant(order=("orthogonal",)))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    layers = {name for name in index if ".layers." in name}
+    tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    packed = sum(tensors[name].nbytes for name in layers)
+    linears = sum(2 * tensors[name].numel() * 2 for name in layers if name.endswith("weight_packed"))
+    assert packed <= 0.27 * linears, packed / linears
+
+
+def test_without_this_package_loading_raises(saved: Path) -> None:
+    code = f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({str(saved)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "singlequant" in done.stderr
+    assert "q_proj.weight" in done.stderr
+
+
+@pytest.mark.parametrize("order", ["import sq, transformers", "import transformers, sq"])
+def test_importing_is_enough_in_either_order(saved: Path, order: str) -> None:
+    code = f"{order}; print(type(transformers.AutoModelForCausalLM.from_pretrained({str(saved)!r}).lm_head).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Linear"
+
+
+def test_importing_this_package_stays_light() -> None:
+    code = "import sys, sq; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(saved: Path, tmp_path: Path) -> None:
+    original = saved.parent / "original"
+    write(original, tmp_path / "packed", stop=2)
+    assert not (tmp_path / "packed").exists()
+    kept = tmp_path / "packed.part" / "model-00002-of-00004.safetensors"
+    before = kept.stat().st_mtime_ns
+    folder = write(original, tmp_path / "packed")
+    assert (folder / kept.name).stat().st_mtime_ns == before, "a finished layer was written again"
+    assert contents(folder) == contents(saved)
+    assert not (tmp_path / "packed.part").exists()
+
+
+def test_another_recipe_does_not_take_over_what_was_left(saved: Path, tmp_path: Path) -> None:
+    original = saved.parent / "original"
+    write(original, tmp_path / "packed", stop=2, bits=3)
+    assert contents(write(original, tmp_path / "packed")) == contents(saved)
+
+
+def test_a_folder_that_holds_something_is_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="not empty"):
+        write(saved.parent / "original", saved)
+
+
+def _drop(folder: Path) -> None:
+    path = folder / "model-00002-of-00004.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.down_proj.weight_scale"]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _reshape(folder: Path) -> None:
+    path = folder / "model-00001-of-00004.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight_packed"] = torch.zeros(84, 29, dtype=torch.uint8)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model-00003-of-00004.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _foreign(folder: Path) -> None:
+    path = folder / "model-00003-of-00004.safetensors"
+    save_file({**load_file(path), "model.layers.7.extra": torch.zeros(2)}, path, metadata={"format": "pt"})
+
+
+def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    part = config["quantization_config"]
+    (part["layers"][0]["linears"]["mlp.up_proj"] if layer else part).update(change)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_drop, r"'model\.layers\.1\.mlp\.down_proj\.weight_scale' is missing"),
+        (_reshape, r"weight_packed' has shape \(84, 29\), its config asks for \(84, 30\)"),
+        (_truncate, "truncated or not a safetensors file"),
+        (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
+        (lambda folder: _edit(folder, {"format": 2, "version": "9.9"}), "format 2, written by version 9.9"),
+        (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
+        (lambda folder: _edit(folder, {"bits": 8}, layer=True), r"weight_packed' has shape \(84, 30\).*\(84, 60\)"),
+        (lambda folder: _edit(folder, {"bits": 11}, layer=True), "cannot be used"),
+        (lambda folder: _edit(folder, {"shape": [84, 61]}, layer=True), r"mlp\.up_proj has shape \(84, 61\)"),
+    ],
+    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "sizes"],
+)
+def test_damage_is_refused_with_the_reason(saved: Path, tmp_path: Path, damage: object, said: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved, folder)
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=said):
+        AutoModelForCausalLM.from_pretrained(folder)
