@@ -107,12 +107,16 @@ def _mistake(text: str) -> str:
     allowed = f"{MIN_BITS} to {MAX_BITS} or 16 for integers, or one of {', '.join(names())}"
     loose = re.fullmatch(r"(?:w(?P<w>.+?)a(?P<a>.+?)|(?P<both>[^w].*?))(?:q(?P<q>[^kv]+))?(?:kv(?P<kv>[^kv]+))?", text)
     known = {*_known(), SIXTEEN}
-    words = {"w": "weights", "a": "activations", "both": "weights and activations", "q": "queries", "kv": "keys and values"}
+    words = {
+        "w": "weights",
+        "a": "activations",
+        "both": "weights and activations",
+        "q": "queries",
+        "kv": "keys and values",
+    }
     wrong = []
     if loose is not None:
         wrong = [f"{words[key]} {found!r}" for key, found in loose.groupdict().items() if found and found not in known]
     if not wrong:
         return f"bits={text} is not a label; write {_SHAPE}; formats: {allowed}"
     return f"bits={text}: {', '.join(wrong)} is no format; allowed: {allowed}. Labels: {_SHAPE}"
-
-

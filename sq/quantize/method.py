@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from sq.formats.format import Format
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.rotation.transform import Transform
@@ -114,6 +115,13 @@ class Method(ABC):
     quantizes: ClassVar[bool] = True
     propagates: ClassVar[str | None] = None
     reads_reference: ClassVar[bool] = False
+
+    def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
+        """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does.
+
+        Asked in the check of a config, before anything is loaded.
+        """
+        return None
 
     @property
     def reads_residual(self) -> bool:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sq.data.windows import evaluation_windows
-from sq.embedded import model_folder, planted
+from sq.embedded import planted
 from sq.embedded.model_folder import COMMITTED_FOLDER, embedded_checkpoint
 from sq.embedded.planted import Planting, load_planting, plant, save_planting
 from sq.errors import CheckpointError
