@@ -31,7 +31,7 @@ class Bits:
 
     @property
     def label(self) -> str:
-        """ "W4A4KV16", "NVFP4KV16", "WNVFP4AFP8KV4"; "W4A4K4V8" where keys and values differ; with queries "W4A4Q4KV4"."""
+        """ "W4A4KV16", "NVFP4KV16", "WNVFP4AFP8KV4"; "W4A4K4V8" where the two differ, "W4A4Q4KV4" with queries."""
         linears = f"W{self.weights}A{self.activations}"
         if self.weights == self.activations and not self.weights.isdigit():
             linears = self.weights

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sq.data.windows import evaluation_windows
-from sq.embedded import planted
+from sq.embedded import model_folder, planted
 from sq.embedded.model_folder import COMMITTED_FOLDER, embedded_checkpoint
 from sq.embedded.planted import Planting, load_planting, plant, save_planting
 from sq.errors import CheckpointError
@@ -124,9 +124,9 @@ def small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
     save_planting(random_planting(), tmp_path / "planting.safetensors")
-    monkeypatch.setattr(checkpoint, "COMMITTED_FOLDER", folder)
-    monkeypatch.setattr(checkpoint, "PLANTING_FILE", tmp_path / "planting.safetensors")
-    monkeypatch.setattr(checkpoint, "load_planting", lambda: load_planting(tmp_path / "planting.safetensors"))
+    monkeypatch.setattr(model_folder, "COMMITTED_FOLDER", folder)
+    monkeypatch.setattr(model_folder, "PLANTING_FILE", tmp_path / "planting.safetensors")
+    monkeypatch.setattr(model_folder, "load_planting", lambda: load_planting(tmp_path / "planting.safetensors"))
     return folder
 
 
@@ -142,7 +142,7 @@ def test_planted_folder_is_written_once_and_named_by_content(
     assert {tensor.dtype for tensor in load_file(first / "model.safetensors").values()} == {torch.float32}
     assert (first / "tokenizer.json").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "plant", lambda *_, **__: pytest.fail("planted again although it was there"))
+        patch.setattr(model_folder, "plant", lambda *_, **__: pytest.fail("planted again although it was there"))
         assert embedded_checkpoint(cache) == first
     assert embedded_checkpoint(cache, outliers="none") == small_folder
     save_planting(random_planting(seed=1), tmp_path / "planting.safetensors")
@@ -156,7 +156,7 @@ def test_an_interrupted_write_leaves_no_folder(
         raise KeyboardInterrupt
 
     cache = tmp_path / "cache"
-    monkeypatch.setattr(checkpoint, "save_file", interrupt)
+    monkeypatch.setattr(model_folder, "save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         embedded_checkpoint(cache)
     assert list(cache.iterdir()) == []
