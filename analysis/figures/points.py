@@ -9,7 +9,7 @@ import pandas as pd
 
 from sq.analysis.figures.look import BLUE, GREY, VERMILLION
 from sq.analysis.figures.select import NAMES, OURS, finished, text_metric
-from sq.analysis.tables.cells import training
+from sq.analysis.tables.order import training
 
 Kind = Literal["SingleQuant", "closed form", "trained"]
 # Marker and colour by kind: told apart in grey by the marker.

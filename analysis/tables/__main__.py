@@ -17,27 +17,20 @@ are not there are shown as missing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sq.analysis import tables
 from sq.analysis.published.check import check_published
 from sq.analysis.results import chosen, load
-from sq.analysis.tables.table import SUFFIXES, Table
+from sq.analysis.tables.table import SUFFIXES
 from sq.errors import SQError
 
-TABLES: dict[str, Callable[..., Table]] = {
-    "perplexity": tables.table_perplexity,
-    "zeroshot": tables.table_zeroshot,
-    "time": tables.table_time,
-    "ablation": tables.table_ablation,
-    "bits": tables.table_bits,
-}
-OPTIONS = {"perplexity": ["base"], "time": ["base"], "ablation": ["base"], "bits": ["metric"]}
+TABLES = {make.__name__.removeprefix("table_"): make for make in tables.TABLES}
 
 
 def printed(arguments: Sequence[str]) -> str:
-    """The text of the table that the arguments ask for.
+    """The text of the table that a command line names.
 
     Raises:
         SQError: an unknown name or form, runs that are not there, or runs of different settings.
@@ -51,12 +44,12 @@ def printed(arguments: Sequence[str]) -> str:
             f"table {name!r}, format={form}; allowed: {', '.join(TABLES)}, published; format={'|'.join(SUFFIXES)}. "
             "Write python -m sq.analysis.tables NAME [RESULTS] [column=value ...]"
         )
-    options: dict[str, Any] = {key: columns.pop(key) for key in OPTIONS.get(name, []) if key in columns}
-    options["published"] = columns.pop("published", "false").lower() == "true"
-    experiment = columns.pop("experiment", f"table_{name}")
     frame = load(words[1] if len(words) > 1 else "runs")
     if name == "published":
         return check_published(chosen(frame, columns)).text(form)
+    options: dict[str, Any] = {key: columns.pop(key) for key in ("base", "metric") if key in columns}
+    options["published"] = columns.pop("published", "false").lower() == "true"
+    experiment = columns.pop("experiment", f"table_{name}")
     if experiment == "none":
         return TABLES[name](frame, experiment=None, **options, **columns).text(form)
     overrides = [f"{key}={value}" for key, value in columns.items()]

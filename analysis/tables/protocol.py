@@ -7,24 +7,24 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from sq.analysis.results import as_text, chosen
-from sq.analysis.tables.cells import row_names
+from sq.analysis.tables.order import row_name
 from sq.errors import DataError
+from sq.formats.labels import parse_bits
 
 IGNORED = ("name", "batch_size", "device", "placement", "seed")  # last parts of settings that change no protocol
 REASON = 160  # characters of an error; result.json has all of it
-SIXTEEN = r"W\d+A\d+KV16"  # queries, keys and values are not rounded: their quantizer does not matter
 
 
-def measured(frame: pd.DataFrame, task: str) -> pd.DataFrame:
-    """The runs asked for a section of `task`, "perplexity" or "zeroshot"; with "none", those that evaluate nothing."""
+def measured_by(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Runs with settings of a section of `task`, "perplexity" or "zeroshot"; "none": those without an evaluation."""
     if task == "none":
         return frame[frame["task.name"] == "none"] if "task.name" in frame else frame.iloc[:0]
-    asked = [str(name) for name in frame if str(name).startswith(f"task.{task}.")]
-    return frame[frame[asked].notna().any(axis=1)]
+    settings = [str(name) for name in frame if str(name).startswith(f"task.{task}.")]
+    return frame[frame[settings].notna().any(axis=1)]
 
 
 def one_protocol(
-    runs: pd.DataFrame, columns: Mapping[str, str], *, task: str, several: Iterable[str] = (), times: bool = False
+    runs: pd.DataFrame, columns: Mapping[str, str], *, task: str, several: Iterable[str] = ()
 ) -> pd.DataFrame:
     """The runs with the given settings and their row names ("row"), after a check that nothing else differs.
 
@@ -35,9 +35,9 @@ def one_protocol(
     Args:
         runs: of any status, those of the task alone.
         columns: column -> value, to choose one where the check finds several.
-        task: section of `task` that the table shows: "perplexity", "zeroshot", or "none" for runs without evaluation.
+        task: section of `task` that the table shows: "perplexity", "zeroshot", or "none" for runs without an
+            evaluation: those are timed, so that the machine counts too.
         several: columns that the table has a place for ("bits", "seed").
-        times: the machine counts too.
 
     Raises:
         DataError: nothing is left, or settings differ; all of them are named with their values.
@@ -49,9 +49,10 @@ def one_protocol(
     if runs.empty:
         wanted = ", ".join(f"{column}={value}" for column, value in columns.items())
         raise DataError(f"no run has {wanted}" if wanted else "there are no runs to show")
-    runs = runs.assign(row=row_names(runs))
+    runs = runs.assign(row=runs.apply(row_name, axis=1))
     quantized = runs[runs["weights"] != "none"]
-    attention = quantized[~quantized["bits"].astype(str).str.fullmatch(SIXTEEN)]
+    # Where queries, keys and values are not rounded, their quantizer does not matter.
+    attention = quantized[[parse_bits(label).quantizes_attention for label in quantized["bits"]]]
     prints = [str(name) for name in runs if str(name).startswith("fingerprint/")]
     machine = [str(name) for name in runs if str(name).startswith("environment.")]
     fixed = ["bits", "seed", "activations", *_below(runs, "activations"), *_below(runs, "calibration")]
@@ -62,7 +63,7 @@ def one_protocol(
         (quantized, _below(runs, "weights"), ["weights"]),
         (quantized, _below(runs, "method"), ["row"]),
         (attention, _below(runs, "cache"), []),
-        (runs if times else runs.iloc[:0], machine, []),
+        (runs if task == "none" else runs.iloc[:0], machine, []),
     ]
     problems: dict[str, str] = {}
     for part, names, groups in checks:
@@ -83,22 +84,22 @@ def describe(runs: pd.DataFrame) -> str:
     count, window = _common(runs, "task.perplexity.count"), _common(runs, "task.perplexity.window")
     parts = [
         f"{count or 'all'} windows of {window} tokens" if window else "",
-        _told("at most {} questions a task", runs, "task.zeroshot.limit"),
-        _told("{} calibration tokens", quantized, "calibration.tokens"),
-        _told("{} activations", quantized, "activations"),
-        _told("{} outliers", runs, "model.outliers"),
-        _told("seed {}", quantized, "seed"),
+        _shared("at most {} questions a task", runs, "task.zeroshot.limit"),
+        _shared("{} calibration tokens", quantized, "calibration.tokens"),
+        _shared("{} activations", quantized, "activations"),
+        _shared("{} outliers", runs, "model.outliers"),
+        _shared("seed {}", quantized, "seed"),
     ]
     failed = runs[runs["status"] == "failed"]
     reasons = [
         f"{run['row']} ({run['bits']}, {run['weights']}): {str(run['error']).splitlines()[0][:REASON]}"
         for _, run in failed.iterrows()
     ]
-    told = ", ".join(part for part in parts if part)
-    return f"{told}. Failed: {'; '.join(reasons)}" if reasons else told
+    common = ", ".join(part for part in parts if part)
+    return f"{common}. Failed: {'; '.join(reasons)}" if reasons else common
 
 
-def _told(text: str, runs: pd.DataFrame, name: str) -> str:
+def _shared(text: str, runs: pd.DataFrame, name: str) -> str:
     value = _common(runs, name)
     return text.format(value) if value else ""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from sq.analysis.published import load_published
-from sq.analysis.tables.table import Table
+from sq.analysis.tables.table import Column, Table, lay_out
 
 # Shown below tables of models that nobody published, such as the embedded one.
 MODELS = ("llama2_7b", "llama3_8b")
+SETTING = ["bits", "method", "weights"]
 
 
 def published_table(metrics: Sequence[str], bits: Sequence[str] | None, models: Sequence[str]) -> Table:
@@ -27,26 +27,32 @@ def published_table(metrics: Sequence[str], bits: Sequence[str] | None, models: 
     if bits is not None:
         found = found[found["bits"].isin([*bits, "W16A16KV16"])]
         found = found[found["model"].isin(set(models) & set(found["model"]) or MODELS)]
-    heads = found.apply(lambda row: " ".join(part for part in row[["model", "metric", "protocol"]] if part), axis=1)
-    found = found.assign(head=heads) if len(found) else found.assign(head="")
-    columns = sorted(set(found["head"]))
-    rows: list[dict[str, Any]] = []
-    for key, group in found.groupby(["bits", "method", "weights"], sort=False):
-        cells = {head: _range(group[group["head"] == head]) for head in columns}
-        rows.append({**dict(zip(("bits", "method", "weights"), key, strict=True)), **cells})
+    heads = [" ".join(filter(None, row)) for row in found[["model", "metric", "protocol"]].to_numpy()]
+    found = found.assign(head=heads)
     sources = dict.fromkeys(found["origin"])
-    return Table(
-        pd.DataFrame(rows, columns=["bits", "method", "weights", *columns], dtype=object),
+    return lay_out(
+        [group for _, group in found.groupby(SETTING, sort=False)],
+        [
+            *(Column[pd.DataFrame](name, _setting(name)) for name in SETTING),
+            *(Column[pd.DataFrame](head, _range(head), "{}") for head in sorted(set(heads))),
+        ],
         title="Published by others, not measured here",
         note=f"As printed; low-high (n) where n sources differ. Sources: {'; '.join(sources) or 'none'}; "
         "notes on each number: analysis/published/published.csv.",
-        formats=dict.fromkeys(columns, "{}"),
     )
 
 
-def _range(group: pd.DataFrame) -> str | None:
-    if group.empty:
-        return None
-    ordered = group.sort_values("value")["printed"]
-    low, high = ordered.iloc[0], ordered.iloc[-1]
-    return low if float(low) == float(high) else f"{low}-{high} ({group['origin'].nunique()})"
+def _setting(name: str) -> Callable[[pd.DataFrame], str]:
+    return lambda group: str(group[name].iloc[0])
+
+
+def _range(head: str) -> Callable[[pd.DataFrame], str | None]:
+    def shown(group: pd.DataFrame) -> str | None:
+        group = group[group["head"] == head]
+        if group.empty:
+            return None
+        ordered = group.sort_values("value")["printed"]
+        low, high = ordered.iloc[0], ordered.iloc[-1]
+        return str(low) if float(low) == float(high) else f"{low}-{high} ({group['origin'].nunique()})"
+
+    return shown

@@ -1,4 +1,4 @@
-"""One table, as Markdown, LaTeX or CSV."""
+"""One table: laid out from rows and columns, and printed as Markdown, LaTeX or CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
@@ -21,6 +21,29 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
 }  # fmt: skip
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column.
+
+    Attributes:
+        head: its name.
+        value: the cell of a row: a number, an `Interval`, a text, or None for a blank.
+        format: of numbers, such as "{:.4f}"; None for a column of texts, which is aligned to the left.
+    """
+
+    head: str
+    value: Callable[[Row], Any]
+    format: str | None = None
+
+
+def lay_out(rows: Sequence[Row], columns: Sequence[Column[Row]], title: str, note: str) -> Table:
+    """The table with a line for each row; without rows, its heads alone."""
+    cells = [[column.value(row) for column in columns] for row in rows]
+    frame = pd.DataFrame(cells, columns=[column.head for column in columns], dtype=object)
+    return Table(frame, title, note, {column.head: column.format for column in columns if column.format is not None})
 
 
 @dataclass(frozen=True)
@@ -72,20 +95,13 @@ class Table:
 
     def csv(self) -> str:
         """Full precision; an interval takes three columns. Others' results are apart: `published.csv()`."""
+        wide = {name for name in self.frame if any(isinstance(cell, Interval) for cell in self.frame[name])}
+        heads = [[name, f"{name} low", f"{name} high"] if name in wide else [name] for name in self.frame]
+        rows = [[_exact(cell, name in wide) for name, cell in row.items()] for row in self.frame.to_dict("records")]
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        wide = [
-            column for column in self.frame if self.frame[column].map(lambda cell: isinstance(cell, Interval)).any()
-        ]
-        writer.writerow(
-            [
-                name
-                for column in self.frame
-                for name in ([column, f"{column} low", f"{column} high"] if column in wide else [column])
-            ]
+        csv.writer(out, lineterminator="\n").writerows(
+            [text for part in line for text in part] for line in (heads, *rows)
         )
-        for row in self.frame.to_dict("records"):
-            writer.writerow([text for column, cell in row.items() for text in _exact(cell, column in wide)])
         return out.getvalue()
 
     def save(self, folder: str | Path, name: str) -> list[Path]:

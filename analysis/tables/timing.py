@@ -3,72 +3,65 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
 
 import pandas as pd
 
-from sq.analysis.tables.cells import OURS, lines, without_model
-from sq.analysis.tables.protocol import describe
-from sq.analysis.tables.published_block import published_table
-from sq.analysis.tables.select import compared
-from sq.analysis.tables.table import Table
+from sq.analysis.tables.cells import Cell, Value
+from sq.analysis.tables.declaration import METHOD, OURS, Declaration
+from sq.analysis.tables.table import Column
 
-PARTS = ("capture", "transform", "weights")
-FORMATS = {
-    "runs": "{:.0f}",
-    "seconds": "{:.2f}",
-    "ratio": "{:.2f}",
-    **{f"{part} s": "{:.2f}" for part in PARTS},
-    "peak MB": "{:.0f}",
-    "memory ratio": "{:.2f}",
-}
+SECONDS, MEMORY = "quantize/seconds", "quantize/peak_memory_bytes"
 
 
-def table_time(frame: pd.DataFrame, *, base: str = OURS, published: bool = False, **which: Any) -> Table:
-    """Medians over seeds of runs without an evaluation, whose memory and caches an evaluation has not touched.
+def _median(name: str, unit: float = 1.0) -> Callable[[Cell], Value]:
+    """The median of the finished runs; where there are none, whether they failed or are missing."""
 
-    Args:
-        frame: of `sq.analysis.load` or `load_wandb`.
-        base: method that times and memory are compared with.
-        published: show published quantization times as well.
-        which: experiment, overrides, column -> value: see `sq.analysis.tables.select.compared`.
+    def shown(cell: Cell) -> Value:
+        done = _finished(cell.row)
+        if done.empty:
+            return "failed" if (cell.row["status"] == "failed").any() else "missing"
+        return float(done[name].median()) / unit
 
-    Raises:
-        MissingRuns: no timed run.
-        DataError: runs of different settings or machines.
-    """
-    runs = compared(frame, "table_time", which, task="none", metric="quantize", several=["seed"], times=True)
-    rows: list[dict[str, Any]] = []
-    for model, name in lines(runs):
-        bases = runs[(runs["model"] == model) & (runs["method"] == base)]
-        rows.append(
-            {"model": model, "method": name, **_cells(runs[(runs["model"] == model) & (runs["row"] == name)], bases)}
-        )
-    rows.sort(key=lambda row: (row["model"], isinstance(row["seconds"], str), row["seconds"]))
-    models = list(dict.fromkeys(runs["model"]))
+    return shown
+
+
+def _ratio(name: str) -> Callable[[Cell], Value]:
+    def shown(cell: Cell) -> Value:
+        own = _median(name)(cell)
+        return own / float(_finished(cell.bases)[name].median()) if isinstance(own, float) else own
+
+    return shown
+
+
+def _finished(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs["status"] == "finished"]
+
+
+def _missing(runs: pd.DataFrame) -> str:
     undone = Counter(runs.loc[runs["status"] == "missing", "row"])
-    lost = "".join(f" {name}: {count} missing." for name, count in undone.items())
-    return Table(
-        without_model(rows),
-        title=f"Quantization time and peak memory, {', '.join(models)}",
-        note=f"{describe(runs)}. Medians over seeds; ratios to {base}; 1 MB = 10^6 bytes.{lost}",
-        formats=FORMATS,
-        published=published_table(["quantize/minutes", "quantize/gpu_hours"], None, models) if published else None,
-    )
+    return " ".join(f"{name}: {count} missing." for name, count in undone.items())
 
 
-def _cells(runs: pd.DataFrame, bases: pd.DataFrame) -> dict[str, Any]:
-    done = runs[runs["status"] == "finished"]
-    if done.empty:
-        shown = "failed" if (runs["status"] == "failed").any() else "missing"
-        return {"runs": 0, **dict.fromkeys(list(FORMATS)[1:], shown)}
-    own, base = done.median(numeric_only=True), bases[bases["status"] == "finished"].median(numeric_only=True)
-    seconds, memory = "quantize/seconds", "quantize/peak_memory_bytes"
-    return {
-        "runs": len(done),
-        "seconds": float(own[seconds]),
-        "ratio": float(own[seconds]) / float(base.get(seconds, float("nan"))),
-        **{f"{part} s": float(own[f"quantize/{part}_seconds"]) for part in PARTS},
-        "peak MB": float(own[memory]) / 1e6,
-        "memory ratio": float(own[memory]) / float(base.get(memory, float("nan"))),
-    }
+TIME = Declaration(
+    experiment="table_time",
+    task="none",
+    metric="quantize",
+    several=["seed"],
+    base=OURS,
+    sort=_median(SECONDS),
+    columns=(
+        METHOD,
+        Column("runs", lambda cell: len(_finished(cell.row)), "{:.0f}"),
+        Column("seconds", _median(SECONDS), "{:.2f}"),
+        Column("ratio", _ratio(SECONDS), "{:.2f}"),
+        *(Column(f"{part} s", _median(f"quantize/{part}_seconds"), "{:.2f}")
+          for part in ("capture", "transform", "weights")),
+        Column("peak MB", _median(MEMORY, 1e6), "{:.0f}"),
+        Column("memory ratio", _ratio(MEMORY), "{:.2f}"),
+    ),
+    title="Quantization time and peak memory, {models}",
+    note="Medians over seeds; ratios to {base}; 1 MB = 10^6 bytes.",
+    remark=_missing,
+    published=("quantize/minutes", "quantize/gpu_hours"),
+)  # fmt: skip
