@@ -1,4 +1,4 @@
-"""The runs that an experiment file asks for, so that a table can say which of them are missing."""
+"""The runs of an experiment file, so that a table can say which of them are missing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sq.runs.runid import run_id
 def expected(experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """One row of status "missing" for each run of `python run.py -m experiment=<experiment> <overrides>`, in its order.
 
-    Columns are those of `sq.analysis.results.load` as far as a run has them before it is made; run ids are the folders'
-    names. Only configs are read.
+    Columns are those of `sq.analysis.results.load` that are known before a run is made; run ids are the names of run
+    directories. Only configs are read.
 
     Raises:
         DataError: no such experiment.
@@ -29,7 +29,7 @@ def expected(experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_missing(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
-    """All runs of the frame, then rows of status "missing" for those that the experiment asks for and nobody made."""
+    """All runs of the frame, then rows of status "missing" for the experiment's runs that were not made."""
     wanted = expected(experiment, overrides)
     missing = wanted[~wanted["run_id"].isin(frame["run_id"])]
     return pd.concat([frame, missing], ignore_index=True) if len(missing) else frame
@@ -65,7 +65,7 @@ def command(experiment: str, overrides: Sequence[str] = ()) -> str:
 
 @lru_cache(maxsize=64)  # composing takes 0.12 s a job
 def _rows(experiment: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    command(experiment)  # tells an unknown experiment
+    command(experiment)  # raises for an unknown experiment
     rows: dict[str, dict[str, Any]] = {}
     for job in compose_jobs([f"experiment={experiment}", *overrides], multirun=True):
         for one in [*(reference(job, name) for name in job.reference_methods), job]:

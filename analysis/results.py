@@ -11,13 +11,13 @@ import pandas as pd
 
 from sq.config.settings import BitsSettings
 from sq.errors import DataError
-from sq.runs.results import read_result
+from sq.runs.results import WINDOWS, read_result
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
 
 
 class MissingRuns(DataError):
-    """What a table or figure shows has not been run.
+    """The runs that a table or figure shows have not been made.
 
     Args:
         what: the runs that are not there.
@@ -33,9 +33,9 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
     """One row a run, failed ones with their error: the fields of result.json, its metrics, its settings; oldest first.
 
     Settings are named as on the command line ("method.placement", "calibration.tokens"). "fingerprint/<text>" and
-    "fingerprint/calibration" tell which tokens were read, "environment.cpu", ".gpu" and ".threads" where, and "folder"
-    leads to the run directory. A directory without result.json (a run that was cut off) is no row;
-    `sq.analysis.expected` adds rows for what an experiment still lacks.
+    "fingerprint/calibration" identify the tokens that were read, "environment.cpu", ".gpu" and ".threads" the machine,
+    and "folder" is the run directory. A directory without result.json (a run that was cut off) gives no row;
+    `sq.analysis.with_missing` adds rows for the runs that an experiment still lacks.
 
     Raises:
         DataError: the folder does not exist or holds no run.
@@ -75,7 +75,7 @@ def window_values(run: pd.Series, name: str) -> np.ndarray:
     Raises:
         DataError: the run kept none of that name.
     """
-    path = Path(run["folder"]) / "windows.npz"
+    path = Path(run["folder"]) / WINDOWS
     if not path.is_file():
         raise DataError(f"{path} is missing: run {run['run_id']} kept no values by window")
     with np.load(path) as arrays:

@@ -16,8 +16,9 @@ OWN = ("status", "error", "result")  # what sq.runs.tracking writes beside the m
 def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.DataFrame:
     """One row a run, with the columns of `sq.analysis.results.load`; of runs logged twice, the newest.
 
-    What W&B is not told is empty: the run directory ("folder", so no values by window), fingerprints and the commit. A
-    W&B run without a status was cut off before its result was logged and is no row, as a directory without result.json.
+    Columns that W&B does not store are empty: the run directory ("folder", and with it the values by window), the
+    fingerprints and the commit. A W&B run without a status was cut off before its result was logged; it gives no row,
+    like a directory without result.json.
 
     Args:
         project: name of the project, as in `tracker.project`.

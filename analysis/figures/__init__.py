@@ -1,4 +1,4 @@
-"""The paper's figures and one of ours, each a function from the frame of runs to a matplotlib figure."""
+"""The paper's figures and one of our own; each function takes the frame of runs and returns a matplotlib figure."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, styled
 from sq.analysis.figures.select import file_of, finished
-from sq.quantize.training_log import TRAINING
+from sq.runs.results import TRAINING
 
 NORMS = {
     "gradient_norm_r1": ("$R_1$, residual stream", BLUE, "-"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from matplotlib import style
 from matplotlib.figure import Figure
+
+from sq.io import write_bytes
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 SINGLE, DOUBLE = 3.3, 6.9  # inches: one column and both columns of a page
@@ -45,8 +48,12 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    paths = [place / f"{name}.svg", place / f"{name}.png"]
-    with style.context(STYLE):
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1])
+    kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {}}
+    paths = []
+    for kind, options in kinds.items():
+        drawn = BytesIO()
+        with style.context(STYLE):
+            figure.savefig(drawn, format=kind, **options)
+        paths.append(place / f"{name}.{kind}")
+        write_bytes(paths[-1], drawn.getvalue())
     return paths

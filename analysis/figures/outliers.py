@@ -14,7 +14,7 @@ from mpl_toolkits.mplot3d import Axes3D
 from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled
 from sq.analysis.figures.stages import read_activations
 
-TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be told apart at print size
+TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be distinguished at print size
 STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))
 
 
@@ -22,7 +22,7 @@ STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after
 def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figure:
     """Above |activation| over channel and token, below each channel's largest value; one scale for all stages.
 
-    Channels that paper cannot tell apart share a line of the surface, which shows the largest of them.
+    Channels that cannot be distinguished on paper share a line of the surface, which shows the largest of them.
 
     Arguments and errors: as of `figure_givens`.
     """

@@ -12,7 +12,7 @@ from sq.analysis.figures.select import NAMES, OURS, finished, text_metric
 from sq.analysis.tables.order import training
 
 Kind = Literal["SingleQuant", "closed form", "trained"]
-# Marker and colour by kind: told apart in grey by the marker.
+# Marker and colour by kind; printed in grey, the marker alone shows the kind.
 MARKS: dict[Kind, tuple[str, str]] = {
     "SingleQuant": ("o", VERMILLION),
     "closed form": ("s", BLUE),
@@ -24,7 +24,7 @@ Quality = Literal["kl", "ppl", "acc"]
 def method_points(
     frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = (), *, quality: Quality = "kl"
 ) -> pd.DataFrame:
-    """Quality, seconds and multiply-adds of every method of an experiment, each from one and the same run.
+    """Quality, seconds and multiply-adds of every method of an experiment, all three from the same run.
 
     Args:
         frame: of `sq.analysis.load`.
@@ -33,7 +33,7 @@ def method_points(
         quality: "kl" (nats per token) or "ppl" on the first text, or "acc" (mean of the tasks, 0 to 1).
 
     Returns:
-        columns method, label, kind, quality, seconds, macs (a token, all layers).
+        columns method, label, kind, quality, seconds, multiply_adds (per token, all layers).
 
     Raises:
         MissingRuns: no run is there.

@@ -1,4 +1,4 @@
-"""Which runs a figure is drawn from: the finished ones of its experiment, or an error with their command."""
+"""The runs that a figure shows: the finished ones of its experiment, or an error with the command that makes them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sq.analysis.expected import command, of_experiment
 from sq.analysis.results import MissingRuns
 
 OURS = "sq.methods.singlequant.SingleQuant"
-# How methods are written in figures; one without an entry is written as in its config. What is added to
-# SingleQuant is told apart by its marker.
+# How methods are written in figures; one without an entry is written as in its config. Variants of
+# SingleQuant begin with "+" and share its marker.
 NAMES = {
     "rtn": "RTN",
     "smoothquant": "SmoothQuant",

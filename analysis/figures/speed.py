@@ -32,7 +32,7 @@ def figure_speed(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figur
     """Tokens per second over those of bf16 at the same batch size, prefill and decode.
 
     All kinds of the experiment's first method; of its others the fastest packed kind, because bf16 is the same for all.
-    The title tells the device, the model, and whether its weights are random.
+    The title names the device, the model, and random weights where it has them.
 
     Args:
         frame: of `sq.analysis.load`.

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sq.analysis.figures.select import file_of, finished
-
-FILE = "activations.npz"
+from sq.runs.results import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class Activations:
     """What `task=activations` keeps, float32.
 
     Attributes:
-        layer, site: where.
+        layer, site: where in the model.
         before, after_art, after_urt: tokens of the site, (T, n).
-        givens_channels: the two channels that ART's first step turns, (2,).
-        givens_angle: by how much, radians.
+        givens_channels: the two channels that ART's first step rotates, (2,).
+        givens_angle: the angle of that rotation, radians.
         givens_before, givens_after: these two channels, (T, 2).
     """
 
@@ -43,7 +42,7 @@ def read_activations(frame: pd.DataFrame, experiment: str, overrides: Sequence[s
         MissingRuns: the run, or its activations.npz, is not there.
     """
     run = finished(frame, experiment, overrides).iloc[-1]
-    with np.load(file_of(run, FILE, experiment, overrides)) as arrays:
+    with np.load(file_of(run, ACTIVATIONS, experiment, overrides)) as arrays:
         tokens = ("before", "after_art", "after_urt", "givens_channels", "givens_before", "givens_after")
         return Activations(
             layer=int(run["task.activations.layer"]),

@@ -1,4 +1,4 @@
-"""`sq-report` and what notebooks call. Nothing heavy is imported before a command line was understood."""
+"""`sq-report`, and the `Page` that notebooks call. Figures are imported only after the command line was parsed."""
 
 from __future__ import annotations
 

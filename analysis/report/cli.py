@@ -34,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", help="that the experiments were run with, such as model=llama2_7b (in front of --only)"
     )
-    asked = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     console = Console()
     try:
-        if asked.run is not None:
+        if parsed.run is not None:
             from sq.analysis.report.one_run import write_run_report
 
-            print_written(console, write_run_report(asked.run, asked.out, console))
+            print_written(console, write_run_report(parsed.run, parsed.out, console))
             return COMPLETE
-        return write_report(asked.results, asked.out, asked.overrides, asked.only, console)
+        return write_report(parsed.results, parsed.out, parsed.overrides, parsed.only, console)
     except ModuleNotFoundError as error:
         print(f"sq-report: {error}; it needs `pip install 'singlequant[analysis]'`", file=sys.stderr)
         return MISTAKE
@@ -106,10 +106,10 @@ def write_report(
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Tell a mistake once and here, instead of in every notebook. One task that takes them is enough.
+    """Refuse a mistake once and here, instead of in every notebook. Overrides that one task takes are enough.
 
     Raises:
-        ConfigError: no task does.
+        ConfigError: no task takes them.
     """
     from sq.config.compose import compose
     from sq.config.parse import options
@@ -128,5 +128,5 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def print_written(console: Console, paths: Sequence[Path]) -> None:
-    """Say where files went, those that are there."""
+    """Print the paths that exist."""
     console.print(*(str(path) for path in paths if path.exists()), sep="\n", highlight=False, soft_wrap=True)

@@ -35,8 +35,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
 def report_html(title: str, facts: Mapping[str, str], notebooks: Sequence[Executed]) -> str:
     """The whole report: what it was made from, then each notebook with text, pictures and tables."""
     links = "".join(f'<a href="#{escape(one.name)}">{escape(one.name)}</a>' for one in notebooks)
-    told = "".join(f"<li>{escape(key)}: {escape(value)}</li>" for key, value in facts.items())
-    body = [f"<h1>{escape(title)}</h1>", f'<ul class="facts">{told}</ul>', f"<nav>{links}</nav>"]
+    items = "".join(f"<li>{escape(key)}: {escape(value)}</li>" for key, value in facts.items())
+    body = [f"<h1>{escape(title)}</h1>", f'<ul class="facts">{items}</ul>', f"<nav>{links}</nav>"]
     for one in notebooks:
         body.append(f'<section id="{escape(one.name)}">')
         body += [_cell(cell) for cell in one.cells]
@@ -78,7 +78,7 @@ def _cell(cell: Any) -> str:
 
 def _output(output: Any) -> str:
     if output.output_type == "error":
-        return ""  # told once, below the notebook
+        return ""  # stands once, below the notebook
     if output.output_type == "stream":
         return _pre(output.text)
     data, missing = output.data, output.metadata.get(MISSING)

@@ -31,11 +31,11 @@ class Executed:
     """One notebook with its outputs.
 
     Attributes:
-        name: of its file, without .ipynb.
+        name: of the file, without .ipynb.
         cells: as nbformat has them, outputs included.
-        seconds: that executing took.
-        error: of the cell that raised, with its traceback; None where all went well.
-        missing: commands that make the runs which were not there.
+        seconds: how long executing took.
+        error: the message and traceback of the cell that raised; None where no cell did.
+        missing: commands that make the runs which are not there.
     """
 
     name: str

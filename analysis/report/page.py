@@ -45,35 +45,35 @@ class Page:
         return load(self.results)
 
     def figure(self, draw: Callable[..., Figure], **options: Any) -> None:
-        """Show a figure and write figures/<name>.svg and .png, or tell the command that makes its runs.
+        """Show a figure and write figures/<name>.svg and .png, or the command that makes its runs.
 
         Args:
-            draw: of `sq.analysis.figures`; its name is that of its experiment and of the files.
-            options: further arguments of `draw`; texts among them are added to the files' names.
+            draw: a function of `sq.analysis.figures`; the experiment and the files have its name.
+            options: further arguments of `draw`; those that are texts are added to the files' names.
         """
         name = _name(draw, options)
         try:
             figure = draw(self.runs, overrides=self.overrides, **options)
         except MissingRuns as error:
-            self._tell(str(error), error.command)
+            self._announce(str(error), error.command)
             return
         svg, png = save(figure, self.out / "figures", name)
         self._show({"image/svg+xml": svg.read_text(encoding="utf-8"), "text/plain": f"{name}: {svg}, {png}"})
         self._incomplete(draw.__name__)
 
     def table(self, make: Callable[..., Table], *, all_runs: bool = False, **options: Any) -> None:
-        """Show a table and write tables/<name>.md, .tex and .csv, or tell the command that makes its runs.
+        """Show a table and write tables/<name>.md, .tex and .csv, or the command that makes its runs.
 
         Args:
-            make: of `sq.analysis.tables`; its name is that of its experiment and of the files.
-            all_runs: it has no experiment and reads every run of the folder.
-            options: further arguments of `make`; texts among them are added to the files' names.
+            make: a function of `sq.analysis.tables`; the experiment and the files have its name.
+            all_runs: whether it reads every run of the folder, instead of those of an experiment.
+            options: further arguments of `make`; those that are texts are added to the files' names.
         """
         name = _name(make, options)
         try:
             table = make(self.runs, **({} if all_runs else {"overrides": self.overrides}), **options)
         except MissingRuns as error:
-            self._tell(str(error), error.command)
+            self._announce(str(error), error.command)
             return
         table.save(self.out / "tables", name)
         self._show({"text/markdown": table.markdown(), "text/plain": table.title})
@@ -81,12 +81,12 @@ class Page:
             self._incomplete(make.__name__)
 
     def _incomplete(self, experiment: str) -> None:
-        """Tell how many runs of the experiment are not there."""
+        """Show how many runs of the experiment are not there."""
         runs = of_experiment(self.runs, experiment, self.overrides)
         if absent := int((runs["status"] != "finished").sum()):
-            self._tell(f"{absent} of {len(runs)} runs are missing or failed", command(experiment, self.overrides))
+            self._announce(f"{absent} of {len(runs)} runs are missing or failed", command(experiment, self.overrides))
 
-    def _tell(self, what: str, command: str) -> None:
+    def _announce(self, what: str, command: str) -> None:
         text = f"**Not all there:** {what.split(';')[0]}. Make them with\n\n    {command}\n"
         self._show({"text/markdown": text, "text/plain": text}, {MISSING: command})
 

@@ -96,12 +96,12 @@ class Table:
     def csv(self) -> str:
         """Full precision; an interval takes three columns. Others' results are apart: `published.csv()`."""
         wide = {name for name in self.frame if any(isinstance(cell, Interval) for cell in self.frame[name])}
-        heads = [[name, f"{name} low", f"{name} high"] if name in wide else [name] for name in self.frame]
-        rows = [[_exact(cell, name in wide) for name, cell in row.items()] for row in self.frame.to_dict("records")]
+        lines: list[list[list[Any]]] = [
+            [[name, f"{name} low", f"{name} high"] if name in wide else [name] for name in self.frame]
+        ]
+        lines += [[_exact(cell, name in wide) for name, cell in row.items()] for row in self.frame.to_dict("records")]
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows(
-            [text for part in line for text in part] for line in (heads, *rows)
-        )
+        csv.writer(out, lineterminator="\n").writerows([text for part in line for text in part] for line in lines)
         return out.getvalue()
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
@@ -138,7 +138,7 @@ def show(cell: Any, shape: str) -> str:
     return "" if _blank(cell) else shape.format(cell)
 
 
-def _exact(cell: Any, wide: bool) -> Sequence[Any]:
+def _exact(cell: Any, wide: bool) -> list[Any]:
     if isinstance(cell, Interval):
         return [cell.mean, cell.low, cell.high]
     first = "" if _blank(cell) else cell

@@ -14,6 +14,7 @@ from sq.io import write_json
 SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"
 WINDOWS = "windows.npz"  # values by window
+TRAINING = "training.jsonl"  # numbers of a training, as sq.quantize.training_log writes them
 ACTIVATIONS = "activations.npz"  # what sq.quantize.stage_record keeps, where the task asks for it
 
 
