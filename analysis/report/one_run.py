@@ -17,7 +17,7 @@ from sq.errors import DataError
 from sq.io import write_text
 from sq.runs.results import RESULT, Result, read_result
 
-GROUPS = ("model", "method", "calibration", "activations", "cache", "task")
+GROUPS = ("model", "method", "calibration", "activations", "kv_cache", "task")
 NAMED = {
     "ppl": ("perplexity", "{:.3f}"), "kl": ("KL from full precision (nats/token)", "{:.4f}"),
     "top1": ("top-1 agreement", "{:.1%}"), "acc": ("accuracy", "{:.1%}"),

@@ -62,7 +62,7 @@ def one_protocol(
         (quantized, fixed, []),
         (quantized, _below(runs, "weights"), ["weights"]),
         (quantized, _below(runs, "method"), ["row"]),
-        (attention, _below(runs, "cache"), []),
+        (attention, _below(runs, "kv_cache"), []),
         (runs if task == "none" else runs.iloc[:0], machine, []),
     ]
     problems: dict[str, str] = {}

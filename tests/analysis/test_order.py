@@ -44,11 +44,11 @@ def test_settings_of_the_cache_count_only_where_it_is_rounded(
     bits: str, matters: bool, tmp_path: Path, write_run: Callable[..., Path]
 ) -> None:
     for method, clip in (("rtn", 1.0), ("quarot", 0.9)):
-        caches = {name: {"name": "x", "clip": clip} for name in ("cache", "kv_cache")}
-        write_run(tmp_path, method, "rtn", [0.1], bits=bits, config=caches, metrics={"ppl/embedded": 2.0})
+        cache = {"kv_cache": {"name": "asymmetric", "clip": clip}}
+        write_run(tmp_path, method, "rtn", [0.1], bits=bits, config=cache, metrics={"ppl/embedded": 2.0})
     frame = analysis.load(tmp_path)
     if matters:
-        with pytest.raises(DataError, match=r"cache\.clip is"):
+        with pytest.raises(DataError, match=r"kv_cache\.clip is"):
             table_perplexity(frame, experiment=None)
     else:
         assert len(table_perplexity(frame, experiment=None).frame) == 2
