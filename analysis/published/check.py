@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
 
 import pandas as pd
 
@@ -16,51 +17,13 @@ ACCURACY_FLOOR = 0.6  # points
 PRINTED = 0.01  # sources that agree exactly still round to this
 
 
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """A number of one run beside what others published of the same setting."""
-
-    run: pd.Series
-    metric: str
-    ours: float
-    published: pd.DataFrame
-
-    @property
-    def median(self) -> float:
-        """Of the published values."""
-        return float(self.published["value"].median())
-
-    @property
-    def sources(self) -> int:
-        """How many published it."""
-        return self.published["origin"].nunique()
-
-    @property
-    def spread(self) -> float:
-        """Largest - smallest of the sources; a floor where there is one source."""
-        if self.sources == 1:
-            return ACCURACY_FLOOR if self.metric.startswith("acc/") else PERPLEXITY_FLOOR * self.median
-        return max(float(self.published["value"].max() - self.published["value"].min()), PRINTED)
-
-    @property
-    def differs(self) -> bool:
-        """Whether ours is off by more than the sources are."""
-        return abs(self.ours - self.median) > self.spread
-
-
-COLUMNS = (
-    Column[Compared]("model", lambda row: row.run["model"]),
-    Column[Compared]("method", lambda row: row_name(row.run)),
-    Column[Compared]("bits", lambda row: row.run["bits"]),
-    Column[Compared]("weights", lambda row: row.run["weights"]),
-    Column[Compared]("metric", lambda row: row.metric),
-    Column[Compared]("ours", lambda row: row.ours, "{:.2f}"),
-    Column[Compared]("published", lambda row: row.median, "{:.2f}"),
-    Column[Compared]("spread", lambda row: row.spread, "{:.2f}"),
-    Column[Compared]("sources", lambda row: row.sources, "{:.0f}"),
-    Column[Compared]("difference", lambda row: row.ours - row.median, "{:+.2f}"),
-    Column[Compared]("differs", lambda row: "yes" if row.differs else "no"),
-)
+COLUMNS = {
+    **dict.fromkeys(("model", "method", "bits", "weights", "metric")),
+    **dict.fromkeys(("ours", "published", "spread"), "{:.2f}"),
+    "sources": "{:.0f}",
+    "difference": "{:+.2f}",
+    "differs": None,
+}
 
 
 def check_published(frame: pd.DataFrame) -> Table:
@@ -72,22 +35,23 @@ def check_published(frame: pd.DataFrame) -> Table:
     of a learned method stands in its name. Where no run is such, the table is empty and its note says so.
     """
     known = {str(key): group for key, group in load_published().groupby(SETTING)}
-    rows: list[Compared] = []
-    for _, run in frame[(frame["status"] == "finished") & (frame["activations"] != "midrise")].iterrows():
-        for metric, protocol, ours in _numbers(run):
-            key = str((run["model"], run["method"], run["bits"], run["weights"], metric, protocol))
-            if key in known:
-                rows.append(Compared(run, metric, ours, known[key]))
+    rows = [
+        {**_setting(run), "metric": metric, **_compare(ours, known[key], metric)}
+        for _, run in frame[(frame["status"] == "finished") & (frame["activations"] != "midrise")].iterrows()
+        for metric, protocol, ours in _numbers(run)
+        if (key := str((run["model"], run["method"], run["bits"], run["weights"], metric, protocol))) in known
+    ]
     models = ", ".join(dict.fromkeys(map(str, frame["model"])))
-    note = (
-        f"{sum(row.differs for row in rows)} of {len(rows)} differ from the median of their sources by more than the "
-        "spread."
-        if rows
-        else f"No run of a published setting is here (models: {models}): nothing can be compared. Published are for "
-        "example `python run.py model=llama2_7b bits=w4a4kv4 weights=gptq method=quarot`."
-    )
+    differing = sum(row["differs"] == "yes" for row in rows)
+    note = f"{differing} of {len(rows)} differ from the median of their sources by more than the spread."
+    if not rows:
+        note = (
+            f"No run of a published setting is here (models: {models}): nothing can be compared. Published are for "
+            "example `python run.py model=llama2_7b bits=w4a4kv4 weights=gptq method=quarot`."
+        )
     alone = f"Spread of a single source: {PERPLEXITY_FLOOR:.1%} of a perplexity, {ACCURACY_FLOOR} points."
-    return lay_out(rows, COLUMNS, "Runs of published settings", f"{note} {alone}")
+    columns = [Column(name, itemgetter(name), form) for name, form in COLUMNS.items()]
+    return lay_out(rows, columns, "Runs of published settings", f"{note} {alone}")
 
 
 def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:
@@ -100,3 +64,23 @@ def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:
     if isinstance(tasks, list) and pd.isna(run.get("task.zeroshot.limit")) and pd.notna(run.get("acc/mean")):
         found.append(("acc/mean", f"{len(tasks)} tasks", 100 * float(run["acc/mean"])))
     return found
+
+
+def _setting(run: pd.Series) -> dict[str, Any]:
+    return {"model": run["model"], "method": row_name(run), "bits": run["bits"], "weights": run["weights"]}
+
+
+def _compare(ours: float, published: pd.DataFrame, metric: str) -> dict[str, Any]:
+    values = published["value"]
+    median = float(values.median())
+    sources = published["origin"].nunique()
+    alone = ACCURACY_FLOOR if metric.startswith("acc/") else PERPLEXITY_FLOOR * median
+    spread = alone if sources == 1 else max(float(values.max() - values.min()), PRINTED)
+    return {
+        "ours": ours,
+        "published": median,
+        "spread": spread,
+        "sources": sources,
+        "difference": ours - median,
+        "differs": "yes" if abs(ours - median) > spread else "no",
+    }

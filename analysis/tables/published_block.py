@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -30,29 +31,24 @@ def published_table(metrics: Sequence[str], bits: Sequence[str] | None, models: 
     heads = [" ".join(filter(None, row)) for row in found[["model", "metric", "protocol"]].to_numpy()]
     found = found.assign(head=heads)
     sources = dict.fromkeys(found["origin"])
+    columns = [Column[pd.DataFrame](name, partial(_setting, name)) for name in SETTING]
+    columns += [Column[pd.DataFrame](head, partial(_range, head), "{}") for head in sorted(set(heads))]
     return lay_out(
         [group for _, group in found.groupby(SETTING, sort=False)],
-        [
-            *(Column[pd.DataFrame](name, _setting(name)) for name in SETTING),
-            *(Column[pd.DataFrame](head, _range(head), "{}") for head in sorted(set(heads))),
-        ],
+        columns,
         title="Published by others, not measured here",
         note=f"As printed; low-high (n) where n sources differ. Sources: {'; '.join(sources) or 'none'}; "
         "notes on each number: analysis/published/published.csv.",
     )
 
 
-def _setting(name: str) -> Callable[[pd.DataFrame], str]:
-    return lambda group: str(group[name].iloc[0])
+def _setting(name: str, group: pd.DataFrame) -> str:
+    return str(group[name].iloc[0])
 
 
-def _range(head: str) -> Callable[[pd.DataFrame], str | None]:
-    def shown(group: pd.DataFrame) -> str | None:
-        group = group[group["head"] == head]
-        if group.empty:
-            return None
-        ordered = group.sort_values("value")["printed"]
-        low, high = ordered.iloc[0], ordered.iloc[-1]
-        return str(low) if float(low) == float(high) else f"{low}-{high} ({group['origin'].nunique()})"
-
-    return shown
+def _range(head: str, group: pd.DataFrame) -> str | None:
+    found = group[group["head"] == head].sort_values("value")
+    if found.empty:
+        return None
+    low, high = str(found["printed"].iloc[0]), str(found["printed"].iloc[-1])
+    return low if float(low) == float(high) else f"{low}-{high} ({found['origin'].nunique()})"

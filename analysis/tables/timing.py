@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
@@ -14,24 +14,17 @@ from sq.analysis.tables.table import Column
 SECONDS, MEMORY = "quantize/seconds", "quantize/peak_memory_bytes"
 
 
-def _median(name: str, unit: float = 1.0) -> Callable[[Cell], Value]:
+def _median(name: str, cell: Cell, unit: float = 1.0) -> Value:
     """The median of the finished runs; where there are none, whether they failed or are missing."""
-
-    def shown(cell: Cell) -> Value:
-        done = _finished(cell.row)
-        if done.empty:
-            return "failed" if (cell.row["status"] == "failed").any() else "missing"
-        return float(done[name].median()) / unit
-
-    return shown
+    done = _finished(cell.row)
+    if done.empty:
+        return "failed" if (cell.row["status"] == "failed").any() else "missing"
+    return float(done[name].median()) / unit
 
 
-def _ratio(name: str) -> Callable[[Cell], Value]:
-    def shown(cell: Cell) -> Value:
-        own = _median(name)(cell)
-        return own / float(_finished(cell.bases)[name].median()) if isinstance(own, float) else own
-
-    return shown
+def _ratio(name: str, cell: Cell) -> Value:
+    own = _median(name, cell)
+    return own / float(_finished(cell.bases)[name].median()) if isinstance(own, float) else own
 
 
 def _finished(runs: pd.DataFrame) -> pd.DataFrame:
@@ -49,16 +42,16 @@ TIME = Declaration(
     metric="quantize",
     several=["seed"],
     base=OURS,
-    sort=_median(SECONDS),
+    sort=partial(_median, SECONDS),
     columns=(
         METHOD,
         Column("runs", lambda cell: len(_finished(cell.row)), "{:.0f}"),
-        Column("seconds", _median(SECONDS), "{:.2f}"),
-        Column("ratio", _ratio(SECONDS), "{:.2f}"),
-        *(Column(f"{part} s", _median(f"quantize/{part}_seconds"), "{:.2f}")
+        Column("seconds", partial(_median, SECONDS), "{:.2f}"),
+        Column("ratio", partial(_ratio, SECONDS), "{:.2f}"),
+        *(Column(f"{part} s", partial(_median, f"quantize/{part}_seconds"), "{:.2f}")
           for part in ("capture", "transform", "weights")),
-        Column("peak MB", _median(MEMORY, 1e6), "{:.0f}"),
-        Column("memory ratio", _ratio(MEMORY), "{:.2f}"),
+        Column("peak MB", partial(_median, MEMORY, unit=1e6), "{:.0f}"),
+        Column("memory ratio", partial(_ratio, MEMORY), "{:.2f}"),
     ),
     title="Quantization time and peak memory, {models}",
     note="Medians over seeds; ratios to {base}; 1 MB = 10^6 bytes.",
