@@ -79,6 +79,13 @@ class WeightSettings:
     act_order: bool = False
     sequential: bool = True
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The rounder's own options."""
+        if self.name == "rtn":
+            return {}
+        return {key: getattr(self, key) for key in ("block", "damping", "act_order", "sequential")}
+
 
 @dataclass(frozen=True)
 class ActivationSettings:

@@ -41,9 +41,6 @@ class Element(ABC):
 
     Attributes:
         bits: of a code.
-        has_zero: whether codes are counted from a zero point.
-        signed: whether codes are two's complement integers, else unsigned ones.
-        lowest_clip: the lowest factor on a range that a clip search tries.
     """
 
     bits: int
@@ -62,6 +59,11 @@ class Element(ABC):
     @abstractmethod
     def lowest_clip(self) -> float:
         """The lowest factor on a range that a clip search tries."""
+
+    @property
+    @abstractmethod
+    def top(self) -> float:
+        """The largest level."""
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -143,6 +145,13 @@ class Integers(Element):
         """0.6 at 4 bits."""
         return _LOWEST_CLIP[self.bits]
 
+    @property
+    def top(self) -> float:
+        """That the largest magnitude is mapped to."""
+        if self.scheme == "symmetric":
+            return float(2 ** (self.bits - 1) - 1)
+        return float(2**self.bits - 1) / (2 if self.scheme == "midrise" else 1)
+
     def span(
         self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -208,6 +217,11 @@ class Floats(Element):
     def lowest_clip(self) -> float:
         """As integers of 4 bits; 8-bit numbers have range to spare and gain nothing from a clip."""
         return 0.6 if self.bits <= 4 else 0.95
+
+    @property
+    def top(self) -> float:
+        """The largest number."""
+        return self.largest
 
     @property
     def top_power(self) -> float:

@@ -62,6 +62,11 @@ class Format:
         return self.element.bits
 
     @property
+    def scheme(self) -> Scheme | None:
+        """Of integers; None for other elements. Kernels ask for it."""
+        return self.element.scheme if isinstance(self.element, Integers) else None
+
+    @property
     def granularity(self) -> Granularity:
         """What shares a scale."""
         return "tensor" if self.tensor else "row" if self.group is None else "group"

@@ -53,7 +53,7 @@ class _PrepareCache:
         prepare = getattr(type(model), _HOOK)
         prepare(model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         made = next((name for name in _NAMES if type(model_kwargs.get(name)) is DynamicCache), None)
-        own_choice = given == [None, None] and made is not None and generation_config.cache_implementation is None
+        own_choice = given == [None, None] and generation_config.cache_implementation is None
         assisted = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
-        if own_choice and not assisted and int4_obstacle(model) is None:
+        if made is not None and own_choice and not assisted and int4_obstacle(model) is None:
             model_kwargs[made] = Int4Cache(model, most=max_cache_length)

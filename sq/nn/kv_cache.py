@@ -93,11 +93,14 @@ def int4_obstacle(model: PreTrainedModel) -> str | None:
         quantizers = [getattr(found, name, None) for name in ("keys", "values")]
         settings = []
         for name, quantizer in zip(("keys", "values"), quantizers, strict=True):
-            if not isinstance(quantizer, ActivationQuantizer) or quantizer.bits != 4:
-                return f"layer {index} has {name} of {getattr(quantizer, 'bits', 16)} bits"
-            if isinstance(quantizer.clip, tuple) or quantizer.group_size not in (None, head_dim):
-                return f"layer {index} rounds {name} with clip={quantizer.clip}, group_size={quantizer.group_size}"
-            settings.append((quantizer.scheme, quantizer.clip, quantizer.candidates, quantizer.group_size))
+            if not isinstance(quantizer, ActivationQuantizer):
+                return f"layer {index} has {name} of 16 bits"
+            format = quantizer.format
+            if format.bits != 4 or format.scheme is None:
+                return f"layer {index} has {name} of {format.bits} bits, format {format.name}"
+            if isinstance(quantizer.clip, tuple) or format.group not in (None, head_dim):
+                return f"layer {index} rounds {name} with clip={quantizer.clip}, groups of {format.group}"
+            settings.append((format, quantizer.clip, quantizer.candidates))
         if settings[0] != settings[1]:
             return f"layer {index} rounds keys and values differently: {quantizers[0]}, {quantizers[1]}"
     return None

@@ -13,12 +13,12 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sq.errors import QuantizationError
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import Scheme
+from sq.formats.activation import ActivationQuantizer
 from sq.kernels.kv4_attention import Kv4Cache, Kv4Side, dequantized, kv4_append, kv4_attention, kv4_cache
 from sq.models.attention import HeldKeys
 from sq.nn.attention import AttentionInput
 from sq.nn.mask_runs import MaskRuns, causal
+from sq.nn.site_input import scheme_of
 
 _LEAST_ROOM = 64  # positions that a growing cache adds at least
 
@@ -39,11 +39,8 @@ class Int4Layer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         assert isinstance(source.keys, ActivationQuantizer)
         self.source, self.runs, self.capacity, self.most = source, runs, capacity, most
-        self.scheme: Scheme = source.keys.scheme
-        clip = source.keys.clip
-        assert not isinstance(clip, tuple)
-        self.clips = clip_candidates(4, source.keys.candidates) if isinstance(clip, str) else [clip]
-        self.include_zero = source.keys.group_size is None
+        self.scheme = scheme_of(source.keys.format)
+        self.clips, self.include_zero = source.keys.clips, source.keys.format.include_zero
         self.arrays: Kv4Cache | None = None
         self.position: Tensor | None = None
         self.held = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from sq.formats.activation import ActivationQuantizer
 from sq.kernels.int4_matmul import PackedWeight, int4_matmul
 from sq.nn.linear import PackedLinear, kernel_takes
+from sq.nn.site_input import scheme_of
 
 
 class PackedGroup:
@@ -54,7 +55,12 @@ class PackedGroup:
         assert self._joined is not None
         weight, bias = self._joined
         return int4_matmul(
-            activations, weight, x_scheme=quantizer.scheme, w_scheme=first.scheme, bias=bias, dtype=x.dtype
+            activations,
+            weight,
+            x_scheme=scheme_of(quantizer.format),
+            w_scheme=scheme_of(first.format),
+            bias=bias,
+            dtype=x.dtype,
         )
 
     def _is_joined(self) -> bool:
@@ -97,7 +103,7 @@ def group_linears(linears: Sequence[PackedLinear]) -> None:
     """Make the linears of one site a group, where `int4_matmul` takes them and they share their kind of integers."""
     first = linears[0]
     quantizer = first.inputs.quantizer
-    kinds = {(linear.bits, linear.scheme, linear.group_size, linear.weight_scale.dtype) for linear in linears}
+    kinds = {(linear.format, linear.weight_scale.dtype) for linear in linears}
     if len(linears) < 2 or len(kinds) > 1 or not isinstance(quantizer, ActivationQuantizer):
         return
     if not all(kernel_takes(linear, quantizer) for linear in linears):

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.elements import Scheme
+from sq.formats.format import Format
+from sq.formats.qtensor import QTensor
 from sq.kernels.rotate_quantize import Norm, PackedActivations, rotate_quantize
-from sq.nn.integer_product import Integers
 from sq.nn.kernel_form import kernel_form
 from sq.rotation.transform import Transform
 
@@ -84,10 +86,10 @@ class SiteInput(nn.Module):
         result: Tensor = self._once(x, lambda: fake(self._turned(x, up)))
         return result
 
-    def integers(self, x: Tensor, up: Tensor | None = None) -> Integers:
-        """Codes, scales and zero points of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
-        quantizer = self._integer_quantizer()
-        result: Integers = self._once(x, lambda: Integers(*quantizer.codes(self._turned(x, up)), quantizer.scheme))
+    def encoded(self, x: Tensor, up: Tensor | None = None) -> QTensor:
+        """Codes and scales of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
+        quantizer = self._activation_quantizer()
+        result: QTensor = self._once(x, lambda: quantizer.encode(self._turned(x, up)))
         return result
 
     def packed(self, x: Tensor, up: Tensor | None = None) -> PackedActivations:
@@ -116,39 +118,35 @@ class SiteInput(nn.Module):
         return turned
 
     def _planes(self, x: Tensor, up: Tensor | None) -> PackedActivations:
-        quantizer = self._integer_quantizer()
-        if not (x.is_cuda if self.fused is None else self.fused) or quantizer.bits != 4:
-            codes, scale, zero = quantizer.codes(self._turned(x, up))
-            planes = codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
-            return PackedActivations(planes, scale, zero)
+        quantizer = self._activation_quantizer()
+        if not (x.is_cuda if self.fused is None else self.fused) or quantizer.format.bits != 4:
+            made = quantizer.encode(self._turned(x, up))
+            planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
+            return PackedActivations(planes, made.scale, made.zero)
         form = kernel_form(self.transform, x)
         norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
         if form is None:  # a transform that the kernel has no form for: it quantizes behind
             x, up, norm, form = self._turned(x, up), None, None, (None, None, None)
         r1, r2, balance = form
-        clip, ends = _clips(quantizer)
         return rotate_quantize(
             x,
             r1,
             r2,
-            scheme=quantizer.scheme,
-            clip=clip,
-            ends=ends,
+            scheme=scheme_of(quantizer.format),
+            clip=quantizer.clips,
+            ends=quantizer.clip if isinstance(quantizer.clip, tuple) else (1.0, 1.0),
             norm=norm,
             up=up,
             balance=balance,
             container="int8_planes",
         )
 
-    def _integer_quantizer(self) -> ActivationQuantizer:
+    def _activation_quantizer(self) -> ActivationQuantizer:
         assert isinstance(self.quantizer, ActivationQuantizer)
         return self.quantizer
 
 
-def _clips(quantizer: ActivationQuantizer) -> tuple[float | list[float], tuple[float, float]]:
-    """The quantizer's clip as (clip, ends) of the kernel."""
-    if isinstance(quantizer.clip, tuple):
-        return 1.0, quantizer.clip
-    if isinstance(quantizer.clip, str):
-        return clip_candidates(quantizer.bits, quantizer.candidates), (1.0, 1.0)
-    return quantizer.clip, (1.0, 1.0)
+def scheme_of(format: Format) -> Scheme:
+    """The scheme of a format that kernels of integers take."""
+    assert format.scheme is not None
+    return format.scheme

@@ -27,6 +27,7 @@ class PassRecord:
         start_memory: bytes in use when the first began.
         packed_bytes: size of the model with integer weights packed, embeddings and head in 16 bits.
         full_bytes: size of the original in 16 bits.
+        linear_weights, linear_bytes: entries of the rounded weights, and their bytes with scales and zero points.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
@@ -37,6 +38,8 @@ class PassRecord:
     start_memory: int = 0
     packed_bytes: int = 0
     full_bytes: int = 0
+    linear_weights: int = 0
+    linear_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -68,6 +71,16 @@ class PassRecord:
         """Add parameters: 2 bytes each in the original, `packed` bytes (or the same) in the result."""
         self.full_bytes += 2 * elements
         self.packed_bytes += 2 * elements if packed is None else packed
+
+    def count_linears(self, weights: int, packed: int) -> None:
+        """Add rounded weights: their number, and their bytes when packed."""
+        self.linear_weights += weights
+        self.linear_bytes += packed
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Effective bits of a rounded weight, scales and zero points included; 16 where none is rounded."""
+        return 8 * self.linear_bytes / self.linear_weights if self.linear_weights else 16.0
 
     def describe(self, index: int, site: str, before: Tensor, after: Tensor, macs: int) -> None:
         """Add a site's entry from tokens (T, n) before and after its transform."""

@@ -217,6 +217,7 @@ def _cost(report: PassRecord, method: Method) -> dict[str, float]:
         "quantize/peak_memory_bytes": report.peak_memory,
         "quantize/start_memory_bytes": report.start_memory,
         "transform/multiply_adds": report.macs,
+        "model/bits_per_weight": report.bits_per_weight,
     }
 
 
