@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import CheckpointError
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import Format, integer, named

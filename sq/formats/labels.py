@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import QuantizationError
 from sq.formats.elements import MAX_BITS, MIN_BITS, Scheme
 from sq.formats.format import Format, integer, named, names
