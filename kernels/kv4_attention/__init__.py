@@ -8,22 +8,21 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend, picks_triton
-from ..rotate_quantize.reference import Scheme
-from .cache import Kv4Cache, Kv4Side, append_reference, dequantized, kv4_cache, zero_dtype
+from .cache import Kv4Cache, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
 from .reference import kv4_attention_reference
+from .takes import obstacle
 
 __all__ = [
     "Kv4Cache",
     "Kv4Partials",
-    "Kv4Side",
-    "Scheme",
     "dequantized",
     "kv4_append",
     "kv4_attention",
     "kv4_attention_reference",
     "kv4_cache",
     "kv4_partials",
+    "obstacle",
 ]
 
 _HEAD_DIMS = (32, 64, 128, 256)
@@ -85,7 +84,7 @@ def kv4_attention(
     if partials is not None:
         _check_partials(partials, q)
     scale = head_dim**-0.5 if scale is None else scale
-    triton = picks_triton(backend, q, _obstacle(head_dim, heads // kv_heads))
+    triton = picks_triton(backend, q, _kernel_obstacle(head_dim, heads // kv_heads))
     if q.numel() == 0:
         return torch.empty_like(q) if out is None else out
     if not triton:
@@ -160,7 +159,7 @@ def kv4_append(
             append_reference(side, cache.scheme, x, positions, clips, cache.include_zero)
 
 
-def _obstacle(head_dim: int, group: int) -> str | None:
+def _kernel_obstacle(head_dim: int, group: int) -> str | None:
     if head_dim not in _HEAD_DIMS:
         return f"it takes a head_dim of {', '.join(map(str, _HEAD_DIMS))}, not {head_dim}"
     if group > _LARGEST_GROUP:
@@ -180,7 +179,7 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
         raise ValueError(f"cache.keys.codes has shape {shape}; it must be (B, H_kv, S, D / 2)")
     zeros = cache.scheme == "asymmetric"
     for name, side in (("keys", cache.keys), ("values", cache.values)):
-        for part, tensor in zip(side._fields, side, strict=True):
+        for part, tensor in (("codes", side.codes), ("scale", side.scale), ("zero", side.zero)):
             if tensor is None and part == "zero" and not zeros:
                 continue
             dtype = {"codes": torch.uint8, "scale": torch.float32, "zero": zero_dtype(cache.include_zero)}[part]

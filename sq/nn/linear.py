@@ -11,7 +11,8 @@ from sq.formats.activation import ActivationQuantizer
 from sq.formats.grid import Scheme
 from sq.formats.packing import pack, unpack
 from sq.formats.weight import QuantizedWeight
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul, weight_sums
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul, weight_sums
 from sq.nn.integer_product import integer_linear
 from sq.nn.site_input import SiteInput
 
@@ -96,12 +97,12 @@ class PackedLinear(nn.Module):
         codes = unpack(self.weight_packed, self.in_features, scheme != "asymmetric", self.bits)
         return QuantizedWeight(codes, self.weight_scale, self.weight_zero, self.bits, scheme, self.group_size)
 
-    def packed_weight(self) -> PackedWeight:
+    def packed_weight(self) -> Coded:
         """Codes and scales as `int4_matmul` takes them, with what it computes from them once; at most 4 bits."""
         if self._sums is None or self._sums.device != self.weight_scale.device:
-            bare = PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero)
+            bare = Coded(self.weight_packed, self.weight_scale, self.weight_zero)
             self._sums = weight_sums(bare, self.scheme)
-        return PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
+        return Coded(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f is what the site computes in front, if anything.

@@ -8,6 +8,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from sq.kernels.steps import KroneckerStep
 from sq.rotation.transform import Transform, check_orthogonal, invert
 
 
@@ -76,10 +77,9 @@ class Kronecker(Transform):
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
         return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))
 
-    def cast_factors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """R1 and R2 in the dtype of x; None for an identity."""
-        r1, r2 = (self._factor(name, x) if name in self._active else None for name in ("r1", "r2"))
-        return r1, r2
+    def steps(self, x: Tensor) -> tuple[KroneckerStep]:
+        """One."""
+        return (KroneckerStep(*(self._factor(name, x) if name in self._active else None for name in ("r1", "r2"))),)
 
     def extra_repr(self) -> str:
         """Sizes of both factors."""

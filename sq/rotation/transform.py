@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sq.kernels.steps import DiagonalStep, Step
+
 Self = TypeVar("Self", bound="Transform")
 
 
@@ -52,6 +54,10 @@ class Transform(nn.Module, ABC):
     def macs(self) -> int:
         """Multiply-adds per token when T is applied online."""
 
+    def steps(self, x: Tensor) -> Sequence[Step] | None:
+        """T as steps that kernels know, factors in the dtype of x; None where it has no such description."""
+        return None
+
     def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Dense T, shape (n, n): row i is e_i T. On the device of the factors."""
         device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
@@ -81,14 +87,17 @@ class Transform(nn.Module, ABC):
 
     def _factor(self, name: str, x: Tensor) -> Tensor:
         """The factor in the dtype of x."""
+        return self._cast(name, x.dtype)
+
+    def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
         master: Tensor = self.get_buffer(name)
-        if master.dtype == x.dtype:
+        if master.dtype == dtype:
             return master
-        cast = self._casts.get((name, x.dtype))
+        cast = self._casts.get((name, dtype))
         if cast is None:
             with torch.inference_mode(False), torch.no_grad():
-                cast = master.to(x.dtype)
-            self._casts[name, x.dtype] = cast
+                cast = master.to(dtype)
+            self._casts[name, dtype] = cast
         return cast
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -129,6 +138,10 @@ class Identity(Transform):
         """Nothing is computed."""
         return 0
 
+    def steps(self, x: Tensor) -> Sequence[Step]:
+        """None at all."""
+        return ()
+
 
 class Diagonal(Transform):
     """T = diag(t): x_j times t_j.
@@ -160,6 +173,10 @@ class Diagonal(Transform):
     def macs(self) -> int:
         """One multiplication a feature."""
         return self.n
+
+    def steps(self, x: Tensor) -> Sequence[Step]:
+        """One."""
+        return (DiagonalStep(self._factor("t", x)),)
 
 
 class Dense(Transform):
@@ -270,6 +287,15 @@ class Compose(Transform):
     def macs(self) -> int:
         """The sum over the parts."""
         return sum(transform.macs() for transform in self.transforms)
+
+    def steps(self, x: Tensor) -> Sequence[Step] | None:
+        """Those of the parts, if each has some."""
+        steps: list[Step] = []
+        for transform in self.transforms:
+            if (part := transform.steps(x)) is None:
+                return None
+            steps += part
+        return steps
 
 
 def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:

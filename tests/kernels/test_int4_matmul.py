@@ -15,9 +15,10 @@ from sq.formats.activation import ActivationQuantizer
 from sq.formats.grid import SCHEMES, Scheme
 from sq.formats.packing import pack, unpack
 from sq.formats.weight import WeightQuantizer
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul, int4_matmul_reference, int8_planes, weight_sums
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul, int4_matmul_reference, int8_planes, weight_sums
 from sq.kernels.int4_matmul.tiles import DECODE_TOKENS, Shape, decode_launches, decode_tokens, prefill_launches
-from sq.kernels.rotate_quantize import Container, PackedActivations, rotate_quantize
+from sq.kernels.rotate_quantize import Container, rotate_quantize
 
 CONTAINERS = ("int4", "int8", "int8_planes")
 every_form = pytest.mark.parametrize("form", ["prefill", "decode"])
@@ -29,20 +30,20 @@ SMALLEST = 2.0**-149  # of float32: two all-zero rows of the mid-rise grid multi
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 
 
-def activations(tokens: int, d_in: int, scheme: Scheme, container: str = "int4") -> PackedActivations:
+def activations(tokens: int, d_in: int, scheme: Scheme, container: str = "int4") -> Coded:
     codes = torch.randint(0, 256, (tokens, d_in // 2), dtype=torch.uint8)
     if container != "int4":
         codes = int8_planes(codes, scheme)
     if container == "int8":
         codes = codes.transpose(1, 2).reshape(tokens, d_in)
     zero = torch.randint(0, 16, (tokens, 1)).float() if scheme == "asymmetric" else None
-    return PackedActivations(codes, torch.rand(tokens, 1) + 0.1, zero)
+    return Coded(codes, torch.rand(tokens, 1) + 0.1, zero)
 
 
-def weight(d_out: int, d_in: int, scheme: Scheme, groups: int = 1) -> PackedWeight:
+def weight(d_out: int, d_in: int, scheme: Scheme, groups: int = 1) -> Coded:
     codes = torch.randint(0, 256, (d_out, d_in // 2), dtype=torch.uint8)
     zero = torch.randint(-30, 40, (d_out, groups)).float() if scheme == "asymmetric" else None
-    w = PackedWeight(codes, torch.rand(d_out, groups) + 0.1, zero)
+    w = Coded(codes, torch.rand(d_out, groups) + 0.1, zero)
     return w._replace(sums=weight_sums(w, scheme))
 
 
@@ -60,15 +61,13 @@ def levels(codes: Tensor, zero: Tensor | None, scheme: Scheme, n: int) -> Tensor
     return doubled if zero is None else doubled - 2 * zero.long()
 
 
-def call(run: Any, x: PackedActivations, w: PackedWeight, **kwargs: Any) -> Tensor:
+def call(run: Any, x: Coded, w: Coded, **kwargs: Any) -> Tensor:
     kwargs = {name: v.to(run.device) if isinstance(v, Tensor) else v for name, v in kwargs.items()}
     y: Tensor = run(int4_matmul, x, w, **kwargs)
     return y
 
 
-def assert_within(
-    y: Tensor, x: PackedActivations, w: PackedWeight, x_scheme: Scheme, w_scheme: Scheme, **more: Any
-) -> None:
+def assert_within(y: Tensor, x: Coded, w: Coded, x_scheme: Scheme, w_scheme: Scheme, **more: Any) -> None:
     """|y - float64| <= rounding of the output + 2^-24 (adds + 6) of the sum of all magnitudes that are added up.
 
     Within a group all is integer and exact; there are at most d_in / 64 + 1 float32 additions, and six more operations.
@@ -166,7 +165,7 @@ def test_layers_of_the_framework(run: Any, w_scheme: Scheme, x_scheme: Scheme, c
     x[1], matrix[3] = 0, 0
     x[2, 5], matrix[4, 6] = 1e20, 1e10
     quantized = WeightQuantizer(4, w_scheme, group_size=48, clip=1.0).quantize(matrix)
-    w = PackedWeight(pack(quantized.codes, signed=w_scheme != "asymmetric"), quantized.scale, quantized.zero)
+    w = Coded(pack(quantized.codes, signed=w_scheme != "asymmetric"), quantized.scale, quantized.zero)
     w = w._replace(sums=weight_sums(w, w_scheme))
     packed = rotate_quantize(x, None, None, scheme=x_scheme, container=container)
     expected = ActivationQuantizer(4, x_scheme)(x).double() @ quantized.dequantize().double().T
@@ -210,8 +209,8 @@ def test_kernel_writes_within_its_output_and_reads_within_its_inputs(
     inside = {name: buffer.inside for name, buffer in buffers.items()}
     run(
         int4_matmul,
-        PackedActivations(*(inside[f"x.{name}"] for name in x._fields)),
-        PackedWeight(*(inside[f"w.{name}"] for name in w._fields)),
+        Coded(inside["x.codes"], inside["x.scale"], inside["x.zero"]),
+        Coded(*(inside[f"w.{name}"] for name in w._fields)),
         x_scheme="asymmetric",
         w_scheme="asymmetric",
         bias=inside["bias"],
@@ -231,7 +230,7 @@ def test_strided_rows_and_leading_shapes(run: Any) -> None:
     x, w = activations(6, 128, "symmetric"), weight(33, 128, "symmetric")
     wide = torch.full((6, 80), 119, dtype=torch.uint8)
     wide[:, 8:72] = x.codes
-    shaped = PackedActivations(wide.view(2, 3, 80)[..., 8:72], x.scale.view(2, 3, 1), None)
+    shaped = Coded(wide.view(2, 3, 80)[..., 8:72], x.scale.view(2, 3, 1), None)
     residual = torch.randn(33, 6).T
     y = call(run, shaped, w, residual=residual.reshape(2, 3, 33), dtype=torch.float32)
     assert y.shape == (2, 3, 33)
@@ -271,8 +270,8 @@ def test_symmetric_activations_of_eight_bits(run: Any) -> None:
 
 def test_largest_sums_stay_in_int32(run: Any) -> None:
     """Every product is 2^14 in the units of the sum: 8192 of them are 2^27."""
-    x = PackedActivations(torch.full((1, 4096), 0x88, dtype=torch.uint8), torch.ones(1, 1), None)
-    w = PackedWeight(torch.full((2, 4096), 0x88, dtype=torch.uint8), torch.ones(2, 1))
+    x = Coded(torch.full((1, 4096), 0x88, dtype=torch.uint8), torch.ones(1, 1), None)
+    w = Coded(torch.full((2, 4096), 0x88, dtype=torch.uint8), torch.ones(2, 1))
     assert torch.equal(call(run, x, w, dtype=torch.float32), torch.full((1, 2), 64.0 * 8192))
     assert torch.equal(int4_matmul(x, w, dtype=torch.float32, backend="torch"), torch.full((1, 2), 64.0 * 8192))
 
@@ -397,7 +396,7 @@ def test_what_only_some_forms_and_backends_take(run: Any) -> None:
     both = torch.ones(3, 4)
     with pytest.raises(ValueError, match="out is the residual"):
         int4_matmul(X, W, residual=both, out=both)
-    huge = PackedWeight(torch.zeros(1, 2**16, dtype=torch.uint8), torch.ones(1, 1))
+    huge = Coded(torch.zeros(1, 2**16, dtype=torch.uint8), torch.ones(1, 1))
     with pytest.raises(ValueError, match="exact up to 131070: split the features"):
         int4_matmul(activations(1, 2**17, "symmetric"), huge)
     midrise = activations(3, 12, "midrise", "int8")
