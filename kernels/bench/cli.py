@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..tuned.store import shared_folder, slug, write_json
+from ..files import write_json
+from ..tuned.store import shared_folder, slug
 from .case import Row
 from .machine import Machine, find_machine
 from .measure import Result, measure

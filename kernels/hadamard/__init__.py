@@ -9,7 +9,7 @@ from ..backend import Backend, picks_triton
 from .reference import hadamard_reference
 from .tiles import tile_shape
 
-__all__ = ["hadamard", "hadamard_reference"]
+__all__ = ["hadamard", "hadamard_reference", "obstacle"]
 
 
 @torch.no_grad()
@@ -33,10 +33,7 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
             backend="triton" where the kernel cannot run.
     """
     _check(x, base, out)
-    k, n = base.shape[0], x.shape[-1]
-    fits = tile_shape(k, n // k, x.element_size()) is not None
-    obstacle = None if fits else f"no tile of a {x.dtype} token of {k} x {n // k} features fits an SM"
-    triton = picks_triton(backend, x, obstacle)
+    triton = picks_triton(backend, x, obstacle(x, len(base)))
     if x.numel() == 0:
         return torch.empty_like(x) if out is None else out
     if triton:
@@ -45,6 +42,18 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
         return launch(x, base, out)
     y = hadamard_reference(x, base)
     return y if out is None else out.copy_(y)
+
+
+def obstacle(x: Tensor, order: int) -> str | None:
+    """Why the Triton kernel does not transform x (..., n), or None.
+
+    Args:
+        order: K of the base; n is K times a power of two.
+    """
+    powers = x.shape[-1] // order
+    if tile_shape(order, powers, x.element_size()) is None:
+        return f"no tile of a {x.dtype} token of {order} x {powers} features fits an SM"
+    return None
 
 
 def _check(x: Tensor, base: Tensor, out: Tensor | None) -> None:

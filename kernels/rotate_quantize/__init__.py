@@ -61,8 +61,8 @@ def rotate_quantize(
             "int8": int8 (..., n), a code a byte.
             "int8_planes": int8 (..., 2, n / 2), the codes of the even features, then those of the odd ones: what meets
                 the low and the high nibbles of packed weights.
-        out: written and returned if given: contiguous, on x's device, shapes and dtypes as returned. With it, and after a
-            first call that tunes, a CUDA graph can capture the call.
+        out: written and returned if given: contiguous, on x's device, of the shapes and dtypes below. With it, and
+            after a first call that tunes, a CUDA graph can capture the call.
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes an even n2 and factors
             of up to 256 that fit an SM together with a token; "auto" takes torch for others.
 

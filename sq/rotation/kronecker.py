@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import KroneckerStep
-from sq.rotation.transform import Transform, check_orthogonal, invert
+from sq.rotation.checks import check_orthogonal, invert
+from sq.rotation.transform import Transform
 
 
 def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) -> tuple[int, int]:

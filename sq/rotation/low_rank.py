@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import LowRankStep
-from sq.rotation.transform import Transform, invert
+from sq.rotation.checks import invert
+from sq.rotation.transform import Transform
 
 
 class LowRank(Transform):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.kernels.steps import DiagonalStep, Step
+from sq.rotation.checks import check_orthogonal, check_square, invert
 
 Self = TypeVar("Self", bound="Transform")
 
@@ -188,7 +189,7 @@ class Dense(Transform):
     """
 
     def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
-        _check_square("Dense", matrix, dim=2)
+        check_square("Dense", matrix, dim=2)
         super().__init__(matrix.shape[-1], orthogonal=orthogonal)
         self._hold("factor", matrix)
         if orthogonal:
@@ -222,7 +223,7 @@ class PerHead(Transform):
     """
 
     def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
-        _check_square("PerHead", blocks, dim=3)
+        check_square("PerHead", blocks, dim=3)
         super().__init__(blocks.shape[0] * blocks.shape[1], orthogonal=orthogonal)
         self._hold("blocks", blocks)
         if orthogonal:
@@ -296,31 +297,3 @@ class Compose(Transform):
                 return None
             steps += part
         return steps
-
-
-def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
-    """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)
-    exact = matrix.detach().to(torch.float64)
-    error = float((probe @ exact @ exact.mT - probe).abs().max())
-    if error > tolerance:
-        raise ValueError(
-            f"{owner} got a matrix that is not orthogonal (p M M^T differs from p by {error:.1e}, allowed is "
-            f"{tolerance:.0e}); orthonormalize it or pass orthogonal=False"
-        )
-
-
-def invert(owner: str, matrix: Tensor) -> Tensor:
-    """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
-    inverse: Tensor
-    inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
-    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
-        raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
-    return inverse
-
-
-def _check_square(owner: str, matrix: Tensor, dim: int) -> None:
-    if matrix.dim() != dim or matrix.shape[-1] != matrix.shape[-2]:
-        wanted = "(n, n)" if dim == 2 else "(H, d, d)"
-        raise ValueError(f"{owner} got a tensor of shape {tuple(matrix.shape)}; it needs {wanted}")

@@ -199,7 +199,8 @@ def test_kernel_writes_within_its_output_and_reads_within_its_inputs(
     """Bands of NaN, or of codes that would change sums, around what is read; of 7 around what is written."""
     tokens, d_out, d_in = 3, 35, 198
     x, w = activations(tokens, d_in, "asymmetric", container), weight(d_out, d_in, "asymmetric", groups)
-    tensors = {f"x.{k}": v for k, v in x._asdict().items()} | {f"w.{k}": v for k, v in w._asdict().items()}
+    parts = [(f"{operand}.{k}", v) for operand, coded in (("x", x), ("w", w)) for k, v in coded._asdict().items()]
+    tensors = {name: value for name, value in parts if value is not None}
     tensors |= {"bias": torch.randn(d_out), "residual": torch.randn(tokens, d_out)}
     buffers = {}
     for name, value in tensors.items():
