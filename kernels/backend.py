@@ -45,7 +45,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    """Asked once: looking for a package costs half of a small call."""
+    """Looked up once: finding a package costs half of a small call."""
     return find_spec("triton") is not None
 
 

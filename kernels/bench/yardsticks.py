@@ -1,4 +1,4 @@
-"""What the kernels are held against, in the same process: copy, torch's products, sdpa, eager torch."""
+"""What the kernels are compared with, in the same process: copy, torch's products, sdpa, eager torch."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..backend import Backend, picks_triton
 from .reference import hadamard_reference
-from .tiles import tile_shape
+from .tiles import tile_obstacle
 
-__all__ = ["hadamard", "hadamard_reference", "obstacle"]
+__all__ = ["hadamard", "hadamard_reference"]
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
             backend="triton" where the kernel cannot run.
     """
     _check(x, base, out)
-    triton = picks_triton(backend, x, obstacle(x, len(base)))
+    triton = picks_triton(backend, x, tile_obstacle(len(base), x.shape[-1] // len(base), x.element_size()))
     if x.numel() == 0:
         return torch.empty_like(x) if out is None else out
     if triton:
@@ -42,18 +42,6 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
         return launch(x, base, out)
     y = hadamard_reference(x, base)
     return y if out is None else out.copy_(y)
-
-
-def obstacle(x: Tensor, order: int) -> str | None:
-    """Why the Triton kernel does not transform x (..., n), or None.
-
-    Args:
-        order: K of the base; n is K times a power of two.
-    """
-    powers = x.shape[-1] // order
-    if tile_shape(order, powers, x.element_size()) is None:
-        return f"no tile of a {x.dtype} token of {order} x {powers} features fits an SM"
-    return None
 
 
 def _check(x: Tensor, base: Tensor, out: Tensor | None) -> None:

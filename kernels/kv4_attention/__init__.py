@@ -59,8 +59,8 @@ def kv4_attention(
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes head_dim 32, 64, 128 or
             256 and up to 128 query heads a KV head; "auto" takes torch for others.
 
-    Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that held NaN
-    or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
+    Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that
+    contained NaN or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other, or backend="triton" where it cannot run.
@@ -199,7 +199,7 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
 
 def _check_batch(cache: Kv4Cache, batch: int, indices: dict[str, Tensor | None], device: torch.device) -> None:
     if cache.keys.codes.shape[0] != batch:
-        raise ValueError(f"the cache holds {cache.keys.codes.shape[0]} rows and {batch} are asked for")
+        raise ValueError(f"the cache has {cache.keys.codes.shape[0]} rows and the arguments have {batch}")
     for name, index in indices.items():
         if index is None:
             continue

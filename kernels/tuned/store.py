@@ -26,7 +26,7 @@ class Store:
     Read from the user's folder and from the package; where both know a launch, the user's counts.
 
     Args:
-        gpu: the device's name, as CUDA tells it.
+        gpu: the device's name, as CUDA reports it.
         triton: its version.
 
     Attributes:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sq.kernels.backend import Backend, picks_triton
-from sq.kernels.hadamard import hadamard, obstacle
+from sq.kernels.hadamard import hadamard
+from sq.kernels.hadamard.tiles import tile_obstacle
 from sq.kernels.steps import HadamardStep
 from sq.rotation.hadamard_orders import base_matrix, find_split, hadamard_split, sylvester
 from sq.rotation.transform import Transform
@@ -116,8 +117,9 @@ class Hadamard(Transform):
         return f"n={self.n} = {self.k} x {self.powers}, randomized={self._randomized}"
 
     def _by_kernel(self, x: Tensor) -> bool:
-        differentiated = x.requires_grad and torch.is_grad_enabled()
-        return not differentiated and picks_triton(self.backend, x, obstacle(x, self.k))
+        if x.requires_grad and torch.is_grad_enabled():
+            return False
+        return picks_triton(self.backend, x, tile_obstacle(self.k, self.powers, x.element_size()))
 
     def _base(self, x: Tensor) -> Tensor:
         """H_K in float32, as the kernel reads it."""

@@ -398,7 +398,7 @@ Q, CACHE, LENGTHS = torch.ones(2, 4, 8), kv4_cache(2, 2, 4, 8), torch.tensor([4,
     [
         ({"q": torch.ones(2, 3, 8)}, "multiple of the cache's 2 KV heads"),
         ({"q": torch.ones(2, 4, 1, 8)}, r"\(B, H, 8\)"),
-        ({"q": torch.ones(3, 4, 8)}, "the cache holds 2 rows and 3 are asked for"),
+        ({"q": torch.ones(3, 4, 8)}, "the cache has 2 rows and the arguments have 3"),
         ({"lengths": torch.ones(2)}, "lengths is torch.float32"),
         ({"starts": torch.tensor([1])}, r"starts is torch.int64 \(1,\)"),
         ({"out": torch.empty(2, 4, 16)[..., ::2]}, "contiguous: False"),
