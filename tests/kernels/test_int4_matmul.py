@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -405,3 +406,14 @@ def test_what_only_some_forms_and_backends_take(run: Any) -> None:
         call(run, midrise, W._replace(sums=None), x_scheme="midrise")
     with pytest.raises(ValueError, match="packed weights, not int8"):
         call(run, X, W._replace(codes=int8_planes(W.codes, "symmetric")))
+
+
+def test_any_kind_of_quantized_tensor_is_taken() -> None:
+    """One with codes, scale and zero, and more that the operation does not look at."""
+    x, w = activations(3, 64, "asymmetric"), weight(5, 64, "symmetric")
+    own = SimpleNamespace(codes=x.codes, scale=x.scale, zero=x.zero, format="int4")
+    schemes: dict[str, Any] = {"x_scheme": "asymmetric", "w_scheme": "symmetric"}
+    assert torch.equal(int4_matmul(own, w, **schemes), int4_matmul(x, w, **schemes))
+    other = SimpleNamespace(codes=w.codes, scale=w.scale, zero=w.zero)
+    assert torch.equal(weight_sums(other, "symmetric"), weight_sums(w, "symmetric"))
+    assert torch.equal(int4_matmul_reference(own, other, **schemes), int4_matmul_reference(x, w, **schemes))
