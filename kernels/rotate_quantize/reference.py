@@ -52,7 +52,7 @@ def quantize(
 ) -> Coded:
     """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1) or None, in y's dtype.
 
-    include_zero: an asymmetric range is widened to hold 0; without, zero lies anywhere within grid.FARTHEST_ZERO.
+    include_zero: an asymmetric range is widened to contain 0; without, zero lies anywhere within grid.FARTHEST_ZERO.
     """
     low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)  # NaN where the row holds one
     finite = torch.isfinite(low) & torch.isfinite(high)
@@ -62,7 +62,7 @@ def quantize(
         return span(low, high, clip, 4, scheme, include_zero=include_zero)
 
     finite &= torch.isfinite(grid(1.0)[0])
-    if y.is_cuda or not bool(finite.all()):  # asking a GPU would wait for it
+    if y.is_cuda or not bool(finite.all()):  # reading it would wait for a GPU
         y, low, high = (torch.where(finite, value, 0) for value in (y, low, high))
 
     clip = torch.full_like(low, clips[0])
