@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import check_out
 from ..backend import Backend, picks_triton
 from .reference import hadamard_reference
 from .tiles import tile_obstacle
@@ -57,10 +58,5 @@ def _check(x: Tensor, base: Tensor, out: Tensor | None) -> None:
         raise ValueError(f"hadamard got {n} features and a base of order {k}; features must be {k} times a power of 2")
     if base.device != x.device:
         raise ValueError(f"hadamard got x on {x.device} and base on {base.device}; move base to x's device once")
-    if out is not None and (
-        out.shape != x.shape or out.dtype != x.dtype or out.device != x.device or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; "
-            f"it must be {x.dtype} {tuple(x.shape)} on {x.device} and contiguous"
-        )
+    if out is not None:
+        check_out("out", out, x.shape, x.dtype, x.device)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import check_out
 from ..backend import Backend, picks_triton
 from ..coded import Coded, HasCodes
 from ..grid import Scheme
@@ -193,11 +194,7 @@ def _checked_output(
         raise ValueError(f"the output is {dtype}; use one of {', '.join(map(str, _OUTPUTS))}")
     if out is None:
         return torch.empty(shape, dtype=dtype, device=device)
-    if tuple(out.shape) != shape or out.device != device or not out.is_contiguous():
-        raise ValueError(
-            f"out is {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; it must be {shape} on "
-            f"{device} and contiguous"
-        )
+    check_out("out", out, shape, dtype, device)
     if residual is not None and out.data_ptr() == residual.data_ptr() and out.numel():
         raise ValueError("out is the residual; use another buffer: tuning runs a kernel repeatedly")
     return out

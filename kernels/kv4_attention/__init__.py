@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import check_out, clip_factors
 from ..backend import Backend, picks_triton
 from .cache import Kv4Cache, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
@@ -74,13 +75,8 @@ def kv4_attention(
         )
     batch, heads = q.shape[:2]
     _check_batch(cache, batch, {"lengths": lengths, "starts": starts}, q.device)
-    if out is not None and (
-        (out.shape, out.dtype, out.device) != (q.shape, q.dtype, q.device) or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; "
-            f"it must be {q.dtype} {tuple(q.shape)} on {q.device} and contiguous"
-        )
+    if out is not None:
+        check_out("out", out, q.shape, q.dtype, q.device)
     if partials is not None:
         _check_partials(partials, q)
     scale = head_dim**-0.5 if scale is None else scale
@@ -129,9 +125,7 @@ def kv4_append(
         ValueError: shapes, dtypes or devices that do not fit each other, a clip outside (0, 1], a position outside the
             cache (CPU), or backend="triton" where it cannot run.
     """
-    clips = (float(clip),) if isinstance(clip, (int, float)) else tuple(float(c) for c in clip)
-    if not clips or not all(0 < c <= 1 for c in clips):
-        raise ValueError(f"clip is {list(clips)}; use a number in (0, 1] or a non-empty list of them")
+    clips = clip_factors(clip)
     _check_cache(cache, k.device)
     kv_heads, capacity, head_dim = _cache_sizes(cache)
     expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)

@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ..arguments import check_out, clip_factors
 from ..backend import Backend, picks_triton
 from ..coded import Coded
 from ..grid import Scheme
@@ -74,11 +75,11 @@ def rotate_quantize(
             parts of the front that do not fit n or lie on another device, norm beside up, int8_planes of an odd n, out
             that does not match, or backend="triton" where the kernel cannot run.
     """
-    clips = (float(clip),) if isinstance(clip, (int, float)) else tuple(float(c) for c in clip)
+    clips = clip_factors(clip)
     n1, n2 = _factor_sizes(x, r1, r2)
     front = Front(norm, up, balance)
     check_front(x, front)
-    _check(scheme, clips, ends, container, x.shape[-1])
+    _check(scheme, ends, container, x.shape[-1])
     triton = picks_triton(backend, x, tile_obstacle(n1, n2, r1 is not None, r2 is not None, x.element_size()))
     expected = _empty(x, scheme, container, x.device if out is None else "meta")
     result = expected if out is None else _checked_out(out, expected, x.device)
@@ -148,12 +149,10 @@ def _factor_sizes(x: Tensor, r1: Tensor | None, r2: Tensor | None) -> tuple[int,
     return (r1.shape[0], n // r1.shape[0]) if r1 is not None else (1, n)
 
 
-def _check(scheme: str, clips: Sequence[float], ends: tuple[float, float], container: str, n: int) -> None:
+def _check(scheme: str, ends: tuple[float, float], container: str, n: int) -> None:
     for name, value, known in (("scheme", scheme, get_args(Scheme)), ("container", container, get_args(Container))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; use one of {', '.join(known)}")
-    if not clips or not all(0 < c <= 1 for c in clips):
-        raise ValueError(f"clip is {list(clips)}; use a number in (0, 1] or a non-empty list of them")
     if len(ends) != 2 or not all(0 < end <= 1 for end in ends):
         raise ValueError(f"ends is {ends}; use a pair of numbers in (0, 1], for the low and the high end of the range")
     if container == "int8_planes" and n % 2:
@@ -174,9 +173,5 @@ def _checked_out(out: Coded, expected: Coded, device: torch.device) -> Coded:
             continue
         if got is None or want is None:
             raise ValueError(f"out.{name} must be {'None' if want is None else 'a tensor'} for this scheme")
-        if (got.shape, got.dtype, got.device) != (want.shape, want.dtype, device) or not got.is_contiguous():
-            raise ValueError(
-                f"out.{name} is {got.dtype} {tuple(got.shape)} on {got.device}, contiguous: {got.is_contiguous()}; "
-                f"it must be {want.dtype} {tuple(want.shape)} on {device} and contiguous"
-            )
+        check_out(f"out.{name}", got, want.shape, want.dtype, device)
     return out

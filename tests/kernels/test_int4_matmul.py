@@ -377,7 +377,7 @@ X, W = activations(3, 12, "symmetric"), weight(4, 12, "symmetric")
         ({"dtype": torch.float64}, "the output is torch.float64; use one of torch.bfloat16"),
         ({"bias": torch.ones(3)}, r"bias is torch.float32 \(3,\)"),
         ({"residual": torch.ones(3, 4, dtype=torch.int8)}, "residual is torch.int8"),
-        ({"out": torch.ones(4, 3)}, r"it must be \(3, 4\)"),
+        ({"out": torch.ones(4, 3)}, r"it must be torch.float32 \(3, 4\)"),
         ({"out": torch.ones(4, 3).T}, "contiguous: False"),
         ({"backend": "triton"}, "interpreter is off"),
     ],
