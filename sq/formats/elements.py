@@ -16,15 +16,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from sq.errors import QuantizationError
+from sq.kernels.schemes import Scheme
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Scheme = Literal["symmetric", "asymmetric", "midrise"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 MIN_BITS, MAX_BITS = 2, 8
 

@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
+from sq.kernels.kv4_attention import obstacle
 from sq.models.attention import ATTENTION
 from sq.models.families import FAMILIES, ModelDimensions, family_of
 from sq.nn.kv_layer import Int4Layer
@@ -87,22 +88,14 @@ def int4_obstacle(model: PreTrainedModel) -> str | None:
     if model.config.model_type not in FAMILIES or model.config._attn_implementation != ATTENTION:
         return f"attention is {model.config._attn_implementation!r}, not {ATTENTION!r}: it was not quantized here"
     head_dim = ModelDimensions.of(model.config).head_dim
-    if head_dim % 2:
-        return f"head_dim is {head_dim}, and two codes share a byte"
     for index, found in enumerate(_inputs(model)):
-        quantizers = [getattr(found, name, None) for name in ("keys", "values")]
-        settings = []
-        for name, quantizer in zip(("keys", "values"), quantizers, strict=True):
-            if not isinstance(quantizer, ActivationQuantizer):
-                return f"layer {index} has {name} of 16 bits"
-            format = quantizer.format
-            if format.bits != 4 or format.scheme is None:
-                return f"layer {index} has {name} of {format.bits} bits, format {format.name}"
-            if isinstance(quantizer.clip, tuple) or format.group not in (None, head_dim):
-                return f"layer {index} rounds {name} with clip={quantizer.clip}, groups of {format.group}"
-            settings.append((format, quantizer.clip, quantizer.candidates))
-        if settings[0] != settings[1]:
-            return f"layer {index} rounds keys and values differently: {quantizers[0]}, {quantizers[1]}"
+        keys, values = (getattr(found, name, None) for name in ("keys", "values"))
+        if not (isinstance(keys, ActivationQuantizer) and isinstance(values, ActivationQuantizer)):
+            return f"layer {index} leaves keys or values in 16 bits"
+        if (reason := obstacle(keys.format, values.format, head_dim)) is not None:
+            return f"layer {index}: {reason}"
+        if keys.clips != values.clips or isinstance(keys.clip, tuple):
+            return f"layer {index} rounds keys with clip={keys.clip}, values with clip={values.clip}"
     return None
 
 

@@ -14,7 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
-from sq.kernels.kv4_attention import Kv4Cache, Kv4Side, dequantized, kv4_append, kv4_attention, kv4_cache
+from sq.kernels.coded import Coded
+from sq.kernels.kv4_attention import Kv4Cache, dequantized, kv4_append, kv4_attention, kv4_cache
 from sq.models.attention import HeldKeys
 from sq.nn.attention import AttentionInput
 from sq.nn.mask_runs import MaskRuns, causal
@@ -220,7 +221,7 @@ class _Held(HeldKeys):
 def _each(arrays: Kv4Cache, function: Callable[[Tensor], Tensor]) -> Kv4Cache:
     """A function of every array, whose first axes are B, H_kv and positions."""
     keys, values = (
-        Kv4Side(function(side.codes), function(side.scale), None if side.zero is None else function(side.zero))
+        Coded(function(side.codes), function(side.scale), None if side.zero is None else function(side.zero))
         for side in (arrays.keys, arrays.values)
     )
     return arrays._replace(keys=keys, values=values)

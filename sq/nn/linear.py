@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.qtensor import QTensor
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul, weight_sums
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul, obstacle, weight_sums
 from sq.nn.integer_product import integer_linear, is_integer
 from sq.nn.site_input import SiteInput, scheme_of
 
@@ -90,12 +91,12 @@ class PackedLinear(nn.Module):
             self.format, self.weight_packed, self.weight_scale, self.weight_zero, self.weight_second, self.in_features
         )
 
-    def packed_weight(self) -> PackedWeight:
+    def packed_weight(self) -> Coded:
         """Codes and scales as `int4_matmul` takes them, with what it computes from them once; at most 4 bits."""
         if self._sums is None or self._sums.device != self.weight_scale.device:
-            bare = PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero)
+            bare = Coded(self.weight_packed, self.weight_scale, self.weight_zero)
             self._sums = weight_sums(bare, scheme_of(self.format))
-        return PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
+        return Coded(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f is what the site computes in front, if anything.
@@ -133,13 +134,8 @@ class PackedLinear(nn.Module):
 
 
 def kernel_takes(linear: PackedLinear, quantizer: ActivationQuantizer) -> bool:
-    """Whether `int4_matmul` has a form for this linear; the plain product of integers has one for all."""
-    weight, activations = linear.format, quantizer.format
-    if weight.scheme is None or activations.scheme is None or weight.tensor or weight.second or activations.second:
-        return False
-    groups_fit = activations.group is None and (weight.group or 2) % 2 == 0
-    codes_fit = weight.bits <= 4 and (activations.bits <= 4 or activations.scheme == "symmetric")
-    return groups_fit and codes_fit and linear.in_features % 2 == 0
+    """Whether `int4_matmul` takes this linear; the plain product of integers has a form for all."""
+    return obstacle(quantizer.format, linear.format, linear.in_features) is None
 
 
 def multiplies_integers(linear: PackedLinear, quantizer: ActivationQuantizer) -> bool:

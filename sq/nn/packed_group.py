@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul
 from sq.nn.linear import PackedLinear, kernel_takes
 from sq.nn.site_input import scheme_of
 
@@ -26,7 +27,7 @@ class PackedGroup:
 
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
         self.linears = tuple(linears)
-        self._joined: tuple[PackedWeight, Tensor | None] | None = None
+        self._joined: tuple[Coded, Tensor | None] | None = None
         self._kept: tuple[Tensor, dict[PackedLinear, Tensor]] | None = None
 
     def output(self, linear: PackedLinear, x: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class PackedGroup:
         return True
 
     @torch.no_grad()
-    def _join(self) -> tuple[PackedWeight, Tensor | None]:
+    def _join(self) -> tuple[Coded, Tensor | None]:
         weights = [linear.packed_weight() for linear in self.linears]
         codes = torch.cat([weight.codes for weight in weights])
         scale = torch.cat([weight.scale for weight in weights])
@@ -91,7 +92,7 @@ class PackedGroup:
                     for linear in self.linears
                 ]
             )
-        return PackedWeight(codes, scale, zero, sums), bias
+        return Coded(codes, scale, zero, sums), bias
 
 
 def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -12,8 +12,9 @@ from sq.formats.activation import ActivationQuantizer
 from sq.formats.elements import Scheme
 from sq.formats.format import Format
 from sq.formats.qtensor import QTensor
-from sq.kernels.rotate_quantize import Norm, PackedActivations, rotate_quantize
-from sq.nn.kernel_form import kernel_form
+from sq.kernels.coded import Coded
+from sq.kernels.rms_norm import rms_norm
+from sq.kernels.rotate_quantize import Norm, form_of, obstacle, rotate_quantize
 from sq.rotation.transform import Transform
 
 
@@ -38,9 +39,7 @@ class DeferredNorm(nn.Module):
 
     def apply_to(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) times the gain: float32, rounded to x's dtype in front of the gain."""
-        wide = x.float()
-        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normalized.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         """Size and who computes it."""
@@ -92,9 +91,9 @@ class SiteInput(nn.Module):
         result: QTensor = self._once(x, lambda: quantizer.encode(self._turned(x, up)))
         return result
 
-    def packed(self, x: Tensor, up: Tensor | None = None) -> PackedActivations:
+    def packed(self, x: Tensor, up: Tensor | None = None) -> Coded:
         """The same as int8 planes (..., 2, n / 2), what `int4_matmul` reads without rearranging; n even, no groups."""
-        result: PackedActivations = self._once(x, lambda: self._planes(x, up))
+        result: Coded = self._once(x, lambda: self._planes(x, up))
         return result
 
     def _once(self, x: Tensor, quantize: Callable[[], Any]) -> Any:
@@ -117,13 +116,14 @@ class SiteInput(nn.Module):
             self.observer(turned)
         return turned
 
-    def _planes(self, x: Tensor, up: Tensor | None) -> PackedActivations:
+    def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
         quantizer = self._activation_quantizer()
-        if not (x.is_cuda if self.fused is None else self.fused) or quantizer.format.bits != 4:
+        fused = x.is_cuda if self.fused is None else self.fused
+        if not fused or obstacle(quantizer.format) is not None:
             made = quantizer.encode(self._turned(x, up))
             planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
-            return PackedActivations(planes, made.scale, made.zero)
-        form = kernel_form(self.transform, x)
+            return Coded(planes, made.scale, made.zero)
+        form = form_of(() if self.transform is None else self.transform.steps(x))
         norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
         if form is None:  # a transform that the kernel has no form for: it quantizes behind
             x, up, norm, form = self._turned(x, up), None, None, (None, None, None)

@@ -12,9 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sq.formats.activation import ActivationQuantizer, clip_candidates
 from sq.formats.grid import SCHEMES, Scheme
-from sq.kernels.rotate_quantize import Balance, Norm, PackedActivations, rotate_quantize
+from sq.kernels.coded import Coded
+from sq.kernels.rotate_quantize import Norm, rotate_quantize
 from sq.kernels.rotate_quantize.front import Front, front_reference
 from sq.kernels.rotate_quantize.reference import rotate
+from sq.kernels.steps import LowRankStep
 from sq.rotation.hadamard import random_orthogonal
 from sq.rotation.low_rank import LowRank
 
@@ -33,9 +35,9 @@ def low_rank(n: int, rank: int) -> LowRank:
     return LowRank(torch.rand(n, dtype=torch.float64) + 0.5, basis, 2 * torch.eye(rank) + torch.rand(rank, rank))
 
 
-def balance_of(transform: LowRank) -> Balance:
+def balance_of(transform: LowRank) -> LowRankStep:
     diagonal, basis, change = (transform.get_buffer(name) for name in ("diagonal", "basis", "change"))
-    return Balance(diagonal.float(), basis.T.float(), change.float())
+    return LowRankStep(diagonal.float(), basis.T.float(), change.float())
 
 
 @every_rotation
@@ -121,7 +123,7 @@ def test_balance_in_front(run: Any, assert_rounded: Any, sizes: tuple[int | None
 
 def test_a_balance_without_directions_is_its_diagonal(run: Any, assert_rounded: Any) -> None:
     x, d = torch.randn(3, 24), torch.rand(24) + 0.5
-    got = run(rotate_quantize, x, None, None, balance=Balance(d, d.new_empty(0, 24), d.new_empty(0, 24)))
+    got = run(rotate_quantize, x, None, None, balance=LowRankStep(d, d.new_empty(0, 24), d.new_empty(0, 24)))
     assert torch.equal(got.codes, rotate_quantize(x * d, None, None, backend="torch").codes)
     assert torch.equal(got.scale, rotate_quantize(x * d, None, None, backend="torch").scale)
 
@@ -175,10 +177,10 @@ def test_kernel_stays_within_its_tensors(run: Any, guarded: Callable[..., Any], 
         "scale": guarded((tokens, 1), torch.float32, 77.0),
         "zero": guarded((tokens, 1), torch.float32, 77.0),
     }
-    target = PackedActivations(*(buffer.inside for buffer in written.values()))
+    target = Coded(*(buffer.inside for buffer in written.values()))
 
     def arguments(source: Callable[[str], Tensor], step: str) -> dict[str, Any]:
-        balance = Balance(source("diagonal"), source("basis"), source("change"))
+        balance = LowRankStep(source("diagonal"), source("basis"), source("change"))
         front = {"norm": Norm(1e-6, source("gain"))} if step == "norm" else {"up": source("up")}
         return {"scheme": "asymmetric", "container": container, "balance": balance, **front}
 
@@ -205,9 +207,9 @@ X = torch.ones(2, 12)
         ({"norm": Norm(1e-6, torch.ones(11))}, r"norm.gain is torch.float32 \(11,\).*\(12,\)"),
         ({"up": torch.ones(2, 11)}, r"up is torch.float32 \(2, 11\)"),
         ({"up": X.half()}, "up is torch.float16 and the gate x is torch.float32"),
-        ({"balance": Balance(None, torch.ones(3, 12), X)}, r"balance.change is torch.float32 \(2, 12\)"),
-        ({"balance": Balance(torch.ones(3), X, X)}, r"balance.diagonal is torch.float32 \(3,\)"),
-        ({"balance": Balance(None, torch.ones(12), X)}, r"balance.basis is torch.float32 \(12,\)"),
+        ({"balance": LowRankStep(None, torch.ones(3, 12), X)}, r"balance.change is torch.float32 \(2, 12\)"),
+        ({"balance": LowRankStep(torch.ones(3), X, X)}, r"balance.diagonal is torch.float32 \(3,\)"),
+        ({"balance": LowRankStep(None, torch.ones(12), X)}, r"balance.basis is torch.float32 \(12,\)"),
         ({"norm": Norm(1e-6, torch.ones(12, device="meta"))}, "move norm.gain to x's device"),
         ({"container": "int2"}, "container is 'int2'; use one of int4, int8, int8_planes"),
         ({"ends": (1.0, 0.0)}, "pair of numbers"),
