@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .grid import Scheme
+from .schemes import Scheme
 
 
 class Format(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import check_out
 from ..backend import Backend, picks_triton
 from ..coded import Coded, HasCodes
-from ..grid import Scheme
+from ..schemes import Scheme
 from .blocked import int4_matmul_blocked
 from .planes import int8_planes
 from .reference import int4_matmul_reference

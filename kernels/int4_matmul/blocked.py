@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..coded import Coded
-from ..grid import Scheme
+from ..schemes import Scheme
 from .planes import levels_of
 
 # Unpacked weights (bytes) and sums (entries) at a time. On the CPU they should stay in its caches; README.md says what

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backend import interpreted
 from ..coded import Coded
-from ..grid import Scheme
+from ..schemes import Scheme
 from ..tuned.autotune import stored_autotune
 from ..tuning import token_bucket
 from . import tiles

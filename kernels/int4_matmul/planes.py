@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..grid import Scheme
+from ..schemes import Scheme
 
 
 def int8_planes(packed: Tensor, scheme: Scheme) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..coded import HasCodes
-from ..grid import Scheme
 from ..nibbles import unpack_nibbles
+from ..schemes import Scheme
 
 
 def int4_matmul_reference(

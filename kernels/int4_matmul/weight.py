@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..coded import HasCodes
-from ..grid import Scheme
+from ..schemes import Scheme
 from .planes import levels_of
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..coded import Coded, HasCodes
-from ..grid import Scheme
 from ..nibbles import pack_nibbles, unpack_nibbles
 from ..rotate_quantize.reference import quantize
+from ..schemes import Scheme
 
 # Stored codes are unsigned, u in 0..15: value = (u - zero) scale. Signed codes q are stored as u = q + 8.
 CONSTANT_ZERO: dict[Scheme, float] = {"symmetric": 8.0, "midrise": 7.5, "asymmetric": 0.0}

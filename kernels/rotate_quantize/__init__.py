@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import check_out, clip_factors
 from ..backend import Backend, picks_triton
 from ..coded import Coded
-from ..grid import Scheme
+from ..schemes import Scheme
 from ..steps import LowRankStep
 from .front import Front, Norm, check_front
 from .reference import Container, rotate_quantize_reference

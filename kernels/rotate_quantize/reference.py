@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..coded import Coded
-from ..grid import Scheme, codes_, levels_, span
+from ..grid import codes_, levels_, span
 from ..nibbles import pack_nibbles
+from ..schemes import Scheme
 from .front import Front, front_reference
 
 Container = Literal["int4", "int8", "int8_planes"]

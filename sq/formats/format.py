@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sq.errors import QuantizationError
-from sq.formats.elements import Element, Integers, Scheme
+from sq.formats.elements import Element, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
+from sq.kernels.schemes import Scheme
 
 Granularity = Literal["row", "group", "tensor"]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import QuantizationError
-from sq.formats.elements import MAX_BITS, MIN_BITS, Scheme
+from sq.formats.elements import MAX_BITS, MIN_BITS
 from sq.formats.format import Format, integer, named, names
+from sq.kernels.schemes import Scheme
 
 SIXTEEN = "16"  # a part that is left in 16 bits
 _SHAPE = "w<format>a<format>, then q<format> and kv<format> if wanted, or one format for weights and activations"

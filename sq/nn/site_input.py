@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.elements import Scheme
 from sq.formats.format import Format
 from sq.formats.qtensor import QTensor
 from sq.kernels.coded import Coded
 from sq.kernels.rms_norm import rms_norm
 from sq.kernels.rotate_quantize import Norm, form_of, obstacle, rotate_quantize
+from sq.kernels.schemes import Scheme
 from sq.rotation.transform import Transform
 
 

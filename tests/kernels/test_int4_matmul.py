@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer, weight_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.elements import SCHEMES
 from sq.formats.packing import pack, unpack
-from sq.formats.weight import WeightQuantizer
 from sq.kernels.coded import Coded
 from sq.kernels.int4_matmul import int4_matmul, int4_matmul_reference, int8_planes, weight_sums
 from sq.kernels.int4_matmul.tiles import DECODE_TOKENS, Shape, decode_launches, decode_tokens, prefill_launches
 from sq.kernels.rotate_quantize import Container, rotate_quantize
+from sq.kernels.schemes import Scheme
 
 CONTAINERS = ("int4", "int8", "int8_planes")
 every_form = pytest.mark.parametrize("form", ["prefill", "decode"])
@@ -165,11 +165,11 @@ def test_layers_of_the_framework(run: Any, w_scheme: Scheme, x_scheme: Scheme, c
     x, matrix = torch.randn(6, 96), torch.randn(48, 96)
     x[1], matrix[3] = 0, 0
     x[2, 5], matrix[4, 6] = 1e20, 1e10
-    quantized = WeightQuantizer(4, w_scheme, group_size=48, clip=1.0).quantize(matrix)
+    quantized = weight_quantizer(4, w_scheme, group_size=48, clip=1.0).quantize(matrix)
     w = Coded(pack(quantized.codes, signed=w_scheme != "asymmetric"), quantized.scale, quantized.zero)
     w = w._replace(sums=weight_sums(w, w_scheme))
     packed = rotate_quantize(x, None, None, scheme=x_scheme, container=container)
-    expected = ActivationQuantizer(4, x_scheme)(x).double() @ quantized.dequantize().double().T
+    expected = activation_quantizer(4, x_scheme)(x).double() @ quantized.dequantize().double().T
     y = call(run, packed, w, x_scheme=x_scheme, w_scheme=w_scheme, dtype=torch.float32)
     assert_within(y, packed, w, x_scheme, w_scheme)
     unit = packed.scale.double() * (quantized.scale.double().sum(1) * 48)

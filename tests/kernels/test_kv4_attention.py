@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.activation import clip_candidates
+from sq.formats.elements import SCHEMES
+from sq.formats.format import integer
 from sq.formats.packing import pack, unpack
 from sq.kernels.coded import Coded
 from sq.kernels.kv4_attention import (
@@ -25,8 +27,9 @@ from sq.kernels.kv4_attention import (
     kv4_cache,
     kv4_partials,
 )
+from sq.kernels.schemes import Scheme
 
-SEARCH = clip_candidates(4, 9)
+SEARCH = clip_candidates(integer(4), 9)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -90,7 +93,7 @@ def test_appended_codes_are_bit_for_bit_those_of_the_framework(
     k[0, 0, 1] = 0
     k[0, 1, 0, 3], v[1, 0, 1, 5], v[1, 1, 0, 0] = 3e4, torch.nan, torch.inf
     positions = torch.tensor([2, 0], dtype=torch.int32)
-    quantizer = ActivationQuantizer(4, scheme, clip if isinstance(clip, float) else "search")
+    quantizer = activation_quantizer(4, scheme, clip if isinstance(clip, float) else "search")
 
     buffers: list[Any] = []
 
@@ -108,7 +111,8 @@ def test_appended_codes_are_bit_for_bit_those_of_the_framework(
     for buffer in buffers:
         buffer.assert_untouched("the cache")
     for written, x in ((cache.keys, k), (cache.values, v)):
-        codes, scale, zero = quantizer.codes(torch.where(x.isfinite().all(-1, keepdim=True), x, 0))
+        made = quantizer.encode(torch.where(x.isfinite().all(-1, keepdim=True), x, 0))
+        codes, scale, zero = made.codes, made.scale, made.zero
         packed = pack(codes if scheme == "asymmetric" else codes + 8, signed=False)
         scale = torch.where(x.isfinite().all(-1, keepdim=True), scale, torch.nan)
         for b, first in enumerate(positions.tolist()):
@@ -130,10 +134,11 @@ def test_ranges_that_need_not_hold_zero(run: Any, clip: float | list[float]) -> 
     k[0, 0], k[0, 1, 2:4], v[1] = k[0, 0].abs() + 40, -k[0, 1, 2:4].abs() - 9, v[1].abs() + 3
     k[1, 0, 0], k[1, 1, 1] = 0.0, 7.0
     run(kv4_append, cache, k, v, torch.tensor([0, 0]), clip=clip)
-    quantizer = ActivationQuantizer(4, "asymmetric", clip if isinstance(clip, float) else "search", group_size=32)
+    quantizer = activation_quantizer(4, "asymmetric", clip if isinstance(clip, float) else "search", group_size=32)
     for side, x in ((cache.keys, k), (cache.values, v)):
         assert side.zero is not None
-        codes, scale, zero = quantizer.codes(x)
+        made = quantizer.encode(x)
+        codes, scale, zero = made.codes, made.scale, made.zero
         assert zero is not None
         assert torch.equal(side.codes, pack(codes, signed=False))
         assert torch.equal(side.scale, scale[..., 0])
@@ -163,7 +168,7 @@ def test_the_torch_twin_of_the_cache_holds_what_the_framework_rounds_to(
     cache = kv4_cache(2, 3, tokens + 2, 2 * half, scheme)
     kv4_append(cache, k, v, torch.tensor([0, 2]))
     for side, x in ((cache.keys, k), (cache.values, v)):
-        fake, got = ActivationQuantizer(4, scheme)(x), dequantized(side, scheme)
+        fake, got = activation_quantizer(4, scheme)(x), dequantized(side, scheme)
         torch.testing.assert_close(got[0, :, :tokens], fake[0], rtol=1e-6, atol=1e-30)
         torch.testing.assert_close(got[1, :, 2:], fake[1], rtol=1e-6, atol=1e-30)
         torch.testing.assert_close(dequantized(side, scheme, torch.float64), levels(side, scheme))

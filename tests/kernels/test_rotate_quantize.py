@@ -10,20 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.activation import clip_candidates
+from sq.formats.elements import SCHEMES
+from sq.formats.format import integer
 from sq.formats.packing import pack, unpack
 from sq.kernels.coded import Coded
 from sq.kernels.nibbles import pack_nibbles
 from sq.kernels.rotate_quantize import rotate_quantize
 from sq.kernels.rotate_quantize.reference import rotate
 from sq.kernels.rotate_quantize.tiles import tile_obstacle
+from sq.kernels.schemes import Scheme
 from sq.rotation.hadamard import hadamard_matrix, random_orthogonal
 from sq.rotation.kronecker import Kronecker
 
-SEARCH = clip_candidates(4, 9)
+SEARCH = clip_candidates(integer(4), 9)
 CLIPS = {"no clip": 1.0, "clip 0.8": 0.8, "search": SEARCH}
 STEPS = {"symmetric": 7, "asymmetric": 15, "midrise": 7.5}
 SIZES = [(1, 2), (3, 6), (16, 32), (43, 10), (28, 18)]
@@ -79,7 +82,8 @@ def test_codes_without_rotation_are_bit_for_bit_those_of_the_framework(
     x[2, 7] = 1e30  # one huge value takes the whole range
     x[3] = 2.5
     x[4] *= 1e-30
-    codes, scale, zero = ActivationQuantizer(4, scheme, clip if isinstance(clip, float) else "search").codes(x)
+    made = activation_quantizer(4, scheme, clip if isinstance(clip, float) else "search").encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     got = run(rotate_quantize, x, None, None, scheme=scheme, clip=clip)
     assert torch.equal(codes_of(got, 36, scheme), codes.to(torch.int8))
     assert torch.equal(got.scale, scale)
@@ -257,8 +261,9 @@ def test_torch_twin_is_the_framework_quantizer_for_any_size(
     tokens: int, n: int, scheme: Scheme, clip: str, dtype: torch.dtype, seed: int
 ) -> None:
     x = (torch.randn(tokens, n, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
-    quantizer = ActivationQuantizer(4, scheme, "search" if clip == "search" else float(str(CLIPS[clip])))
-    codes, scale, zero = quantizer.codes(x)
+    quantizer = activation_quantizer(4, scheme, "search" if clip == "search" else float(str(CLIPS[clip])))
+    made = quantizer.encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     got = rotate_quantize(x, None, None, scheme=scheme, clip=CLIPS[clip])  # type: ignore[arg-type]
     assert torch.equal(got.codes, pack(codes, signed=scheme != "asymmetric"))
     assert torch.equal(got.scale, scale)

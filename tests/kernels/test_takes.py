@@ -10,7 +10,7 @@ import torch
 
 from sq.kernels import int4_matmul, kv4_attention, rotate_quantize
 from sq.kernels.coded import Coded
-from sq.kernels.grid import Scheme
+from sq.kernels.schemes import Scheme
 from sq.kernels.steps import DiagonalStep, HadamardStep, KroneckerStep, LowRankStep, Step
 
 
@@ -21,6 +21,7 @@ class Kind(NamedTuple):
     bits: int = 4
     group: int | None = None
     tensor: bool = False
+    second: bool = False
     scheme: Scheme | None = "symmetric"
 
 
