@@ -20,7 +20,6 @@ from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_r
 from sq.models.memory import return_freed
 from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
-from sq.nn.attention import AttentionInput, on_heads
 from sq.nn.hooks import without_quantizers
 from sq.nn.site_input import SiteInput
 from sq.quantize.apply import install_plan, install_quantizers, pack_weights
@@ -106,6 +105,7 @@ class Pipeline:
             yield layer
 
     def _layer(self, index: int, hidden: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
+        """One layer quantized, and the calibration batches of the next one."""
         stream = self.stream
         with self._timed("capture"):
             layer = stream.layer(index)
@@ -119,12 +119,7 @@ class Pipeline:
             statistics, outputs = self._collect(index, layer, hidden)
             full = outputs[0][:1].clone()
         with self._timed("transform"):
-            block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
-            weights = StackedWeights(stream.family, layer)
-            view = LayerView(index, statistics, weights, stream.dimensions, block)
-            plan = on_device(self.method.plan(view), stream.device)
-            if self.reference is not None:
-                self.reference = block.targets()
+            view, plan = self._plan(index, layer, statistics, hidden)
         if self.watch is not None:
             self.watch(view)
         with self._timed("weights"):
@@ -137,19 +132,27 @@ class Pipeline:
             if self.propagate == "quantized":
                 outputs = self._run(index, layer, hidden)
         with self.record.recording(stream.device):
+            # Of one window: the whole text would cost a forward.
             quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
-            self._record(view, plan, full, quantized)
+            self.record.describe_layer(view, plan, full, quantized[0][:1])
         if self.packed and rounded:
             with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)
-        codes = sum(weight.nbytes() for weight in rounded.values())
-        linears = sum(weight.codes.numel() for weight in rounded.values())
-        self.record.count_linears(linears, codes)
-        others = elements - linears
-        online = [site.transform for site in inputs.values()] + [plan.keys]
-        factors = sum(factor.numel() for transform in online if transform is not None for factor in transform.buffers())
-        self.record.count_bytes(elements, codes + 2 * (others + factors))
+        online = [*(site.transform for site in inputs.values()), plan.keys]
+        self.record.count_bytes(elements, rounded.values(), online)
         return layer, outputs
+
+    def _plan(
+        self, index: int, layer: nn.Module, statistics: Mapping[str, SiteStatistics], hidden: list[Tensor]
+    ) -> tuple[LayerView, LayerPlan]:
+        """The layer as the method sees it, and what the method wants done."""
+        block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
+        weights = StackedWeights(self.stream.family, layer)
+        view = LayerView(index, statistics, weights, self.stream.dimensions, block)
+        plan = on_device(self.method.plan(view), self.stream.device)
+        if self.reference is not None:
+            self.reference = block.targets()
+        return view, plan
 
     def _resumed(self, index: int, found: nn.Module, layer: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
         """What the next layer is calibrated on, behind a layer that was quantized before."""
@@ -284,22 +287,6 @@ class Pipeline:
         """Outputs of a layer, computed in its own dtype."""
         dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
         return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
-
-    def _record(self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Sequence[Tensor]) -> None:
-        """Compare the layer's outputs of one window (the whole text would cost a forward) and describe its sites."""
-        self.record.compare(view.index, full, quantized[0][:1])
-        dimensions = self.stream.dimensions
-        for site, found in view.statistics.items():
-            tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
-            if site in SITES:
-                transform = plan.sites.get(site, SiteTransform())
-                cost = 0 if transform.online is None else transform.online.macs()
-                self.record.describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
-            elif site == "keys":
-                heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
-                turned = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)
-                cost = AttentionInput(plan.keys).macs(dimensions)
-                self.record.describe(view.index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.record.timed(part, self.stream.device)
