@@ -88,6 +88,19 @@ class SingleQuantQuantizer(HfQuantizer):
             check_files(family, model, checkpoint_files)
         return model
 
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        """Refuse weights that no rounding makes: scales that are NaN, infinite, zero or negative, codes out of range.
+
+        Raises:
+            QuantizationError: naming the linear.
+        """
+        from sq.nn.linear import PackedLinear
+
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear):
+                module.qweight.check(name)
+        return model
+
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """save_pretrained works too; `sq.save_packed` writes the same files as `run.py save_to=`."""
         return True

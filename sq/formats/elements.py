@@ -79,6 +79,11 @@ class Element(ABC):
 
         return torch.int8 if self.signed else torch.uint8
 
+    @property
+    def fills_bytes(self) -> bool:
+        """Whether every pattern of a packed byte is a code (or two), so that no code can be out of range."""
+        return self.bits in (4, 8)
+
     @abstractmethod
     def span(
         self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool
@@ -222,6 +227,11 @@ class Floats(Element):
     def top(self) -> float:
         """The largest number."""
         return self.largest
+
+    @property
+    def fills_bytes(self) -> bool:
+        """E4M3 has patterns that are no number."""
+        return self.bits == 4
 
     @property
     def top_power(self) -> float:

@@ -128,18 +128,22 @@ class QTensor:
         return found
 
     def _bad_values(self) -> list[str]:
-        plain, found = self.unpack(), []
+        found = []
+        scales = self.format.scale.load(self.scale) if self.is_packed else self.scale
+        for word, scale in (("scale", scales), ("second scale", self.second)):
+            if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
+                bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
+                found.append(f"{bad} of {scale.numel()} {word} values are NaN, infinite, zero or negative")
+        if self.zero is not None and not bool(torch.isfinite(self.zero).all()):
+            found.append("zero points hold NaN or inf")
+        if self.is_packed and self.format.element.fills_bytes:
+            return found
+        plain = self.unpack()
         low, high = self.format.element.code_range
         if plain.codes.numel():
             least, most = int(plain.codes.min()), int(plain.codes.max())
             if least < low or most > high:
                 found.append(f"codes span {least}..{most}, the format has {low}..{high}")
-        for word, scale in (("scale", plain.scale), ("second scale", plain.second)):
-            if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
-                bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
-                found.append(f"{bad} of {scale.numel()} {word} values are NaN, infinite, zero or negative")
-        if plain.zero is not None and not bool(torch.isfinite(plain.zero).all()):
-            found.append("zero points hold NaN or inf")
         if not found and not bool(torch.isfinite(plain.dequantize()).all()):
             found.append("some codes stand for no number")
         return found
