@@ -19,7 +19,7 @@ class Quantized:
 
     Attributes:
         model: a transformers model; its linears are `sq.nn.linear.QuantizedLinear` (fake quantization: integer grids
-            held in floating point) or `PackedLinear` (integers).
+            in floating point) or `PackedLinear` (integers).
         tokenizer: of the model; None for random weights (model="random_llama2_7b"), which have none.
         metrics: flat numbers, named as in result.json.
         sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.

@@ -55,15 +55,15 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
 
 
 def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Give a decoder layer's skeleton the modules that `describe_layer` told of, empty, on the meta device.
+    """Give a decoder layer's skeleton the modules that `describe_layer` described, empty, on the meta device.
 
     Raises:
-        CheckpointError: the data is damaged, or tells of other linears than the family has.
+        CheckpointError: the data is damaged, or describes other linears than the family has.
     """
     try:
         for site, names in family.linears.items():
-            told = data["sites"][site]
-            inputs = SiteInput(_transform(told["transform"]), _quantizer(told["quantizer"]), len(names))
+            described = data["sites"][site]
+            inputs = SiteInput(_transform(described["transform"]), _quantizer(described["quantizer"]), len(names))
             for name in names:
                 linear = data["linears"][name]
                 rows, n = linear["shape"]
@@ -74,9 +74,9 @@ def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype
                 packed = PackedLinear(inputs, weight, bias, owns_inputs=name == names[0])
                 replace_linear(layer, name, packed)
         if data["attention"] is not None:
-            told = data["attention"]
-            quantizers = (_quantizer(told[name]) for name in ("queries", "keys", "values"))
-            set_attention_input(family, layer, AttentionInput(_transform(told["transform"]), *quantizers))
+            described = data["attention"]
+            quantizers = (_quantizer(described[name]) for name in ("queries", "keys", "values"))
+            set_attention_input(family, layer, AttentionInput(_transform(described["transform"]), *quantizers))
         fuse(family, layer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

@@ -33,7 +33,7 @@ class CheckpointWriter:
     Layers go to `<folder>.part`; what an interrupted run of the same recipe left there is used again.
 
     Args:
-        folder: to be made; one that holds another checkpoint is refused.
+        folder: to be made; one with another checkpoint in it is refused.
         config: of the model; it is copied.
         recipe: what made the weights: method, bits, quantizers. Kept in config.json.
 
@@ -67,7 +67,7 @@ class CheckpointWriter:
         self._save(self._name(index), {prefix + name: tensor for name, tensor in layer.state_dict().items()})
 
     def read_layer(self, index: int, skeleton: nn.Module) -> nn.Module:
-        """A layer that `has` tells of, from a skeleton on the meta device; on the CPU."""
+        """A layer that was written before, from a skeleton on the meta device; on the CPU."""
         layer = copy.deepcopy(skeleton)
         empty_layer(self.family, layer, json.loads((self.part / _data_name(index)).read_text()), _dtype(self.config))
         if index == 0:
@@ -170,7 +170,7 @@ def check_files(family: Family, model: nn.Module, files: list[str]) -> None:
     problems += [f"tensor {name!r} belongs to another model" for name in found if name not in wanted]
     for name, (shape, dtype) in found.items():
         if name in wanted and shape != wanted[name][0]:
-            problems.append(f"tensor {name!r} has shape {shape}, its config asks for {wanted[name][0]}")
+            problems.append(f"tensor {name!r} has shape {shape}, its config needs {wanted[name][0]}")
         elif name in wanted and not wanted[name][1].is_floating_point and dtype != "U8":
             problems.append(f"tensor {name!r} is {dtype}, packed weights are U8")
     if problems:

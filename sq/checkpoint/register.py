@@ -1,4 +1,4 @@
-"""Tell transformers of packed checkpoints as soon as it is there, without importing it: `import sq` stays light."""
+"""Register packed checkpoints with transformers once it is imported, and not before: `import sq` stays light."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def register() -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Stands in front of the other finders until the watched module is asked for, once."""
+    """Stands in front of the other finders until the watched module is imported, once."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != WATCHED:

@@ -1,4 +1,4 @@
-"""A transformers cache that holds keys and values as int4 codes: the very ones that plain attention rounds to."""
+"""A transformers cache that keeps keys and values as int4 codes: the very ones that plain attention rounds to."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Int4Cache(Cache):
         obstacle = int4_obstacle(model)
         if obstacle is not None:
             raise QuantizationError(
-                f"keys and values cannot be held in int4: {obstacle}. Use transformers' DynamicCache"
+                f"keys and values cannot be kept in int4: {obstacle}. Use transformers' DynamicCache"
             )
         if capacity is not None and capacity < 1:
             raise QuantizationError(f"capacity is {capacity}; use the most positions there will be, or None to grow")
@@ -65,8 +65,8 @@ class Int4Cache(Cache):
         """Hold new keys and values; returns what attends to them all, and the values."""
         if layer_idx == 0:
             self._runs.forget()
-        held: tuple[Any, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        return held
+        found: tuple[Any, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found
 
     def rewind(self, positions: int) -> None:
         """Forget all tokens behind the first `positions`, those of replayed graphs too."""
@@ -81,7 +81,7 @@ class Int4Cache(Cache):
 
 
 def int4_obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model's keys and values cannot be held in int4, None if they can.
+    """Why a model's keys and values cannot be kept in int4, None if they can.
 
     Both must be rounded to 4 bits, a whole head on one grid, with the same scheme and clip.
     """

@@ -79,16 +79,16 @@ class SiteInput(nn.Module):
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """Fake-quantized f(x) T, shape (..., n), dtype of x; f is the norm, or silu(x) up, or nothing."""
 
-        def fake(turned: Tensor) -> Tensor:
-            return turned if self.quantizer is None else self.quantizer(turned)
+        def fake(y: Tensor) -> Tensor:
+            return y if self.quantizer is None else self.quantizer(y)
 
-        result: Tensor = self._once(x, lambda: fake(self._turned(x, up)))
+        result: Tensor = self._once(x, lambda: fake(self._transformed(x, up)))
         return result
 
     def encoded(self, x: Tensor, up: Tensor | None = None) -> QTensor:
         """Codes and scales of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
         quantizer = self._activation_quantizer()
-        result: QTensor = self._once(x, lambda: quantizer.encode(self._turned(x, up)))
+        result: QTensor = self._once(x, lambda: quantizer.encode(self._transformed(x, up)))
         return result
 
     def packed(self, x: Tensor, up: Tensor | None = None) -> Coded:
@@ -106,27 +106,27 @@ class SiteInput(nn.Module):
         self._kept = (x, result, self.readers - 1) if self.readers > 1 else None
         return result
 
-    def _turned(self, x: Tensor, up: Tensor | None) -> Tensor:
+    def _transformed(self, x: Tensor, up: Tensor | None) -> Tensor:
         if self.norm is not None:
             x = self.norm.apply_to(x)
         if up is not None:
             x = nn.functional.silu(x) * up
-        turned = x if self.transform is None else self.transform(x)
+        transformed = x if self.transform is None else self.transform(x)
         if self.observer is not None:
-            self.observer(turned)
-        return turned
+            self.observer(transformed)
+        return transformed
 
     def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
         quantizer = self._activation_quantizer()
         fused = x.is_cuda if self.fused is None else self.fused
         if not fused or obstacle(quantizer.format) is not None:
-            made = quantizer.encode(self._turned(x, up))
+            made = quantizer.encode(self._transformed(x, up))
             planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
             return Coded(planes, made.scale, made.zero)
         form = form_of(() if self.transform is None else self.transform.steps(x))
         norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
         if form is None:  # a transform that the kernel has no form for: it quantizes behind
-            x, up, norm, form = self._turned(x, up), None, None, (None, None, None)
+            x, up, norm, form = self._transformed(x, up), None, None, (None, None, None)
         r1, r2, balance = form
         return rotate_quantize(
             x,

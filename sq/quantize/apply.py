@@ -51,7 +51,7 @@ def install_plan(
 
 
 def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, QTensor]) -> None:
-    """Exchange the fake weights of an installed layer for their codes, in place; transforms are held in float32.
+    """Exchange the fake weights of an installed layer for their codes, in place; transforms go on in float32.
 
     Sites then compute what stands in front of them (sq/nn/fuse.py).
     """

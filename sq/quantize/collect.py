@@ -110,7 +110,7 @@ class _Watcher:
 
 
 class StackedWeights(Mapping[str, Tensor]):
-    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made when asked for.
+    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made at each look-up.
 
     Stacking all sites at once would double a layer's memory.
     """

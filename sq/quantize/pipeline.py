@@ -166,7 +166,7 @@ class Pipeline:
             return self._run(index, found, hidden)
 
     def _folded(self, layer: nn.Module) -> nn.Module:
-        """The layer in at least float32, gains folded and the residual rotated where the method asks for it."""
+        """The layer in at least float32, gains folded and the residual rotated where the method does that."""
         layer = layer.to(torch.promote_types(self.stream.dtype, torch.float32))
         if self.method.fold_norms:
             fold_norm_gains(self.stream.family, layer)
@@ -220,7 +220,7 @@ class Pipeline:
         return [outer.embed(batch) for batch in self.ids.split(self.batch)]
 
     def _training(self) -> Training:
-        """What `Method.learn` is given; nothing is read before it asks."""
+        """What `Method.learn` is given; it reads layers when it needs them."""
 
         def embeddings_and_head() -> EmbeddingsAndHead:
             found = self.stream.embeddings_and_head()

@@ -25,7 +25,7 @@ class TrainingBlock:
 
     Args:
         index: of the layer.
-        layer: in float32 or float64, its norm gains folded and its residual stream rotated as the method asked.
+        layer: in float32 or float64, its norm gains folded and its residual stream rotated, where the method does that.
         run: (layer, hidden states (B, S, hidden)) -> outputs, masks and rotary embeddings included.
         family, dimensions: names and sizes.
         recipe: all quantizers of the run; they pass gradients straight through.

@@ -405,7 +405,7 @@ def test_a_step_of_fixed_capacity_can_be_captured(family: str, tmp_path: Path, m
     before = addresses()
     for step in range(9, 14):
         for layer in cache.layers:
-            layer.held = 9  # a replayed graph runs no Python
+            layer.count = 9  # a replayed graph runs no Python
         with waiting:
             logits = model(ids[:, step : step + 1], past_key_values=cache).logits
         assert_near(logits[:, 0], expected[:, step])
