@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,14 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import sq
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
@@ -35,9 +34,9 @@ def ids_of(count: int = 4, length: int = 12) -> Tensor:
 
 
 def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
-    cache = ActivationQuantizer(4, "asymmetric", group_size=head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(bits))
-    return Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+    cache = activation_quantizer(4, "asymmetric", group_size=head_dim)
+    weights = rounder("rtn", weight_quantizer(bits))
+    return Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
 
 
 def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4) -> Path:
