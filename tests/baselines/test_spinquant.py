@@ -389,7 +389,7 @@ def test_rotations_are_asked_for_after_learning(dimensions_of: Callable[..., Mod
         ({"lr": 0.0}, r"lr=0\.0 \(more than 0\)"),
         ({"lr": float("nan")}, r"lr=nan"),
         ({"rotations": "/no/such/R.bin"}, r"rotations='/no/such/R\.bin' \(a file that exists, or null to train\)"),
-        ({"train_bits": "w4"}, r"bits 'w4'; use w<bits>a<bits>"),
+        ({"train_bits": "w4"}, r"bits=w4 is not a label; write w<format>a<format>"),
         ({"clip_interval": 0, "checkpoint_interval": 0}, r"clip_interval=0 .*checkpoint_interval=0"),
     ],
 )

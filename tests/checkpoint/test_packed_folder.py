@@ -213,6 +213,14 @@ def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
     path.write_text(json.dumps(config))
 
 
+def _as_format(folder: Path, data: dict[str, object]) -> None:
+    _edit(folder, {"format": data}, layer=True)
+
+
+def integers(bits: int) -> dict[str, object]:
+    return {"bits": bits, "scheme": "symmetric", "group": None}
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -222,11 +230,18 @@ def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
         (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
         (lambda folder: _edit(folder, {"format": 2, "version": "9.9"}), "format 2, written by version 9.9"),
         (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
-        (lambda folder: _edit(folder, {"bits": 8}, layer=True), r"weight_packed' has shape \(84, 30\).*\(84, 60\)"),
-        (lambda folder: _edit(folder, {"bits": 11}, layer=True), "cannot be used"),
+        (
+            lambda folder: _edit(folder, {"format": integers(8)}, layer=True),
+            r"weight_packed' has shape \(84, 30\).*\(84, 60\)",
+        ),
+        (lambda folder: _as_format(folder, integers(11)), "cannot be used.*integers of 11 bits"),
+        (
+            lambda folder: _edit(folder, {"format": {"name": "nf4"}}, layer=True),
+            "cannot be used.*format 'nf4' is unknown",
+        ),
         (lambda folder: _edit(folder, {"shape": [84, 61]}, layer=True), r"mlp\.up_proj has shape \(84, 61\)"),
     ],
-    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "sizes"],
+    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "no format", "sizes"],
 )
 def test_damage_is_refused_with_the_reason(saved: Path, tmp_path: Path, damage: object, said: str) -> None:
     folder = tmp_path / "damaged"

@@ -341,7 +341,7 @@ def differing(**settings: Any) -> ActivationQuantizer:
         ({"values": None}, "layer 1 has values of 16 bits"),
         ({"keys": differing(bits=8)}, "layer 1 has keys of 8 bits"),
         ({"keys": differing(clip=(0.9, 0.8))}, r"layer 1 rounds keys with clip=\(0.9, 0.8\)"),
-        ({"values": differing(group_size=6)}, "group_size=6"),
+        ({"values": differing(group_size=6)}, "groups of 6"),
         ({"values": differing(clip=0.9)}, "keys and values differently"),
     ],
     ids=["values alone", "8 bits", "two clips", "groups", "two grids"],
