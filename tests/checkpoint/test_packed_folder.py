@@ -260,10 +260,10 @@ def integers(bits: int) -> dict[str, object]:
     ("damage", "said"),
     [
         (_drop, r"'model\.layers\.1\.mlp\.down_proj\.weight_scale' is missing"),
-        (_reshape, r"weight_packed' has shape \(84, 29\), its config asks for \(84, 30\)"),
+        (_reshape, r"weight_packed' has shape \(84, 29\), its config needs \(84, 30\)"),
         (_truncate, "truncated or not a safetensors file"),
         (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
-        (lambda folder: _edit(folder, {"format": 2, "version": "9.9"}), "format 2, written by version 9.9"),
+        (lambda folder: _edit(folder, {"format": 3, "version": "9.9"}), "format 3, written by version 9.9"),
         (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
         (
             lambda folder: _edit(folder, {"format": integers(8)}, layer=True),

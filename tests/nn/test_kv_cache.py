@@ -332,19 +332,20 @@ def test_what_the_caller_asks_for_is_respected(
 
 
 def differing(**settings: Any) -> ActivationQuantizer:
-    return activation_quantizer(**{"bits": 4, "scheme": "asymmetric", **settings})
+    return activation_quantizer(**{"bits": 4, "scheme": "asymmetric", "group_size": 12, **settings})
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"values": None}, "layer 1 has values of 16 bits"),
-        ({"keys": differing(bits=8)}, "layer 1 has keys of 8 bits"),
+        ({"values": None}, "layer 1 leaves keys or values in 16 bits"),
+        ({"keys": differing(bits=8)}, "layer 1: keys have 8 bits, and the cache has 4"),
         ({"keys": differing(clip=(0.9, 0.8))}, r"layer 1 rounds keys with clip=\(0.9, 0.8\)"),
-        ({"values": differing(group_size=6)}, "groups of 6"),
-        ({"values": differing(clip=0.9)}, "keys and values differently"),
+        ({"values": differing(group_size=6)}, "values have a scale for every 6 features, not one for a head of 12"),
+        ({"values": differing(clip=0.9)}, r"layer 1 rounds keys with clip=1.0, values with clip=0.9"),
+        ({"values": differing(scheme="midrise")}, "keys are of scheme asymmetric, group 12, and values of midrise"),
     ],
-    ids=["values alone", "8 bits", "two clips", "groups", "two grids"],
+    ids=["values alone", "8 bits", "two ends", "groups", "two clips", "two schemes"],
 )
 @torch.no_grad()
 def test_other_grids_stay_in_transformers_cache(folder: Path, change: dict[str, Any], reason: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
-from sq.quantize.pass_record import relative_error
+from sq.quantize.pass_record import PassRecord, relative_error
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 
@@ -92,7 +92,7 @@ def test_recording_changes_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     states = []
     for recorded in (True, False):
         if not recorded:
-            monkeypatch.setattr(Pipeline, "_record", lambda *_: None)
+            monkeypatch.setattr(PassRecord, "describe_layer", lambda *_: None)
         method = SingleQuant(order=("orthogonal", "urt"))
         pipeline, _ = pipeline_of(tmp_path, method, name="gptq")
         pipeline.prepare()
