@@ -8,12 +8,25 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from sq.errors import FileError
+from sq.io import read_json
 
 QUANT_METHOD = "singlequant"  # in config.json of a packed checkpoint
 FORMAT = 1  # raised when a checkpoint of today could not be read as what it is tomorrow
 WATCHED = "transformers.quantizers.auto"  # where transformers looks up how a checkpoint was quantized
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder holds a finished packed checkpoint."""
+    try:
+        found = read_json(folder / "config.json")["quantization_config"]["quant_method"]
+    except (FileError, KeyError, TypeError):
+        return False
+    return bool(found == QUANT_METHOD)
 
 
 def register() -> None:

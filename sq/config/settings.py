@@ -1,207 +1,247 @@
-"""The typed settings of one run: frozen dataclasses that `sq.config.parse` returns and everything else receives."""
+"""The schema of a config: frozen pydantic dataclasses that `sq.config.parse` returns and everything else receives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-Scheme = Literal["symmetric", "asymmetric", "midrise"]
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer, PlainValidator
+from pydantic.dataclasses import dataclass
+
+from sq.config.reader import Note
+from sq.errors import QuantizationError
+from sq.formats.elements import Scheme as Scheme
+from sq.formats.labels import Bits, parse_bits
+
+SCHEMA = 1  # part of every run id: raised when a key changes its meaning, so that no run is taken for another
+# The largest seed that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, torch takes 64 bits.
+SEEDS = 2**44
 
 
-@dataclass(frozen=True)
+def _text(value: Any) -> Any:
+    """A number as its text: a name such as 0_5 reads as one."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _listed(value: Any) -> Any:
+    """A single text or number as a list of one."""
+    return (value,) if isinstance(value, (str, int)) else tuple(value) if isinstance(value, list) else value
+
+
+def _absolute(value: Any) -> Path:
+    """ "~" and a relative start are resolved now, so that a later chdir changes nothing."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("not a path")
+    return Path(value).expanduser().absolute()
+
+
+def _local(value: str) -> str:
+    """A local folder's absolute place; a hub id and the names embedded and random as they are."""
+    folder = Path(value).expanduser()
+    return str(folder.absolute()) if value not in ("embedded", "random") and folder.is_dir() else value
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if min(values) < 1 or len(set(values)) < len(values):
+        raise ValueError("not distinct, or below 1")
+    return values
+
+
+def _bits(value: Any) -> Bits:
+    if isinstance(value, dict):
+        raise QuantizationError("bits is a label, not a section; write for example bits=w5a4 or bits=w4a4kv4")
+    return value if isinstance(value, Bits) else parse_bits(value)
+
+
+_null_is_none = BeforeValidator(lambda value: "none" if value is None else value)
+Text = Annotated[str, BeforeValidator(_text), MinLen(1), Note("a non-empty text")]
+Name = Annotated[
+    Text,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"),
+    Note("letters, digits and any of _ - . + (it becomes part of a folder's name)"),
+]
+AnyNames = Annotated[
+    tuple[Annotated[str, MinLen(1)], ...], BeforeValidator(_listed), Note("a list of names such as [a,b]")
+]
+Names = Annotated[AnyNames, MinLen(1)]
+Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
+Count = Annotated[int, Ge(1)]
+Pair = Annotated[int, Ge(2)]
+Seed = Annotated[int, Ge(0), Lt(SEEDS)]
+Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
+Device = Annotated[
+    str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
+]
+Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
+SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
+_schema = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+
+@_schema
 class ModelSettings:
     """What is quantized, and the texts, windows and tasks that go with it."""
 
-    name: str
-    path: str  # hub id, local folder, or "embedded"
-    revision: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    device: str  # "auto", "cpu", "cuda", "cuda:1"
-    placement: Literal["auto", "memory", "stream"]
-    outliers: Literal["planted", "none"]
-    outlier_strength: float
-    texts: tuple[str, ...]
-    window: int
-    evaluation_windows: int | None
-    calibration_text: str
-    calibration_tokens: int
-    zeroshot_tasks: tuple[str, ...]
+    name: Name
+    path: Annotated[Text, AfterValidator(_local)]  # hub id, local folder, "embedded" or "random"
+    texts: Names
+    window: Pair
+    calibration_text: Text
+    calibration_tokens: Count
+    revision: Text | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Device = "auto"
+    placement: Literal["auto", "memory", "stream"] = "auto"
+    outliers: Annotated[Literal["planted", "none"], _null_is_none] = "none"
+    outlier_strength: Annotated[FiniteFloat, Gt(0)] = 1.0
+    evaluation_windows: Count | None = None
+    zeroshot_tasks: AnyNames = ()
     architecture: Mapping[str, Any] | None = None  # of a model with random weights: a transformers config as plain data
 
 
-@dataclass(frozen=True)
+@_schema
 class MethodSettings:
-    """A method's class path and its typed arguments; `quantizes` is false for the full-precision row alone."""
+    """A method's class path and its arguments; `quantizes` is false for the full-precision row alone."""
 
-    name: str
-    target: str
-    arguments: Mapping[str, Any]
-    quantizes: bool
-
-
-@dataclass(frozen=True)
-class BitsSettings:
-    """Bits of weights, activations, keys, values and queries; 16 means not quantized."""
-
-    name: str
-    weights: int
-    activations: int
-    keys: int
-    values: int
-    queries: int = 16
-
-    @property
-    def label(self) -> str:
-        """ "W4A4KV16"; "W4A4K4V8" where keys and values differ; "W4A4Q4KV4" where queries are quantized too."""
-        queries = "" if self.queries == 16 else f"Q{self.queries}"
-        cache = f"KV{self.keys}" if self.keys == self.values else f"K{self.keys}V{self.values}"
-        return f"W{self.weights}A{self.activations}{queries}{cache}"
-
-    @property
-    def quantizes_attention(self) -> bool:
-        """Whether queries, keys or values are quantized."""
-        return (self.queries, self.keys, self.values) != (16, 16, 16)
+    name: Name
+    target: Annotated[str, MinLen(1), Note("a non-empty text", key="_target_")]
+    arguments: Annotated[Mapping[str, Any], Note(rest=True)]
+    quantizes: bool = True
 
 
-@dataclass(frozen=True)
+@_schema
 class WeightSettings:
-    """The weight quantizer; `block` to `sequential` concern GPTQ alone."""
+    """The weight quantizer; `arguments` are the rounder's own (sq.quantize.rounders)."""
 
-    name: Literal["rtn", "gptq"]
+    name: Name
     scheme: Scheme
-    group_size: int | None
-    clip: float | Literal["search"]
-    propagate: Literal["full_precision", "quantized_weights", "quantized"]
-    block: int = 128
-    damping: float = 0.01
-    act_order: bool = False
-    sequential: bool = True
+    arguments: Annotated[Mapping[str, Any], Note(rest=True)]
+    group_size: Pair | None = None
+    clip: Clip = "search"
+    propagate: Literal["full_precision", "quantized_weights", "quantized"] = "quantized_weights"
 
 
-@dataclass(frozen=True)
+@_schema
 class ActivationSettings:
-    """The activation quantizer; `clip` is a share of the token's range in (0, 1], or "search"."""
+    """A quantizer of activations, or of what is inside attention; `clip` is a share of the token's range in (0, 1], or "search"."""
 
-    name: str
+    name: Name
     scheme: Scheme
-    clip: float | Literal["search"]
-    candidates: int
-    group_size: int | None
+    clip: Clip
+    candidates: Pair = 9
+    group_size: Pair | None = None
 
 
-@dataclass(frozen=True)
-class CacheSettings(ActivationSettings):
-    """The quantizer of queries, keys and values; `group_size` None = a grid a token and head."""
-
-
-@dataclass(frozen=True)
+@_schema
 class CalibrationSettings:
     """The text that statistics are captured on."""
 
-    name: str
-    text: str
-    path: Path | None
-    dataset_path: Path | None
-    tokens: int
-    window: int
-    seed: int
+    name: Name
+    text: Text
+    tokens: Count
+    window: Pair
+    seed: Seed
+    path: Place | None = None
+    dataset_path: Place | None = None
 
 
-@dataclass(frozen=True)
+@_schema
 class PerplexitySettings:
     """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all."""
 
-    texts: tuple[str, ...]
-    window: int
-    count: int | None
-    path: Path | None
-    dataset_path: Path | None
-    batch_size: int
+    texts: Names
+    window: Pair
+    count: Count | None = None
+    path: Place | None = None
+    dataset_path: Place | None = None
+    batch_size: Count = 8
 
 
-@dataclass(frozen=True)
+@_schema
 class ZeroShotSettings:
     """lm-eval tasks; `limit` questions of each, None = all."""
 
-    tasks: tuple[str, ...]
-    limit: int | None
-    batch_size: int
+    tasks: Names
+    limit: Count | None = None
+    batch_size: Count = 8
 
 
-@dataclass(frozen=True)
+@_schema
 class ActivationRecordSettings:
     """The layer and site whose activations are kept for figures; `tokens` of them, spread over the calibration text."""
 
-    layer: int
+    layer: Annotated[int, Ge(0)]
     site: Literal["qkv", "o", "gate_up", "down"]
-    tokens: int
+    tokens: Count
 
 
-SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
-
-
-@dataclass(frozen=True)
+@_schema
 class SpeedSettings:
     """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
 
-    kinds: tuple[SpeedKind, ...]
-    batches: tuple[int, ...]
-    prompt: int  # tokens a sequence
-    new_tokens: int  # decoded one by one behind the prompt
-    repeats: int
-    warmup: int  # passes that are not timed; kernels are tuned and peak memory is taken in them
+    kinds: Annotated[tuple[SpeedKind, ...], BeforeValidator(_listed), MinLen(1)]
+    batches: Annotated[
+        tuple[int, ...],
+        BeforeValidator(_listed),
+        MinLen(1),
+        AfterValidator(_distinct),
+        Note("a list of distinct whole numbers of at least 1, such as [1,2]"),
+    ]
+    prompt: Count  # tokens a sequence
+    new_tokens: Count  # decoded one by one behind the prompt
+    repeats: Count
+    warmup: Count  # passes that are not timed; kernels are tuned and peak memory is taken in them
 
 
-@dataclass(frozen=True)
+@_schema
 class TaskSettings:
     """What is measured after quantization, and what is kept of it."""
 
-    name: str
-    perplexity: PerplexitySettings | None
-    zeroshot: ZeroShotSettings | None
+    name: Name
+    perplexity: PerplexitySettings | None = None
+    zeroshot: ZeroShotSettings | None = None
     activations: ActivationRecordSettings | None = None
     speed: SpeedSettings | None = None
 
 
-@dataclass(frozen=True)
+@_schema
 class TrackerSettings:
-    """Who is told about a finished run besides its run directory."""
+    """Who learns of a finished run besides its run directory."""
 
-    name: Literal["offline", "online", "none"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: tuple[str, ...]
-    dir: Path | None
+    name: Annotated[Literal["offline", "online", "none"], _null_is_none]
+    project: Text = "singlequant"
+    entity: Text | None = None
+    group: Text | None = None
+    tags: AnyNames = ()
+    dir: Place | None = None
 
 
-@dataclass(frozen=True)
+@_schema
 class PathSettings:
     """Where run directories and caches go; both absolute."""
 
-    results: Path
-    cache: Path
+    results: Place
+    cache: Place
 
 
-@dataclass(frozen=True)
+@_schema
 class ExperimentSettings:
     """One run, complete and checked."""
 
     model: ModelSettings
     method: MethodSettings
-    bits: BitsSettings
+    bits: Label
     weights: WeightSettings
     activations: ActivationSettings
-    cache: CacheSettings
+    kv_cache: ActivationSettings  # of queries, keys and values; group_size null = a grid a token and head
     calibration: CalibrationSettings
     task: TaskSettings
     tracker: TrackerSettings
     paths: PathSettings
-    save_to: Path | None  # folder of the packed checkpoint, made where it is not there yet
-    seed: int
-    effort: float  # share of their published training that learned methods take; resolved in the method's arguments
-    force: bool
-    reference_methods: tuple[str, ...]
-    executor: str
+    seed: Seed
+    save_to: Place | None = None  # folder of the packed checkpoint, made where it is not there yet
+    effort: Annotated[FiniteFloat, Ge(0)] = 1.0  # share of their published training that learned methods take
+    force: bool = False
+    reference_methods: AnyNames = ()
+    executor: Text = "sq.runs.execute:execute"

@@ -61,28 +61,20 @@ def build_method(settings: MethodSettings) -> Method:
 def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
     """All quantizers of a run; inside attention a head is a group of its own."""
     bits = settings.bits
-    inside = replace(settings.cache, group_size=settings.cache.group_size or head_dim)
+    inside = replace(settings.kv_cache, group_size=settings.kv_cache.group_size or head_dim)
     return Recipe(
-        weight_recipe(settings.weights, bits.weights),
-        activation_quantizer(settings.activations, bits.activations),
-        queries=activation_quantizer(inside, bits.queries),
-        keys=activation_quantizer(inside, bits.keys),
-        values=activation_quantizer(inside, bits.values),
+        weight_recipe(settings.weights, int(bits.weights)),
+        activation_quantizer(settings.activations, int(bits.activations)),
+        queries=activation_quantizer(inside, int(bits.queries)),
+        keys=activation_quantizer(inside, int(bits.keys)),
+        values=activation_quantizer(inside, int(bits.values)),
     )
 
 
 def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
     """The weight rounding of a run."""
     quantizer = WeightQuantizer(bits, scheme=settings.scheme, group_size=settings.group_size, clip=settings.clip)
-    return WeightRecipe(
-        settings.name,
-        quantizer,
-        block=settings.block,
-        damping=settings.damping,
-        act_order=settings.act_order,
-        sequential=settings.sequential,
-        propagate=settings.propagate,
-    )
+    return WeightRecipe(settings.name, quantizer, propagate=settings.propagate, **settings.arguments)
 
 
 def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:

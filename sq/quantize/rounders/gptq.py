@@ -6,6 +6,8 @@ Algorithm 1, in the form of the peers (QuaRot fake_quant/gptq_utils.py).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -131,3 +133,22 @@ def _check(
         raise QuantizationError(f"{what}: the Hessian holds NaN or inf; look for them in this site's activations")
     if (hessian.diagonal() < 0).any():
         raise QuantizationError(f"{what}: the Hessian has a negative diagonal entry; pass a second moment, x^T x")
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """GPTQ and its options.
+
+    Raises:
+        QuantizationError: an option outside its range.
+    """
+
+    quantizer: WeightQuantizer
+    block: int = 128
+    damping: float = 0.01
+    act_order: bool = False
+    sequential: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or not self.damping > 0:
+            raise QuantizationError(f"block={self.block} (at least 1), damping={self.damping} (above 0)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from sq.formats.weight import QuantizedWeight, WeightQuantizer
@@ -14,3 +16,10 @@ def rtn(w: Tensor, quantizer: WeightQuantizer) -> QuantizedWeight:
         QuantizationError: see WeightQuantizer.
     """
     return quantizer.quantize(w)
+
+
+@dataclass(frozen=True)
+class Rtn:
+    """Round to nearest."""
+
+    quantizer: WeightQuantizer
