@@ -45,7 +45,7 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     found = read_keys(ExperimentSettings, values, "", problems)
     if "method" in found and not found["method"].quantizes:
         found["bits"] = FULL_PRECISION
-    problems += broken_rules(found)
+    problems += broken_rules({"save_to": None, "reference_methods": (), **found})
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     settings = ExperimentSettings(**found)
@@ -78,7 +78,11 @@ def as_config(settings: ExperimentSettings) -> dict[str, Any]:
                 del config[part][key]
     for part in ("method", "weights"):
         config[part] |= config[part].pop("arguments")
-    config["method"] = {"name": config["method"]["name"], "_target_": config["method"].pop("target"), **config["method"]}
+    config["method"] = {
+        "name": config["method"]["name"],
+        "_target_": config["method"].pop("target"),
+        **config["method"],
+    }
     return config
 
 

@@ -136,5 +136,7 @@ def show(value: object) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?", or the known words where none is near."""
-    near = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+    if not (known := sorted(known)):
+        return "; there is nothing to set"
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"

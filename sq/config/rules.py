@@ -1,67 +1,50 @@
-"""What types cannot say: files and folders that a config points at, and settings that contradict each other."""
+"""What types cannot say: arguments of methods, files and folders that a config points at, and contradictions."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from sq.checkpoint.register import is_packed
-from sq.config.arguments import check_arguments, integer_weights
-from sq.config.choices import exists, method_names, options
-from sq.config.settings import Bits, CalibrationSettings, ModelSettings, PathSettings, TaskSettings
+from sq.config.choices import exists, options
+from sq.config.reader import read, read_keys
+from sq.config.settings import (
+    ActivationSettings,
+    CalibrationSettings,
+    MethodSettings,
+    ModelSettings,
+    PathSettings,
+    Seed,
+    TaskSettings,
+    WeightSettings,
+)
+from sq.data.sources import RANDOM, source_obstacles
+from sq.formats.labels import Bits
 from sq.io import unwritable
-
-RANDOM = "random"  # model.path of random weights, and the text of random token ids
-TEXTS = ("embedded", "wikitext2", "c4", "c4_old")  # texts that sq.data knows by name; any name goes with a `path`
+from sq.models.place import known_widths, model_obstacles
+from sq.quantize.rounders.registry import rounder_class, rounder_names
+from sq.quantize.taken_formats import Grouping, integer_weights, refusals
 
 
 def broken_rules(found: Mapping[str, Any]) -> list[str]:
     """The mistakes that types do not see. A rule that reads a section with mistakes of its own is left out."""
-    rules = (_model, _texts, _calibration, _names, _results, _save_to, _random, _known, _whole, check_arguments)
     problems: list[str] = []
-    for rule in rules:
+    for rule in (_model, _calibration, _perplexity, _places, _save_to, _random, _task, _arguments):
         names = signature(rule).parameters
-        if found.keys() | {"save_to", "reference_methods"} >= names.keys():
-            problems.extend(rule(**{name: found.get(name) for name in names}))  # type: ignore[operator]
+        if found.keys() >= names.keys():
+            problems.extend(rule(**{name: found[name] for name in names}))  # type: ignore[operator]
     return problems
 
 
 def _model(model: ModelSettings) -> Iterator[str]:
-    path, folder = model.path, Path(model.path).expanduser()
-    if path in ("embedded", RANDOM):
-        return
-    if not folder.exists():
-        if path.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-            yield f"model.path={path}; allowed: a folder that exists, a hub id such as org/model, or embedded"
-        return
-    if not folder.is_dir():
-        yield f"model.path={path}; allowed: a folder (this is a file); give the folder that holds config.json"
-        return
-    if not (folder / "config.json").is_file():
-        yield f"model.path={path} has no config.json; give the folder that `save_pretrained` or the hub wrote"
-    if not any(folder.glob("*.safetensors")):
-        other = sorted(item.name for item in folder.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        note = f" (it has {', '.join(other[:3])}, which is not read: save it again as safetensors)" if other else ""
-        yield f"model.path={path} holds no weights: no *.safetensors{note}; download or copy the weights there"
-
-
-def _texts(task: TaskSettings) -> Iterator[str]:
-    if (wanted := task.perplexity) is None:
-        return
-    yield from _source("task.perplexity", "texts", wanted.texts, wanted.path, wanted.dataset_path)
-    if wanted.path is not None and len(wanted.texts) > 1:
-        yield (
-            f"task.perplexity.path is one file but task.perplexity.texts names {len(wanted.texts)} texts; "
-            "name one, for example task.perplexity.texts=[mine]"
-        )
+    yield from model_obstacles(model.path)
 
 
 def _calibration(calibration: CalibrationSettings) -> Iterator[str]:
-    yield from _source("calibration", "text", (calibration.text,), calibration.path, calibration.dataset_path)
+    yield from source_obstacles("calibration.text", [calibration.text], calibration.path, calibration.dataset_path)
     if calibration.tokens < calibration.window:
         yield (
             f"calibration.tokens={calibration.tokens} is less than one window (calibration.window={calibration.window})"
@@ -69,30 +52,23 @@ def _calibration(calibration: CalibrationSettings) -> Iterator[str]:
         )
 
 
-def _source(place: str, key: str, texts: tuple[str, ...], path: Path | None, dataset: Path | None) -> Iterator[str]:
-    """The texts of a section: known by name, or a file."""
-    for text in texts if path is None else ():
-        if text not in (*TEXTS, RANDOM):
-            yield f"{place}.{key}={text}; allowed: {', '.join(TEXTS)}; or any name together with {place}.path=<text file>"
-    if path is not None and not path.is_file():
-        yield f"{place}.path={path}; allowed: a text file that exists"
-    elif path is not None and not os.access(path, os.R_OK):
-        yield f"{place}.path={path}; allowed: a text file that may be read (this one refuses; see its permissions)"
-    elif path is not None and path.stat().st_size == 0:
-        yield f"{place}.path={path}; allowed: a text file with text in it (this one is empty)"
-    if dataset is not None and not dataset.is_dir():
-        yield f"{place}.dataset_path={dataset}; allowed: a folder that exists, holding a local copy of the dataset"
+def _perplexity(task: TaskSettings) -> Iterator[str]:
+    if (wanted := task.perplexity) is None:
+        return
+    yield from source_obstacles("task.perplexity.texts", wanted.texts, wanted.path, wanted.dataset_path)
+    if wanted.path is not None and len(wanted.texts) > 1:
+        yield (
+            f"task.perplexity.path is one file but task.perplexity.texts names {len(wanted.texts)} texts; "
+            "name one, for example task.perplexity.texts=[mine]"
+        )
 
 
-def _names(reference_methods: tuple[str, ...] | None) -> Iterator[str]:
-    for name in reference_methods or ():
-        if not exists("method", name):
-            yield f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}"
-
-
-def _results(paths: PathSettings) -> Iterator[str]:
+def _places(paths: PathSettings, reference_methods: tuple[str, ...]) -> Iterator[str]:
     if reason := unwritable(paths.results):
         yield f"paths.results={paths.results}; allowed: {reason}"
+    for name in reference_methods:
+        if not exists("method", name):
+            yield f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}"
 
 
 def _save_to(save_to: Path | None, bits: Bits, task: TaskSettings) -> Iterator[str]:
@@ -106,13 +82,20 @@ def _save_to(save_to: Path | None, bits: Bits, task: TaskSettings) -> Iterator[s
         yield f"save_to={save_to}; allowed: {reason}"
     elif save_to.is_dir() and any(save_to.iterdir()) and not is_packed(save_to):
         yield (
-            f"save_to={save_to} is a folder with other things in it; allowed: a new folder, an empty one, or the "
-            "finished checkpoint of this very run"
+            f"save_to={save_to} holds other things than a finished checkpoint; allowed: a new or empty folder, or the "
+            "checkpoint of this very run"
         )
 
 
 def _random(model: ModelSettings, calibration: CalibrationSettings, task: TaskSettings) -> Iterator[str]:
+    """Random weights: a name that hides them, texts, and a score that would say nothing."""
     if model.architecture is None:
+        if model.path == RANDOM:
+            yield "model.path=random needs sizes in model.architecture; choose one of model=random_<shape>"
+        elif calibration.text == RANDOM and calibration.path is None:
+            yield "calibration.text=random is for random weights; name a text that the model knows"
+        if task.perplexity is not None and task.perplexity.path is None and RANDOM in task.perplexity.texts:
+            yield "task.perplexity.texts=random is not a text that anything can be measured on"
         return
     if model.path != RANDOM:
         yield f"model.architecture describes random weights, model.path={model.path} names others; give one"
@@ -124,27 +107,71 @@ def _random(model: ModelSettings, calibration: CalibrationSettings, task: TaskSe
         yield f"task={task.name}: random weights know no text, and their scores say nothing; use task=speed or task=none"
 
 
-def _known(model: ModelSettings, calibration: CalibrationSettings, task: TaskSettings) -> Iterator[str]:
-    if model.architecture is not None:
-        return
-    if model.path == RANDOM:
-        yield "model.path=random needs sizes in model.architecture; choose one of model=random_<shape>"
-    elif calibration.text == RANDOM and calibration.path is None:
-        yield "calibration.text=random is for random weights; name a text that the model knows"
-    if task.perplexity is not None and task.perplexity.path is None and RANDOM in task.perplexity.texts:
-        yield "task.perplexity.texts=random is not a text that anything can be measured on"
-
-
-def _whole(model: ModelSettings, bits: Bits, task: TaskSettings) -> Iterator[str]:
+def _task(model: ModelSettings, bits: Bits, task: TaskSettings) -> Iterator[str]:
     if task.zeroshot is not None and model.placement == "stream":
         yield "zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"
-    if task.speed is None:
-        return
-    if model.placement == "stream":
+    if task.speed is not None and model.placement == "stream":
         yield "task=speed runs the whole model: set model.placement=memory (or auto)"
-    quantized = [kind for kind in task.speed.kinds if not kind.startswith("bf16")]
+    quantized = [] if task.speed is None else [kind for kind in task.speed.kinds if not kind.startswith("bf16")]
     if quantized and not integer_weights(bits):
         yield (
             f"task=speed: {', '.join(quantized)} have integer weights, {bits.label} has none; use 2 to 8 bits "
             "for weights, or task.speed.kinds=[bf16,bf16_graph]"
         )
+
+
+def _arguments(
+    model: ModelSettings,
+    method: MethodSettings,
+    bits: Bits,
+    weights: WeightSettings,
+    activations: ActivationSettings,
+    kv_cache: ActivationSettings,
+) -> list[str]:
+    """Arguments of method and rounder, as their own classes judge them, and formats that one of them does not take."""
+    problems: list[str] = []
+    built = _built(_method_class(method, problems), "method", method, {"name": method.name}, problems)
+    rounder = rounder_class(weights.name) if weights.name in rounder_names() else None
+    if rounder is None:
+        problems.append(f"weights.name={weights.name}; allowed: {' | '.join(rounder_names())}")
+    _built(rounder, "weights", weights, {"quantizer": None}, problems)
+    if method.quantizes:
+        groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
+        widths = known_widths(model.path, model.architecture)
+        problems += refusals(bits, *groupings, method=built, rounder=rounder, widths=widths)
+    return problems
+
+
+def _method_class(method: MethodSettings, problems: list[str]) -> Any:
+    module, _, name = method.target.rpartition(".")
+    try:
+        from sq.quantize.method import Method  # imports torch
+
+        found = getattr(import_module(module), name)
+        if isinstance(found, type) and issubclass(found, Method):
+            return found
+        reason = f"{name} is not a subclass of sq.quantize.method.Method"
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = str(error)
+    problems.append(
+        f"method._target_={method.target}; allowed: the import path of a method's class, such as "
+        f"sq.methods.singlequant.SingleQuant ({reason})"
+    )
+    return None
+
+
+def _built(
+    kind: Any, place: str, section: MethodSettings | WeightSettings, given: dict[str, Any], problems: list[str]
+) -> Any:
+    """An object of the class, which checks its ranges itself; arguments of wrong types stay at their defaults."""
+    if kind is None:
+        return None
+    arguments = dict(section.arguments)
+    if "seed" in arguments and read(Seed, arguments["seed"], f"{place}.seed", problems) is None:
+        del arguments["seed"]
+    good = read_keys(kind, arguments, place, problems, skip=given)
+    try:
+        return kind(**given, **good)
+    except (TypeError, ValueError) as error:
+        problems.append(f"{place}={section.name} refuses its arguments: {error}")
+    return None

@@ -14,6 +14,7 @@ from sq.config.reader import Note
 from sq.errors import QuantizationError
 from sq.formats.elements import Scheme as Scheme
 from sq.formats.labels import Bits, parse_bits
+from sq.models.place import absolute
 
 SCHEMA = 1  # part of every run id: raised when a key changes its meaning, so that no run is taken for another
 # The largest seed that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, torch takes 64 bits.
@@ -35,12 +36,6 @@ def _absolute(value: Any) -> Path:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("not a path")
     return Path(value).expanduser().absolute()
-
-
-def _local(value: str) -> str:
-    """A local folder's absolute place; a hub id and the names embedded and random as they are."""
-    folder = Path(value).expanduser()
-    return str(folder.absolute()) if value not in ("embedded", "random") and folder.is_dir() else value
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -76,7 +71,7 @@ Device = Annotated[
 ]
 Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
-_schema = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+_schema = dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 
 
 @_schema
@@ -84,7 +79,7 @@ class ModelSettings:
     """What is quantized, and the texts, windows and tasks that go with it."""
 
     name: Name
-    path: Annotated[Text, AfterValidator(_local)]  # hub id, local folder, "embedded" or "random"
+    path: Annotated[Text, AfterValidator(absolute)]  # hub id, local folder, "embedded" or "random"
     texts: Names
     window: Pair
     calibration_text: Text

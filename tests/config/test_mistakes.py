@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +29,22 @@ def problems(*overrides: str) -> list[str]:
     [
         ("method=quarott", ["method=quarott", "allowed: ", "rtn, singlequant"]),
         ("model=llama9", ["model=llama9", "tiny"]),
-        ("bits=w1a1", ["bits=w1a1", "w4a4"]),
+        ("bits=w1a1", ["bits=w1a1", "weights '1', activations '1'", "w<format>a<format>"]),
         ("metod=rtn", ["metod", "did you mean method"]),
         ("weights.dampng=1", ["weights.dampng", "unknown"]),
-        ("bits.weights=1", ["bits.weights=1", "2 to 8, or 16"]),
-        ("bits.activations=9", ["bits.activations=9", "2 to 8, or 16"]),
-        ("bits.keys=four", ["bits.keys=four"]),
-        ("bits.keys=9", ["bits.keys=9", "2 to 8"]),
-        ("bits.values=true", ["bits.values=true"]),
-        ("bits.weights=4.0", ["bits.weights=4.0"]),
+        ("bits=w1a4", ["bits=w1a4", "weights '1'", "2 to 8 or 16"]),
+        ("bits=w4a9", ["bits=w4a9", "activations '9'", "2 to 8 or 16"]),
+        ("bits=w4a4kvfour", ["bits=w4a4kvfour", "keys and values 'four'"]),
+        ("bits=w4a4kv9", ["bits=w4a4kv9", "keys and values '9'", "2 to 8", "nvfp4"]),
+        ("bits=true", ["bits=true", "not a label", "w<format>a<format>"]),
+        ("bits=4.0", ["bits=4.0"]),
+        ("bits=mxfp5", ["bits=mxfp5", "weights and activations 'mxfp5'", "mxfp4"]),
+        ("bits.weights=5", ["bits.weights=5", "bits is a label", "bits=w5a4"]),
+        ("bits.keys=9", ["bits.keys=9", "bits is a label"]),
+        ("+bits.weights=5", ["bits is a label", "bits=w5a4"]),
+        ("cache=midrise", ["cache=midrise", "kv_cache=<name>"]),
+        ("cache.clip=0.9", ["cache.clip=0.9", "kv_cache.<key>=<value>"]),
+        ("+cache.clip=0.9", ["cache.clip=0.9", "kv_cache"]),
         ("activations.scheme=affine", ["activations.scheme=affine", "symmetric | asymmetric | midrise"]),
         ("weights.scheme=null", ["weights.scheme=null"]),
         ("activations.clip=0", ["activations.clip=0", "at most 1", "'search'"]),
@@ -69,7 +77,7 @@ def problems(*overrides: str) -> list[str]:
         ("method=null", ["method"]),
         ("~bits", ["bits is missing"]),
         ("+extra=1", ["extra is unknown"]),
-        ("bits.weights=${nothing}", ["nothing"]),
+        ("weights.clip=${nothing}", ["nothing"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -90,9 +98,9 @@ def test_all_mistakes_are_told_together() -> None:
 
 def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "bits.keys=17"], multirun=True)
-    told = [problem.split(";")[0] for problem in caught.value.problems]
-    assert told == ["method=nope", "bits=w1a1", "bits.keys=17"]
+        check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "weights.clip=17"], multirun=True)
+    told = [re.split("[;:]", problem)[0] for problem in caught.value.problems]
+    assert told == ["method=nope", "weights.clip=17", "bits=w1a1"]
 
 
 def test_a_sweep_without_m_says_so_and_with_it_counts_its_jobs() -> None:
@@ -156,7 +164,7 @@ def test_parse_names_missing_and_wrong_sections() -> None:
         parse(OmegaConf.create({"model": "tiny", "seed": 0}))
     told = " | ".join(caught.value.problems)
     assert "model=tiny" in told
-    for group in ("method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths"):
+    for group in ("method", "bits", "weights", "activations", "kv_cache", "calibration", "task", "tracker", "paths"):
         assert f"{group} is missing" in told
 
 
