@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sq.formats.labels import parse_bits
 from sq.errors import DataError
+from sq.formats.labels import parse_bits
 from sq.runs.results import read_result
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on

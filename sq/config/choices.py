@@ -1,4 +1,4 @@
-"""The choices of conf/: files of its groups, and the variants of methods that conf/experiment/table_ablation.yaml lists.
+"""The choices of conf/: files of its groups, and the variants of methods that experiment/table_ablation.yaml lists.
 
 Each variant is registered with Hydra under its name when this is imported, and composes as a file would:
 method=ablation/art is conf/method/singlequant.yaml with the arguments that the list has for `art`.

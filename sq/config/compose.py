@@ -1,7 +1,7 @@
 """Compose conf/ from overrides, and check a whole command line with every job of its sweep before anything starts.
 
-Two parts of Hydra 1.3 have no public form and are used all the same: the grammar of overrides
-(hydra.core.override_parser), here, and the parser of the command line (hydra._internal.utils.get_args_parser), in run.py.
+Two parts of Hydra 1.3 have no public form and are used all the same: the grammar of overrides, here
+(hydra.core.override_parser), and the parser of the command line in run.py (hydra._internal.utils.get_args_parser).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sq.config.choices import CONF, exists, method_names, options
 from sq.config.parse import parse
-from sq.config.reader import closest
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
+from sq.typed import closest
 
 _OF_ONE_METHOD = re.compile(r"method\.([^.=]+)\.[^=]+=.*", re.DOTALL)
 RENAMED = {
@@ -237,7 +237,7 @@ class _Command:
         for depth, part in enumerate(parts):
             node = OmegaConf.select(cfg, ".".join(parts[:depth])) if depth else cfg
             known = [str(name) for name in node] if isinstance(node, DictConfig) else [part]
-            if depth and parts[0] == "bits" or part == "cache" and not depth:
+            if (depth and parts[0] == "bits") or (part == "cache" and not depth):
                 self.problems.append(f"{override.input_line}: {RENAMED[parts[0]]}")
                 return
             if part not in known and not adds:

@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 from sq.config.choices import CONF as CONF
 from sq.config.choices import VARIANTS, content, method_names
 from sq.config.choices import options as options
-from sq.config.reader import read, read_keys
 from sq.config.rules import broken_rules
 from sq.config.settings import ExperimentSettings, MethodSettings, WeightSettings
 from sq.errors import ConfigError
 from sq.formats.labels import FULL_PRECISION
+from sq.typed import read, read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
 OPTIONAL = {"model": ("architecture",), "task": ("activations", "speed")}

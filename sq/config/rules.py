@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from sq.checkpoint.register import is_packed
 from sq.config.choices import exists, options
-from sq.config.reader import read, read_keys
 from sq.config.settings import (
     ActivationSettings,
     CalibrationSettings,
     MethodSettings,
     ModelSettings,
     PathSettings,
-    Seed,
     TaskSettings,
     WeightSettings,
 )
@@ -25,7 +22,7 @@ from sq.data.sources import RANDOM, source_obstacles
 from sq.formats.labels import Bits
 from sq.io import unwritable
 from sq.models.place import known_widths, model_obstacles
-from sq.quantize.rounders.registry import rounder_class, rounder_names
+from sq.quantize.arguments import method_of, rounder_of
 from sq.quantize.taken_formats import Grouping, integer_weights, refusals
 
 
@@ -35,7 +32,7 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
     for rule in (_model, _calibration, _perplexity, _places, _save_to, _random, _task, _arguments):
         names = signature(rule).parameters
         if found.keys() >= names.keys():
-            problems.extend(rule(**{name: found[name] for name in names}))  # type: ignore[operator]
+            problems.extend(rule(**{name: found[name] for name in names}))
     return problems
 
 
@@ -104,7 +101,7 @@ def _random(model: ModelSettings, calibration: CalibrationSettings, task: TaskSe
     if calibration.text != RANDOM or calibration.path is not None:
         yield f"calibration.text={calibration.text}: random weights have no tokenizer; allowed: {RANDOM} (token ids)"
     if task.perplexity is not None or task.zeroshot is not None:
-        yield f"task={task.name}: random weights know no text, and their scores say nothing; use task=speed or task=none"
+        yield f"task={task.name}: random weights know no text, their scores say nothing; use task=speed or task=none"
 
 
 def _task(model: ModelSettings, bits: Bits, task: TaskSettings) -> Iterator[str]:
@@ -130,48 +127,10 @@ def _arguments(
 ) -> list[str]:
     """Arguments of method and rounder, as their own classes judge them, and formats that one of them does not take."""
     problems: list[str] = []
-    built = _built(_method_class(method, problems), "method", method, {"name": method.name}, problems)
-    rounder = rounder_class(weights.name) if weights.name in rounder_names() else None
-    if rounder is None:
-        problems.append(f"weights.name={weights.name}; allowed: {' | '.join(rounder_names())}")
-    _built(rounder, "weights", weights, {"quantizer": None}, problems)
+    built = method_of(method.target, method.name, method.arguments, problems)
+    rounder = rounder_of(weights.name, weights.arguments, problems)
     if method.quantizes:
         groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
         widths = known_widths(model.path, model.architecture)
         problems += refusals(bits, *groupings, method=built, rounder=rounder, widths=widths)
     return problems
-
-
-def _method_class(method: MethodSettings, problems: list[str]) -> Any:
-    module, _, name = method.target.rpartition(".")
-    try:
-        from sq.quantize.method import Method  # imports torch
-
-        found = getattr(import_module(module), name)
-        if isinstance(found, type) and issubclass(found, Method):
-            return found
-        reason = f"{name} is not a subclass of sq.quantize.method.Method"
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = str(error)
-    problems.append(
-        f"method._target_={method.target}; allowed: the import path of a method's class, such as "
-        f"sq.methods.singlequant.SingleQuant ({reason})"
-    )
-    return None
-
-
-def _built(
-    kind: Any, place: str, section: MethodSettings | WeightSettings, given: dict[str, Any], problems: list[str]
-) -> Any:
-    """An object of the class, which checks its ranges itself; arguments of wrong types stay at their defaults."""
-    if kind is None:
-        return None
-    arguments = dict(section.arguments)
-    if "seed" in arguments and read(Seed, arguments["seed"], f"{place}.seed", problems) is None:
-        del arguments["seed"]
-    good = read_keys(kind, arguments, place, problems, skip=given)
-    try:
-        return kind(**given, **good)
-    except (TypeError, ValueError) as error:
-        problems.append(f"{place}={section.name} refuses its arguments: {error}")
-    return None

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass
 
-from sq.config.reader import Note
 from sq.errors import QuantizationError
 from sq.formats.elements import Scheme as Scheme
 from sq.formats.labels import Bits, parse_bits
 from sq.models.place import absolute
+from sq.quantize.arguments import Seed
+from sq.typed import Note
 
 SCHEMA = 1  # part of every run id: raised when a key changes its meaning, so that no run is taken for another
-# The largest seed that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, torch takes 64 bits.
-SEEDS = 2**44
 
 
 def _text(value: Any) -> Any:
@@ -64,17 +63,16 @@ Names = Annotated[AnyNames, MinLen(1)]
 Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
 Count = Annotated[int, Ge(1)]
 Pair = Annotated[int, Ge(2)]
-Seed = Annotated[int, Ge(0), Lt(SEEDS)]
 Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
 ]
 Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
-_schema = dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
+CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class ModelSettings:
     """What is quantized, and the texts, windows and tasks that go with it."""
 
@@ -95,7 +93,7 @@ class ModelSettings:
     architecture: Mapping[str, Any] | None = None  # of a model with random weights: a transformers config as plain data
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class MethodSettings:
     """A method's class path and its arguments; `quantizes` is false for the full-precision row alone."""
 
@@ -105,7 +103,7 @@ class MethodSettings:
     quantizes: bool = True
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class WeightSettings:
     """The weight quantizer; `arguments` are the rounder's own (sq.quantize.rounders)."""
 
@@ -117,9 +115,9 @@ class WeightSettings:
     propagate: Literal["full_precision", "quantized_weights", "quantized"] = "quantized_weights"
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class ActivationSettings:
-    """A quantizer of activations, or of what is inside attention; `clip` is a share of the token's range in (0, 1], or "search"."""
+    """A quantizer of activations; `clip` is a share of the token's range in (0, 1], or "search"."""
 
     name: Name
     scheme: Scheme
@@ -128,7 +126,7 @@ class ActivationSettings:
     group_size: Pair | None = None
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class CalibrationSettings:
     """The text that statistics are captured on."""
 
@@ -141,7 +139,7 @@ class CalibrationSettings:
     dataset_path: Place | None = None
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class PerplexitySettings:
     """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all."""
 
@@ -153,7 +151,7 @@ class PerplexitySettings:
     batch_size: Count = 8
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class ZeroShotSettings:
     """lm-eval tasks; `limit` questions of each, None = all."""
 
@@ -162,7 +160,7 @@ class ZeroShotSettings:
     batch_size: Count = 8
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class ActivationRecordSettings:
     """The layer and site whose activations are kept for figures; `tokens` of them, spread over the calibration text."""
 
@@ -171,7 +169,7 @@ class ActivationRecordSettings:
     tokens: Count
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class SpeedSettings:
     """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
 
@@ -189,7 +187,7 @@ class SpeedSettings:
     warmup: Count  # passes that are not timed; kernels are tuned and peak memory is taken in them
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class TaskSettings:
     """What is measured after quantization, and what is kept of it."""
 
@@ -200,7 +198,7 @@ class TaskSettings:
     speed: SpeedSettings | None = None
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class TrackerSettings:
     """Who learns of a finished run besides its run directory."""
 
@@ -212,7 +210,7 @@ class TrackerSettings:
     dir: Place | None = None
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class PathSettings:
     """Where run directories and caches go; both absolute."""
 
@@ -220,7 +218,7 @@ class PathSettings:
     cache: Place
 
 
-@_schema
+@dataclass(frozen=True, config=CONFIG)
 class ExperimentSettings:
     """One run, complete and checked."""
 

@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded: whether it is there, and its sizes. Reads plain JSON; no transformers."""
+"""What is known of a model before it is loaded: whether it is there, and its sizes. Nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from sq.formats.labels import parse_bits
 
 GROUPS = ("model", "method", "weights", "activations", "kv_cache", "calibration", "task", "tracker", "paths")
 LABELS = (  # of the files that conf/bits/ had, and formats by name
-    "w16a16", "w16a16kv4", "w2a16", "w3a16", "w3a3", "w3a3kv3", "w3a4", "w4a16", "w4a16kv4", "w4a4", "w4a4kv4", "w4a4kv8",
-    "w4a4q4kv4", "w4a6", "w4a8", "w4a8kv4", "w4a8kv8", "w5a5", "w6a6", "w8a8", "w8a8kv8",
+    "w16a16", "w16a16kv4", "w2a16", "w3a16", "w3a3", "w3a3kv3", "w3a4", "w4a16", "w4a16kv4", "w4a4", "w4a4kv4",
+    "w4a4kv8", "w4a4q4kv4", "w4a6", "w4a8", "w4a8kv4", "w4a8kv8", "w5a5", "w6a6", "w8a8", "w8a8kv8",
     "mxfp4", "nvfp4", "wnvfp4afp8", "wint4g32a8", "wfp8_tensora8",
 )  # fmt: skip
 

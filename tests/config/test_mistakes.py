@@ -36,7 +36,7 @@ def problems(*overrides: str) -> list[str]:
         ("bits=w4a9", ["bits=w4a9", "activations '9'", "2 to 8 or 16"]),
         ("bits=w4a4kvfour", ["bits=w4a4kvfour", "keys and values 'four'"]),
         ("bits=w4a4kv9", ["bits=w4a4kv9", "keys and values '9'", "2 to 8", "nvfp4"]),
-        ("bits=true", ["bits=true", "not a label", "w<format>a<format>"]),
+        ("bits=true", ["bits=true", "no format", "w<format>a<format>"]),
         ("bits=4.0", ["bits=4.0"]),
         ("bits=mxfp5", ["bits=mxfp5", "weights and activations 'mxfp5'", "mxfp4"]),
         ("bits.weights=5", ["bits.weights=5", "bits is a label", "bits=w5a4"]),
@@ -94,6 +94,18 @@ def test_all_mistakes_are_told_together() -> None:
     message = str(ConfigError(told))
     assert message.startswith("the configuration has 6 mistakes:")
     assert "\n  6. " in message
+
+
+def test_mistakes_of_a_method_and_of_everything_else_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = problems(
+        "method=singlequant", "method.rank=abc", "method.urt_sweeps=0", "+method.foo=1", "weights.group_size=100",
+        "seed=-1", f"save_to={tmp_path}/file/packed", "cache.clip=0.5", "calibration.tokens=10", "kv_cache.group_size=48",
+    )  # fmt: skip
+    words = ["method.rank=abc", "urt_sweeps=0", "method.foo is unknown", "weights.group_size=100", "seed=-1",
+             "save_to=", "kv_cache.<key>", "calibration.seed=-1", "method.seed=-1"]  # fmt: skip
+    for word in words:
+        assert any(word in one for one in told), (word, told)
 
 
 def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
@@ -168,15 +180,17 @@ def test_parse_names_missing_and_wrong_sections() -> None:
         assert f"{group} is missing" in told
 
 
-def test_method_arguments_pass_through_untouched() -> None:
-    settings = compose([RTN, "+method.steps=3", "+method.order=[art,urt]", "+method.inner={a: 1.5}"])
+def test_method_arguments_pass_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "fakes"))
+    own = ["+method.steps=3", "+method.order=[art,urt]", "+method.inner={a: 1.5}"]
+    settings = compose([RTN, "method._target_=fake_method.Typed", *own])
     assert settings.method.arguments == {"steps": 3, "order": ["art", "urt"], "inner": {"a": 1.5}}
     assert parse(OmegaConf.create(as_config(settings))) == settings
 
 
-def test_checking_imports_nothing_heavy() -> None:
+def test_importing_the_checks_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from sq.config.compose import check; check(['method=rtn']); "
+        "import sys; import sq.config.compose, sq.config.rules, sq.runs.sweep; "
         "heavy = ('torch', 'transformers', 'wandb', 'datasets', 'lm_eval', 'pandas', 'numpy'); "
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""Plain values of a config to typed ones: every mistake becomes a sentence, and what the types allow is said in words."""
+"""Plain data to typed values: every mistake becomes a sentence, and what a type allows is said in words."""
 
 from __future__ import annotations
 
