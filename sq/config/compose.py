@@ -31,9 +31,9 @@ from sq.errors import ConfigError
 from sq.typed import closest
 
 _OF_ONE_METHOD = re.compile(r"method\.([^.=]+)\.[^=]+=.*", re.DOTALL)
-RENAMED = {
-    "cache": "cache is called kv_cache; write kv_cache=<name> or kv_cache.<key>=<value>",
-    "bits": "bits is a label without keys; write for example bits=w5a4 or bits=w4a4kv4",
+_MOVED = {
+    re.compile(r"cache(\..*)?"): "the group cache is called kv_cache; write kv_cache=<name> or kv_cache.<key>=<value>",
+    re.compile(r"bits\..*"): "bits is a label without keys; write for example bits=w5a4 or bits=w4a4kv4",
 }
 
 
@@ -47,9 +47,7 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
         ConfigError: with every mistake, unknown groups, choices and keys among them.
     """
     with _command() as command:
-        good = command.readable(overrides, sweep=False)
-        settings = command.settings([good])
-    return settings[0]
+        return command.settings([command.readable(overrides, "lists several values where one is wanted")])[0]
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False) -> int:
@@ -68,16 +66,13 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
         ConfigError: with every mistake of every job, each once.
     """
     with _command() as command:
-        good = command.readable(overrides, sweep=True)
+        good = command.readable(overrides)
         sweeps, params = command.sweep([one for one in good if not one.is_sweep_override()])
         if not (multirun or sweeps):
-            command.problems.extend(
-                f"{one.input_line} lists several values; add -m to run them one after the other"
-                for one in good
-                if one.is_sweep_override()
+            return command.settings(
+                [command.readable(overrides, "lists several values; add -m to run one after the other")]
             )
-            return command.settings([[one for one in good if not one.is_sweep_override()]])
-        values = {one.get_key_element(): list(_values(one)) for one in [*command.readable(params, sweep=True), *good]}
+        values = {one.get_key_element(): list(_values(one)) for one in [*command.readable(params), *good]}
         return command.settings([command.parser.parse_overrides(list(job)) for job in product(*values.values())])
 
 
@@ -97,62 +92,52 @@ def _command() -> Iterator[_Command]:
 
 
 def _values(override: Override) -> Iterator[str]:
-    """An override for each of the values that a sweep lists."""
+    """An override for each value of a sweep."""
     if not override.is_sweep_override():
         yield str(override.input_line)
-        return
-    for value in override.sweep_string_iterator():
-        yield f"{override.get_key_element()}={value}"
+    else:
+        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 class _Command:
     """A command line that is being checked; `problems` collects its mistakes."""
 
     def __init__(self, loader: ConfigLoader) -> None:
-        self.problems: list[str] = []
-        self.parser = OverridesParser.create(config_loader=loader)
-        self._loader = loader
+        self.problems: dict[str, None] = {}
+        self.parser, self._loader = OverridesParser.create(config_loader=loader), loader
         self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
-        self._methods: set[str] = set()
 
-    def readable(self, texts: Iterable[str], *, sweep: bool) -> list[Override]:
-        """The overrides that can be read and whose choices exist; the others become problems."""
+    def readable(self, texts: Iterable[str], refusal: str = "") -> list[Override]:
+        """The overrides that can be read and whose choices exist; the others become problems.
+
+        Args:
+            refusal: what is said of a sweep, where none is wanted.
+        """
         good = []
         for text in map(of_one_method, texts):
             try:
-                override = self.parser.parse_overrides([text])[0]
-                if not (group := str(override.key_or_group)):
+                (override,) = self.parser.parse_overrides([text])
+                if not override.key_or_group:
                     raise HydraException("no key")
-                unknown = self._unknown_choices(group, override)
+                unknown = list(self._unknown_choices(override))
             except HydraException as error:
-                self.problems.append(f"{text!r} cannot be read ({str(error).splitlines()[0]}); write key=value")
-                continue
-            if not sweep and override.is_sweep_override():
-                self.problems.append(f"{text} lists several values where one is wanted")
-            elif unknown:
-                self.problems.extend(unknown)
-            else:
-                good.append(override)
+                unknown = [f"{text!r} cannot be read ({str(error).splitlines()[0]}); write key=value"]
+            if not unknown and refusal and override.is_sweep_override():
+                unknown = [f"{text} {refusal}"]
+            self.problems |= dict.fromkeys(unknown)
+            good += [] if unknown else [override]
         return good
 
-    def _unknown_choices(self, group: str, override: Override) -> list[str]:
-        inside_hydra = sorted(self._loader.get_group_options(group)) if group.startswith("hydra/") else []
-        allowed = options(group) if _is_group(override) else inside_hydra
-        if not allowed or override.is_delete():
-            return []
-        value = None if override.is_sweep_override() else override.value()
-        names = (
-            override.sweep_string_iterator()
-            if override.is_sweep_override()
-            else value
-            if isinstance(value, list)
-            else [override.get_value_element_as_str()]
-        )
-        return [
-            f"{group}={name}; allowed: {', '.join(allowed)}"
-            for name in map(str, names)
-            if name not in allowed and not exists(group, name)
-        ]
+    def _unknown_choices(self, override: Override) -> Iterator[str]:
+        group = str(override.key_or_group)
+        of_hydra = sorted(self._loader.get_group_options(group)) if group.startswith("hydra/") else []
+        if not (allowed := options(group) if _is_group(override) else of_hydra) or override.is_delete():
+            return
+        for text in _values(override):
+            value = self.parser.parse_overrides([text])[0].value()
+            for name in value if isinstance(value, list) else [value]:
+                if str(name) not in allowed and not exists(group, str(name)):
+                    yield f"{group}={name}; allowed: {', '.join(allowed)}"
 
     def sweep(self, fixed: Sequence[Override]) -> tuple[bool, list[str]]:
         """Whether the config itself (an experiment file) sweeps, and over what."""
@@ -172,29 +157,26 @@ class _Command:
             ConfigError: with every mistake found so far.
         """
         shared = set.intersection(*({str(one.input_line) for one in job} for job in jobs))
-        found = []
+        found, methods, names = [], set(), method_names()
         for job in jobs:
             try:
                 cfg = self._choices([one for one in job if _is_choice(one)], shared)
-                self._methods.add(str(OmegaConf.select(cfg, "method.name")))
+                methods.add(str(OmegaConf.select(cfg, "method.name")))
                 for one in job:
                     if not _is_choice(one):
                         self._set(cfg, one)
                 found.append(parse(cfg))
             except ConfigError as error:
-                self.problems.extend(error.problems)
+                self.problems |= dict.fromkeys(error.problems)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                self.problems.append(" ".join(str(error).split()))
-        names = method_names()
-        for text in dict.fromkeys(str(one.input_line).lstrip("+") for job in jobs for one in job):
+                self.problems[" ".join(str(error).split())] = None
+        for text in (str(one.input_line).lstrip("+") for job in jobs for one in job):
             match = _OF_ONE_METHOD.fullmatch(text)
-            if match and match[1] in names and not {match[1], names[match[1]]} & self._methods:
-                self.problems.append(
-                    f"{text}: no job of this command has the method {match[1]}; its methods: "
-                    f"{', '.join(sorted(self._methods))}"
-                )
+            if match and match[1] in names and not {match[1], names[match[1]]} & methods:
+                there = ", ".join(sorted(methods))
+                self.problems[f"{text}: no job of this command has the method {match[1]}; there are {there}"] = None
         if self.problems:
-            raise ConfigError(list(dict.fromkeys(self.problems)))
+            raise ConfigError(list(self.problems))
         return found
 
     def _choices(self, choices: Sequence[Override], shared: set[str]) -> DictConfig:
@@ -206,14 +188,11 @@ class _Command:
         base = [one for one in choices if one.input_line in shared]
         whole, plain = self._compose(base)
         cfg = copy.deepcopy(whole)
-        for one in choices:
-            if one in base:
-                continue
-            group = str(one.key_or_group)
-            part, content = self._compose([*base, one])
+        for one in (one for one in choices if one not in base):
+            (part, content), group = self._compose([*base, one]), str(one.key_or_group)
+            alone = _is_group(one) and one.package is None and not (one.is_add() or one.is_delete())
             others = (content.keys() | plain.keys()) - {group, "hydra"}
-            plainly = _is_group(one) and one.package is None and not (one.is_add() or one.is_delete())
-            if not plainly or any(content.get(key) != plain.get(key) for key in others):
+            if not alone or any(content.get(key) != plain.get(key) for key in others):
                 cfg = copy.deepcopy(self._compose(choices)[0])
                 break
             cfg[group] = part[group]
@@ -226,30 +205,30 @@ class _Command:
         texts = tuple(str(one.input_line) for one in overrides)
         if texts not in self._composed:
             cfg = hydra_compose("config", list(texts), return_hydra_config=True)
-            content: Any = OmegaConf.to_container(cfg)
-            self._composed[texts] = cfg, content
+            self._composed[texts] = cfg, OmegaConf.to_container(cfg)  # type: ignore[assignment]
         return self._composed[texts]
 
     def _set(self, cfg: DictConfig, override: Override) -> None:
         """Set, add or delete one value as Hydra does; a key that does not exist becomes a problem."""
         key, adds = str(override.key_or_group), override.is_add() or override.is_force_add()
-        parts = key.split(".")
-        for depth, part in enumerate(parts):
-            node = OmegaConf.select(cfg, ".".join(parts[:depth])) if depth else cfg
-            known = [str(name) for name in node] if isinstance(node, DictConfig) else [part]
-            if (depth and parts[0] == "bits") or (part == "cache" and not depth):
-                self.problems.append(f"{override.input_line}: {RENAMED[parts[0]]}")
+        if moved := next((words for pattern, words in _MOVED.items() if pattern.fullmatch(key)), None):
+            self.problems[f"{override.input_line}: {moved}"] = None
+            return
+        path, parent = "", cfg
+        for part in key.split("."):
+            parent = OmegaConf.select(cfg, path) if path else cfg
+            if isinstance(parent, DictConfig) and part not in list(parent) and not adds:
+                names = method_names() if path == "method" else {}
+                self.problems[
+                    f"{path}.{part}".lstrip(".") + " is unknown" + closest(part, [*map(str, parent), *names])
+                ] = None
                 return
-            if part not in known and not adds:
-                known += method_names() if parts[:depth] == ["method"] and len(parts) > depth + 1 else []
-                self.problems.append(f"{'.'.join(parts[: depth + 1])} is unknown{closest(part, known)}")
-                return
+            path = f"{path}.{part}".lstrip(".")
         if override.is_delete():
-            parent = OmegaConf.select(cfg, ".".join(parts[:-1])) if parts[1:] else cfg
             with open_dict(parent):
-                del parent[parts[-1]]
+                del parent[part]
         elif override.is_add() and not isinstance(override.value(), dict) and OmegaConf.select(cfg, key) is not None:
-            self.problems.append(f"{override.input_line}: {key} is there already; write it without +")
+            self.problems[f"{override.input_line}: {key} is there already; write it without +"] = None
         else:
             OmegaConf.update(cfg, key, override.value(), merge=True, force_add=adds)
 

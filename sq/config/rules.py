@@ -132,5 +132,5 @@ def _arguments(
     if method.quantizes:
         groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
         widths = known_widths(model.path, model.architecture)
-        problems += refusals(bits, *groupings, method=built, rounder=rounder, widths=widths)
+        problems += refusals(bits, *groupings, method=built, rounder=(weights.name, rounder), widths=widths)
     return problems

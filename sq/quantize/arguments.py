@@ -59,8 +59,8 @@ def _built(
     kind: Any, place: str, name: str, arguments: Mapping[str, Any], given: dict[str, Any], problems: list[str]
 ) -> Any:
     before = len(problems)
-    if "seed" in arguments:
-        read(Seed, arguments["seed"], f"{place}.seed", problems)
+    if "seed" in arguments and read(Seed, arguments["seed"], f"{place}.seed", problems) is None:
+        arguments = {key: value for key, value in arguments.items() if key != "seed"}
     good = read_keys(kind, arguments, place, problems, skip=given)
     try:
         built = kind(**given, **good)

@@ -36,13 +36,14 @@ def refusals(
     kv_cache: Grouping,
     *,
     method: Method | None,
-    rounder: Any,
+    rounder: tuple[str, Any],
     widths: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> list[str]:
     """Everything that does not go together, one sentence each, with the names of both.
 
     Args:
-        method, rounder: the object and the class of a `WeightRounder`, None where they are not known.
+        method: None where it is not known.
+        rounder: its name, and its class or None.
         widths: that linears read, and head_dim; as far as they are known.
     """
     problems: list[str] = []
@@ -56,8 +57,9 @@ def refusals(
             f"{part} in {'16 bits' if one is None else one.name}" for part, one in (("weights", w), ("activations", a))
         ]
         problems.append(f"method={method.name} does not take {' with '.join(names)}: {reason}")
-    if w is not None and hasattr(rounder, "obstacle") and (reason := rounder.obstacle(w)):
-        problems.append(f"the rounder {rounder.__name__} does not take weights in {w.name}: {reason}")
+    name, kind = rounder
+    if w is not None and hasattr(kind, "obstacle") and (reason := kind.obstacle(w)):
+        problems.append(f"weights={name} does not take the format {w.name}: {reason}")
     return problems
 
 

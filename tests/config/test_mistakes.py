@@ -100,7 +100,7 @@ def test_mistakes_of_a_method_and_of_everything_else_are_told_together(tmp_path:
     (tmp_path / "file").touch()
     told = problems(
         "method=singlequant", "method.rank=abc", "method.urt_sweeps=0", "+method.foo=1", "weights.group_size=100",
-        "seed=-1", f"save_to={tmp_path}/file/packed", "cache.clip=0.5", "calibration.tokens=10", "kv_cache.group_size=48",
+        "seed=-1", f"save_to={tmp_path}/file/packed", "cache.clip=0.5", "calibration.tokens=10",
     )  # fmt: skip
     words = ["method.rank=abc", "urt_sweeps=0", "method.foo is unknown", "weights.group_size=100", "seed=-1",
              "save_to=", "kv_cache.<key>", "calibration.seed=-1", "method.seed=-1"]  # fmt: skip
