@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError
 
 from sq.errors import QuantizationError
 
@@ -31,6 +32,56 @@ class Note:
     words: str = ""
     key: str = ""
     rest: bool = False
+
+
+def _text(value: Any) -> Any:
+    """A number as its text: a name such as 0_5 reads as one."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def listed(value: Any) -> Any:
+    """A single text or number as a list of one."""
+    return (value,) if isinstance(value, (str, int)) else tuple(value) if isinstance(value, list) else value
+
+
+def _absolute(value: Any) -> Path:
+    """ "~" and a relative start are resolved now, so that a later chdir changes nothing."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise ValueError("not a path")
+    return Path(value).expanduser().absolute()
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if min(values) < 1 or len(set(values)) < len(values):
+        raise ValueError("not distinct, or below 1")
+    return values
+
+
+Text = Annotated[str, BeforeValidator(_text), MinLen(1), Note("a non-empty text")]
+Name = Annotated[
+    Text,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"),
+    Note("letters, digits and any of _ - . + (it becomes part of a folder's name)"),
+]
+AnyNames = Annotated[
+    tuple[Annotated[str, MinLen(1)], ...], BeforeValidator(listed), Note("a list of names such as [a,b]")
+]
+Names = Annotated[AnyNames, MinLen(1)]
+Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
+Count = Annotated[int, Ge(1)]
+Pair = Annotated[int, Ge(2)]
+Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
+Device = Annotated[
+    str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
+]
+Distinct = Annotated[
+    tuple[int, ...],
+    BeforeValidator(listed),
+    MinLen(1),
+    AfterValidator(_distinct),
+    Note("a list of distinct whole numbers of at least 1, such as [1,2]"),
+]
+NullIsNone = BeforeValidator(lambda value: "none" if value is None else value)  # for choices that have `none`
 
 
 def read(hint: Any, value: Any, place: str, problems: list[str]) -> Any:

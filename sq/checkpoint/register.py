@@ -13,20 +13,25 @@ from types import ModuleType
 from typing import Any
 
 from sq.errors import FileError
-from sq.io import read_json
+from sq.io import read_json, unwritable
 
 QUANT_METHOD = "singlequant"  # in config.json of a packed checkpoint
 FORMAT = 1  # raised when a checkpoint of today could not be read as what it is tomorrow
 WATCHED = "transformers.quantizers.auto"  # where transformers looks up how a checkpoint was quantized
 
 
-def is_packed(folder: Path) -> bool:
-    """Whether a folder holds a finished packed checkpoint."""
+def save_obstacle(folder: Path) -> str | None:
+    """Why no packed checkpoint can be saved to a folder, None if it can: it is new, empty, or holds a finished one."""
+    if reason := unwritable(folder):
+        return reason
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
     try:
-        found = read_json(folder / "config.json")["quantization_config"]["quant_method"]
+        if read_json(folder / "config.json")["quantization_config"]["quant_method"] == QUANT_METHOD:
+            return None
     except (FileError, KeyError, TypeError):
-        return False
-    return bool(found == QUANT_METHOD)
+        pass
+    return "a new or empty folder, or the finished checkpoint of this very run (it holds other things)"
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from sq.checkpoint.register import is_packed
+from sq.checkpoint.register import save_obstacle
 from sq.config.choices import exists, options
 from sq.config.settings import (
     ActivationSettings,
@@ -75,13 +75,8 @@ def _save_to(save_to: Path | None, bits: Bits, task: TaskSettings) -> Iterator[s
         yield f"save_to packs integer weights, {bits.label} has none; use 2 to 8 bits, or omit it"
     if task.activations is not None:
         yield "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
-    if reason := unwritable(save_to):
+    if reason := save_obstacle(save_to):
         yield f"save_to={save_to}; allowed: {reason}"
-    elif save_to.is_dir() and any(save_to.iterdir()) and not is_packed(save_to):
-        yield (
-            f"save_to={save_to} holds other things than a finished checkpoint; allowed: a new or empty folder, or the "
-            "checkpoint of this very run"
-        )
 
 
 def _random(model: ModelSettings, calibration: CalibrationSettings, task: TaskSettings) -> Iterator[str]:

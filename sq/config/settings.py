@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer, PlainValidator
+from annotated_types import Ge, Gt, MinLen
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, FiniteFloat, PlainSerializer, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from sq.errors import QuantizationError
@@ -15,32 +14,9 @@ from sq.formats.elements import Scheme as Scheme
 from sq.formats.labels import Bits, parse_bits
 from sq.models.place import absolute
 from sq.quantize.arguments import Seed
-from sq.typed import Note
+from sq.typed import AnyNames, Clip, Count, Device, Distinct, Name, Names, Note, NullIsNone, Pair, Place, Text, listed
 
 SCHEMA = 1  # part of every run id: raised when a key changes its meaning, so that no run is taken for another
-
-
-def _text(value: Any) -> Any:
-    """A number as its text: a name such as 0_5 reads as one."""
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-def _listed(value: Any) -> Any:
-    """A single text or number as a list of one."""
-    return (value,) if isinstance(value, (str, int)) else tuple(value) if isinstance(value, list) else value
-
-
-def _absolute(value: Any) -> Path:
-    """ "~" and a relative start are resolved now, so that a later chdir changes nothing."""
-    if not isinstance(value, (str, Path)) or not str(value):
-        raise ValueError("not a path")
-    return Path(value).expanduser().absolute()
-
-
-def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
-    if min(values) < 1 or len(set(values)) < len(values):
-        raise ValueError("not distinct, or below 1")
-    return values
 
 
 def _bits(value: Any) -> Bits:
@@ -49,24 +25,6 @@ def _bits(value: Any) -> Bits:
     return value if isinstance(value, Bits) else parse_bits(value)
 
 
-_null_is_none = BeforeValidator(lambda value: "none" if value is None else value)
-Text = Annotated[str, BeforeValidator(_text), MinLen(1), Note("a non-empty text")]
-Name = Annotated[
-    Text,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"),
-    Note("letters, digits and any of _ - . + (it becomes part of a folder's name)"),
-]
-AnyNames = Annotated[
-    tuple[Annotated[str, MinLen(1)], ...], BeforeValidator(_listed), Note("a list of names such as [a,b]")
-]
-Names = Annotated[AnyNames, MinLen(1)]
-Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
-Count = Annotated[int, Ge(1)]
-Pair = Annotated[int, Ge(2)]
-Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
-Device = Annotated[
-    str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
-]
 Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
 CONFIG = ConfigDict(extra="forbid", defer_build=True)
@@ -86,7 +44,7 @@ class ModelSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Device = "auto"
     placement: Literal["auto", "memory", "stream"] = "auto"
-    outliers: Annotated[Literal["planted", "none"], _null_is_none] = "none"
+    outliers: Annotated[Literal["planted", "none"], NullIsNone] = "none"
     outlier_strength: Annotated[FiniteFloat, Gt(0)] = 1.0
     evaluation_windows: Count | None = None
     zeroshot_tasks: AnyNames = ()
@@ -173,14 +131,8 @@ class ActivationRecordSettings:
 class SpeedSettings:
     """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
 
-    kinds: Annotated[tuple[SpeedKind, ...], BeforeValidator(_listed), MinLen(1)]
-    batches: Annotated[
-        tuple[int, ...],
-        BeforeValidator(_listed),
-        MinLen(1),
-        AfterValidator(_distinct),
-        Note("a list of distinct whole numbers of at least 1, such as [1,2]"),
-    ]
+    kinds: Annotated[tuple[SpeedKind, ...], BeforeValidator(listed), MinLen(1)]
+    batches: Distinct
     prompt: Count  # tokens a sequence
     new_tokens: Count  # decoded one by one behind the prompt
     repeats: Count
@@ -202,7 +154,7 @@ class TaskSettings:
 class TrackerSettings:
     """Who learns of a finished run besides its run directory."""
 
-    name: Annotated[Literal["offline", "online", "none"], _null_is_none]
+    name: Annotated[Literal["offline", "online", "none"], NullIsNone]
     project: Text = "singlequant"
     entity: Text | None = None
     group: Text | None = None

@@ -29,8 +29,8 @@ def test_name_is_readable_and_stable() -> None:
 @pytest.mark.parametrize(
     "override",
     ["model=qwen3_0_6b", "model.outliers=none", "model.dtype=bfloat16", "method=smoothquant", "bits=w4a8",
-     "weights=gptq", "weights.group_size=64", "activations=midrise", "activations.clip=0.9", "calibration.tokens=8192", "seed=1",
-     "calibration.seed=1", "task=all", "task.perplexity.count=3"],
+     "weights=gptq", "weights.group_size=64", "activations=midrise", "activations.clip=0.9",
+     "calibration.tokens=8192", "seed=1", "calibration.seed=1", "task=all", "task.perplexity.count=3"],
 )  # fmt: skip
 def test_what_determines_the_result_changes_the_id(override: str) -> None:
     assert identity(compose([*BASE, override])) != identity(compose(BASE))
