@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sq.config.settings import BitsSettings
 from sq.errors import DataError
+from sq.formats.labels import parse_bits
 from sq.runs.results import read_result
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
@@ -119,7 +119,7 @@ def summary(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model": config["model"]["name"],
         "method": config["method"]["name"],
-        "bits": BitsSettings(**config["bits"]).label,
+        "bits": parse_bits(config["bits"]).label,
         "weights": config["weights"]["name"] if quantizes else "none",
         "activations": config["activations"]["name"] if quantizes else "none",
         "seed": config["seed"],

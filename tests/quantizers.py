@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer, Clip
-from sq.formats.elements import Scheme
 from sq.formats.format import Format, integer
 from sq.formats.weight import WeightQuantizer
+from sq.kernels.schemes import Scheme
 from sq.quantize.rounders.registry import rounder_class
 from sq.quantize.rounders.rounder import WeightRounder
 

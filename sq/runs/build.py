@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from sq.formats.weight import WeightQuantizer
 from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
+from sq.quantize.arguments import method_of
 from sq.quantize.method import Method
 from sq.quantize.recipe import Recipe
 from sq.quantize.rounders.registry import rounder_class
@@ -43,32 +43,27 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
 
 
 def build_method(settings: MethodSettings) -> Method:
-    """Instantiate a method from its class path and typed arguments.
+    """A method from its class path and typed arguments.
 
     Raises:
-        ConfigError: the class is missing, refuses the arguments, or is not a `Method`.
+        ConfigError: with every mistake of them.
     """
-    module, _, name = settings.target.rpartition(".")
-    try:
-        built = getattr(import_module(module), name)(name=settings.name, **settings.arguments)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError([f"method._target_={settings.target!r} cannot be imported: {error}"]) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"method {settings.name!r} refuses its arguments: {error}"]) from error
-    if not isinstance(built, Method):
-        raise ConfigError([f"{settings.target} is not a subclass of sq.quantize.method.Method"])
+    problems: list[str] = []
+    built = method_of(settings.target, settings.name, settings.arguments, problems)
+    if built is None:
+        raise ConfigError(problems)
     return built
 
 
 def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
     """All quantizers of a run; inside attention a head is a group of its own."""
-    bits, inside = settings.bits, settings.cache
+    bits, inside = settings.bits, settings.kv_cache
     return Recipe(
-        weight_rounder(settings.weights, str(bits.weights)),
-        activation_quantizer(settings.activations, str(bits.activations)),
-        queries=activation_quantizer(inside, str(bits.queries), head_dim),
-        keys=activation_quantizer(inside, str(bits.keys), head_dim),
-        values=activation_quantizer(inside, str(bits.values), head_dim),
+        weight_rounder(settings.weights, bits.weights),
+        activation_quantizer(settings.activations, bits.activations),
+        queries=activation_quantizer(inside, bits.queries, head_dim),
+        keys=activation_quantizer(inside, bits.keys, head_dim),
+        values=activation_quantizer(inside, bits.values, head_dim),
         propagate=settings.weights.propagate,
     )
 

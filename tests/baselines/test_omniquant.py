@@ -17,7 +17,7 @@ from torch import Tensor
 from sq.baselines import omniquant
 from sq.baselines.omniquant import KEYS, LearnedLayer, OmniQuant, initial_scales
 from sq.errors import QuantizationError, TrainingError
-from sq.formats.elements import Scheme
+from sq.kernels.schemes import Scheme
 from sq.models.families import SITES, ModelDimensions
 from sq.models.stream import DecoderStream
 from sq.nn.attention import AttentionInput

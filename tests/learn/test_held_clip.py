@@ -7,7 +7,7 @@ import torch
 from quantizers import weight_quantizer
 from torch import Tensor
 
-from sq.formats.elements import Scheme
+from sq.kernels.schemes import Scheme
 from sq.learn.held_clip import HeldClip
 
 
