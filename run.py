@@ -15,7 +15,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from sq.config.compose import check
+from sq.config.compose import check, of_one_method
 from sq.errors import ConfigError
 from sq.runs.environment import COMMAND
 from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, job
@@ -33,6 +33,7 @@ def main() -> int:
     asks_only = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     own_config = args.config_name or args.config_path or args.config_dir
     os.environ[COMMAND] = shlex.join(["python", *sys.argv])
+    sys.argv[1:] = map(of_one_method, sys.argv[1:])
     interrupted = False
     try:
         if not asks_only and not own_config:

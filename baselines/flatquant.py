@@ -49,13 +49,11 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import parametrize
 
 from sq.errors import QuantizationError, TrainingError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import UNQUANTIZED_BITS
-from sq.formats.weight import WeightQuantizer
+from sq.formats.format import Format
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
 from sq.learn.clipped import clipped_weight
-from sq.learn.clips import LearnedClip, LearnedRange
+from sq.learn.clips import LearnedClip, LearnedRange, integers_only
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
 from sq.models.families import SITES
@@ -108,6 +106,10 @@ class FlatQuant(Method):
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
+    def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
+        """Its clips are learned on ranges of integers."""
+        return integers_only(weights, activations)
+
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The transforms that training starts from."""
         return FlatLayer(self, layer).plan().sites
@@ -156,8 +158,8 @@ class FlatLayer:
             folded = Scaling(initial_scale(view, name, method.alpha), like) if method.diagonal else None
             return SiteTransform(folded, AffineKronecker(1 if n1 == 1 else factor(n1), factor(n2)))
 
-        linears = _rounds(recipe.weights.quantizer) or _rounds(recipe.activations)
-        inside = [_rounds(quantizer) for quantizer in (recipe.queries, recipe.keys, recipe.values)]
+        linears = recipe.weights is not None or recipe.activations is not None
+        inside = [quantizer is not None for quantizer in (recipe.queries, recipe.keys, recipe.values)]
         self.learns = linears or any(inside)
         self.sites: dict[str, SiteTransform] = {}
         everywhere = linears or not any(inside)
@@ -168,10 +170,10 @@ class FlatLayer:
             across = AffineKronecker(factor(dimensions.heads), dimensions.head_dim) if everywhere else None
             self.sites["o"] = SiteTransform(heads, across)
         self.keys = AffineKronecker(1, factor(dimensions.head_dim)) if "keys" in view.statistics else None
-        ranged = method.weight_clip and _rounds(recipe.weights.quantizer)
+        ranged = method.weight_clip and recipe.weights is not None
         names = [name for site in SITES for name in block.family.linears[site]]
         self.ranges = {name: LearnedRange(len(block.weight(name)), device=like.device) for name in names if ranged}
-        clipped = method.activation_clip and _rounds(recipe.activations)
+        clipped = method.activation_clip and recipe.activations is not None
         self.clips = {site: LearnedClip(device=like.device) for site in SITES if clipped}
 
     def fit(self) -> None:
@@ -233,7 +235,9 @@ class FlatLayer:
         return rounded
 
     def _rounded(self) -> dict[str, Tensor]:
-        quantizer, found = self.block.recipe.weights.quantizer, absorbed(self.block, self.sites)
+        quantizer, found = self.block.recipe.weight_quantizer, absorbed(self.block, self.sites)
+        if quantizer is None:
+            return found
         for name in (name for names in self.block.family.linears.values() for name in names):
             w = found[f"{name}.weight"]
             found[f"{name}.weight"] = clipped_weight(w, self.ranges[name], quantizer) if self.ranges else quantizer(w)
@@ -255,7 +259,3 @@ def factor_pair(n: int) -> tuple[int, int]:
 
 def _frozen(transform: Transform | None) -> Transform | None:
     return transform.frozen() if isinstance(transform, AffineKronecker | Scaling) else None
-
-
-def _rounds(quantizer: ActivationQuantizer | WeightQuantizer | None) -> bool:
-    return quantizer is not None and quantizer.bits != UNQUANTIZED_BITS

@@ -44,8 +44,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sq.errors import QuantizationError
-from sq.formats.grid import UNQUANTIZED_BITS, code_range, grid_from_range
-from sq.learn.clips import LearnedRange, fake_weight
+from sq.formats.format import Format
+from sq.formats.grid import grid_from_range
+from sq.learn.clips import LearnedRange, fake_weight, integers_only
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable, round_on
 from sq.models.families import SITES
@@ -101,6 +102,10 @@ class OmniQuant(Method):
         wrong = [f"{key}={getattr(self, key)} ({allowed})" for key, (good, allowed) in checks.items() if not good]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
+
+    def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
+        """Its ranges are those of integers."""
+        return integers_only(weights, activations)
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """diag(1/s) that training starts from."""
@@ -160,14 +165,14 @@ class LearnedLayer:
     """
 
     def __init__(self, block: TrainingBlock, initial: Mapping[str, Tensor], *, lwc: bool) -> None:
-        self.block, self.quantizer = block, block.recipe.weights.quantizer
+        self.block, self.quantizer = block, block.recipe.weight_quantizer
         names = [name for site in SITES for name in block.family.linears[site]]
         like = block.weight(names[0])
         self.scales = {site: nn.Parameter(s.to(like)) for site, s in initial.items()}
         if initial and block.recipe.quantizes_scores:
             heads = 1 if block.family.head_norms else block.dimensions.kv_heads
             self.scales[KEYS] = nn.Parameter(like.new_ones(heads, block.dimensions.head_dim // 2))
-        ranged = names if lwc and self.quantizer.bits != UNQUANTIZED_BITS else []
+        ranged = names if lwc and self.quantizer is not None else []
         self.ranges = {name: LearnedRange(len(block.weight(name)), device=like.device) for name in ranged}
 
     def transformed(self) -> dict[str, Tensor]:
@@ -206,7 +211,10 @@ class LearnedLayer:
         for names in self.block.family.linears.values():
             for name in names:
                 weight = found[f"{name}.weight"]
-                found[f"{name}.weight"] = self._round(name, weight) if name in self.ranges else self.quantizer(weight)
+                if self.quantizer is not None:
+                    found[f"{name}.weight"] = (
+                        self._round(name, weight) if name in self.ranges else self.quantizer(weight)
+                    )
         return found
 
     @torch.no_grad()
@@ -225,20 +233,20 @@ class LearnedLayer:
 
     def _range(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.ranges[name](weight)
-        if self.quantizer.scheme == "asymmetric":
+        if self.quantizer is not None and self.quantizer.format.scheme == "asymmetric":
             return low, high
         peak = torch.maximum(-low, high)
         return -peak, peak
 
     def _round(self, name: str, weight: Tensor) -> Tensor:
-        bits, scheme = self.quantizer.bits, self.quantizer.scheme
+        assert self.quantizer is not None, "there are ranges where weights are rounded"
+        format = self.quantizer.format
         low, high = self._range(name, weight)
-        if self.quantizer.group_size is not None:
+        if format.group is not None:
             return fake_weight(weight.clamp(low, high), self.quantizer)
-        grid = grid_from_range(low.float(), high.float(), bits, scheme)
-        lowest = code_range(bits, scheme)[0] + (
-            scheme == "symmetric"
-        )  # what is clamped to the range never gets -2^(b-1)
+        grid = grid_from_range(low.float(), high.float(), format)
+        # What is clamped to a symmetric range never gets the code -2^(b-1).
+        lowest = format.element.code_range[0] + (format.scheme == "symmetric")
         return round_on(weight.float(), grid, lowest=lowest).to(weight)
 
 

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -51,11 +51,12 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.formats.labels import parse_bits
 from sq.learn.descent import Descent, learn_rotations
 from sq.learn.rotated_model import RotatedModel
 from sq.learn.rotations import Rotations, load_rotations
 from sq.learn.schedule import Decay, windows_of_step
-from sq.learn.train_bits import describe, parse_bits, recipe_at
+from sq.learn.train_bits import describe, recipe_at
 from sq.learn.training_state import TrainingStateFile
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
@@ -173,9 +174,9 @@ class SpinQuant(Method):
         if self.train_bits != "auto":
             return recipe_at(recipe, self.train_bits)
         others = [recipe.activations, recipe.queries, recipe.keys, recipe.values]
-        if recipe.weights.name != "gptq" or all(found is None or found.bits == 16 for found in others):
+        if recipe.weights is None or not recipe.weights.compensates or others == [None] * 4:
             return recipe
-        return recipe_at(recipe, f"w16a{recipe.activations.bits if recipe.activations else 16}")
+        return replace(recipe, weights=None)
 
     def start(self, dimensions: ModelDimensions) -> Rotations:
         """R1 and R2 in front of the first step, float64."""

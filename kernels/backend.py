@@ -28,7 +28,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; use one of {', '.join(get_args(Backend))}")
-    if backend == "torch":
+    if backend == "torch" or (backend == "auto" and not x.is_cuda):
         return False
     if x.dtype not in _TRITON_DTYPES:
         obstacle = f"it computes in bfloat16, float16 and float32, not in {x.dtype}"
@@ -45,7 +45,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    """Asked once: looking for a package costs half of a small call."""
+    """Looked up once: finding a package costs half of a small call."""
     return find_spec("triton") is not None
 
 

@@ -19,7 +19,7 @@ register()
 
 
 def __getattr__(name: str) -> Any:
-    """Load the API when it is first asked for: `import sq` alone must not pull in torch."""
+    """Load the API when it is first used: `import sq` alone must not pull in torch."""
     if name == "Int4Cache":
         from sq.nn.kv_cache import Int4Cache
 

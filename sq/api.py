@@ -19,7 +19,7 @@ class Quantized:
 
     Attributes:
         model: a transformers model; its linears are `sq.nn.linear.QuantizedLinear` (fake quantization: integer grids
-            held in floating point) or `PackedLinear` (integers).
+            in floating point) or `PackedLinear` (integers).
         tokenizer: of the model; None for random weights (model="random_llama2_7b"), which have none.
         metrics: flat numbers, named as in result.json.
         sites: one entry a layer and site: peak over rms of the tokens before and after the transform, multiply-adds.
@@ -46,7 +46,8 @@ def quantize(
 
     Args:
         model: a name from conf/model, a local folder, or a hub id (owner/name).
-        method, bits, weights, activations: names from the config groups.
+        method, weights, activations: names from the config groups.
+        bits: a label, w<format>a<format>[q<format>][kv<format>]: "w4a4", "w4a8kv4", "nvfp4".
         packed: integer weights and products of integers instead of fake quantization; `sq.save_packed` writes them.
         task: what is measured besides; "none" measures nothing, "perplexity" compares with full precision.
         overrides: anything else, as on the command line: ["calibration.tokens=8192", "method.rank=16"].

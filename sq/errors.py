@@ -32,7 +32,7 @@ class CheckpointError(SQError):
 
 
 class DataError(SQError):
-    """A text that cannot be read or is too short for what was asked."""
+    """A text that cannot be read or is too short for the wanted tokens."""
 
 
 class CalibrationError(SQError):
@@ -44,4 +44,4 @@ class TrainingError(SQError):
 
 
 class QuantizationError(SQError):
-    """A quantizer that cannot do what was asked, such as a Hessian that cannot be factored."""
+    """A quantization that cannot be done, such as a Hessian that cannot be factored."""

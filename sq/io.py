@@ -142,6 +142,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def unwritable(folder: Path) -> str | None:
+    """What a folder that is to be made would have to be, None if files can be written to it.
+
+    The nearest folder above it that exists is tried with a file that vanishes at once.
+    """
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"a folder ({nearest} is a file)"
+    try:  # asking the permission bits is not enough: root, read-only mounts and full disks answer otherwise
+        with tempfile.TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return f"a folder that can be written to ({nearest}: {reason}); choose another"
+
+
 def _umask() -> int:
     # The only portable way to read the umask is to set it.
     current = os.umask(0)

@@ -63,7 +63,7 @@ class Row:
     Attributes:
         name: what the row says.
         kind: what its ratio is:
-            "rate": none; the case is a yardstick itself, told in operations (or, without any, bytes) a second.
+            "rate": none; the case is a yardstick itself, given in operations (or, without any, bytes) a second.
             "bandwidth": bytes a second of the case over those of the yardstick.
             "speedup": time of the yardstick over that of the case; with equal operations also the ratio of rates.
             "extra": time of the case over that of the yardstick, less 1.

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..tuned.store import shared_folder, slug, write_json
+from ..files import write_json
+from ..tuned.store import shared_folder, slug
 from .case import Row
 from .machine import Machine, find_machine
 from .measure import Result, measure
@@ -54,12 +55,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """What `main` does with parsed options."""
-    rows = suite(QUICK if asked.quick else FULL, asked.only)
+    rows = suite(QUICK if options.quick else FULL, options.only)
     if not rows:
-        return mistake(f"no row matches --only {asked.only!r}; --list prints them")
-    if asked.list:
+        return mistake(f"no row matches --only {options.only!r}; --list prints them")
+    if options.list:
         print("\n".join(row.name for row in rows))
         return 0
     machine = find_machine()
@@ -71,19 +72,19 @@ def run(asked: argparse.Namespace) -> int:
 
     try:
         store()
-        if asked.tune:
+        if options.tune:
             return _tune(rows, machine)
-        out = result_file(asked.out, machine.name)
+        out = result_file(options.out, machine.name)
     except (OSError, ValueError) as error:  # launches that cannot be used, or a file that cannot be written
         return mistake(str(error))
-    return _measure(rows, machine, asked.quick, out)
+    return _measure(rows, machine, options.quick, out)
 
 
 def result_file(out: Path | None, name: str) -> Path:
     """`out`, or a file named after what is measured and the time; its folder is made.
 
     Raises:
-        OSError: it could not be written, told before hours of measuring and not behind them.
+        OSError: it could not be written; raised before hours of measuring and not after them.
     """
     out = out or RESULTS / f"{slug(name)}-{datetime.now():%Y-%m-%d-%H%M}.json"
     try:
@@ -172,7 +173,7 @@ def _tune(rows: list[Row], machine: Machine) -> int:
 
 
 def mistake(text: str) -> int:
-    """Tell it and return its exit status."""
+    """Print a mistake in the options and return its exit status."""
     print(f"sq-bench: {text}", file=sys.stderr)
     return 2
 

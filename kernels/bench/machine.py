@@ -16,7 +16,7 @@ import torch
 from .case import Place
 from .timing import GraphTimer, Timer
 
-_ASKED = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
+_FIELDS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu"
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def git_commit() -> str | None:
 
 def _nvidia_smi() -> dict[str, str] | None:
     """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is there to ask."""
-    lines = _output("nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader") or ""
+    lines = _output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader") or ""
     for line in lines.splitlines():
-        values = dict(zip(_ASKED.split(","), map(str.strip, line.split(",")), strict=False))
+        values = dict(zip(_FIELDS.split(","), map(str.strip, line.split(",")), strict=False))
         if values["name"] == torch.cuda.get_device_name():
             return values
     return None

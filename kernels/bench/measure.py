@@ -67,9 +67,9 @@ def _result(row: Row, timed: Callable[[Case], Timing | str]) -> Result:
     if result["status"] == "failed":
         return result
     times = [None if result[name] is None else result[name].get("seconds") for name in ("case", "against")]
-    result["measured"], result["unit"] = _told(row, row.case, times[0])
+    result["measured"], result["unit"] = _shown(row, row.case, times[0])
     if row.yardstick is not None:
-        result["yardstick"], result["yardstick_unit"] = _told(row, row.yardstick, times[1])
+        result["yardstick"], result["yardstick_unit"] = _shown(row, row.yardstick, times[1])
     ratio = _ratio(row, *times)
     if ratio is not None and not math.isnan(ratio):
         result |= {"ratio": ratio, "verdict": verdict(ratio, target)}
@@ -90,7 +90,7 @@ def _ratio(row: Row, mine: float | None, other: float | None) -> float | None:
     return mine / other - 1 if row.kind == "extra" else other / mine
 
 
-def _told(row: Row, case: Case, seconds: float | None) -> tuple[float | None, str]:
+def _shown(row: Row, case: Case, seconds: float | None) -> tuple[float | None, str]:
     """What the table shows of a case: GB, TFLOP/s, TB/s or microseconds."""
     if row.kind == "memory":
         return case.bytes / 1e9, "GB"

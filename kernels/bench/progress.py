@@ -24,10 +24,10 @@ def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    start = told = time.perf_counter()
+    start = shown = time.perf_counter()
     for count, item in enumerate(items, 1):
         yield item
         now = time.perf_counter()
-        if now - told >= _EVERY or count == total:
-            told, left = now, (now - start) / count * (total - count)
+        if now - shown >= _EVERY or count == total:
+            shown, left = now, (now - start) / count * (total - count)
             print(f"{what}: {count} of {total}, {now - start:.0f} s gone, about {left:.0f} s left", file=sys.stderr)

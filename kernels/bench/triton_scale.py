@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of its kernels and takes tl.constexpr only.)
-"""The separate scaling that a fused epilogue is held against, as one kernel. Imports Triton."""
+"""The separate scaling that a fused epilogue is compared with, as one kernel. Imports Triton."""
 
 from __future__ import annotations
 

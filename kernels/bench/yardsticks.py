@@ -1,4 +1,4 @@
-"""What the kernels are held against, in the same process: copy, torch's products, sdpa, eager torch."""
+"""What the kernels are compared with, in the same process: copy, torch's products, sdpa, eager torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nibbles import pack_nibbles
 from ..rotate_quantize import rotate_quantize
-from ..rotate_quantize.reference import pack_nibbles
 from .case import Case, Place
 
 _FP8 = torch.float8_e4m3fn
@@ -123,8 +123,8 @@ def int4_operands(
     """Codes int8 (rows, d_in) and scales (rows, 1) of quantized normal numbers: of the activations, of the weight."""
 
     def rounded(seed: int, rows: int) -> tuple[Tensor, Tensor]:
-        codes, scale, _ = rotate_quantize(place.normal(seed, rows, d_in), None, None, container="int8", backend="torch")
-        return codes, scale
+        made = rotate_quantize(place.normal(seed, rows, d_in), None, None, container="int8", backend="torch")
+        return made.codes, made.scale
 
     return rounded(seed, tokens), rounded(seed + 1, d_out)
 

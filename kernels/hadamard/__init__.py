@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import check_out
 from ..backend import Backend, picks_triton
 from .reference import hadamard_reference
-from .tiles import tile_shape
+from .tiles import tile_obstacle
 
 __all__ = ["hadamard", "hadamard_reference"]
 
@@ -33,10 +34,7 @@ def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Bac
             backend="triton" where the kernel cannot run.
     """
     _check(x, base, out)
-    k, n = base.shape[0], x.shape[-1]
-    fits = tile_shape(k, n // k, x.element_size()) is not None
-    obstacle = None if fits else f"no tile of a {x.dtype} token of {k} x {n // k} features fits an SM"
-    triton = picks_triton(backend, x, obstacle)
+    triton = picks_triton(backend, x, tile_obstacle(len(base), x.shape[-1] // len(base), x.element_size()))
     if x.numel() == 0:
         return torch.empty_like(x) if out is None else out
     if triton:
@@ -60,10 +58,5 @@ def _check(x: Tensor, base: Tensor, out: Tensor | None) -> None:
         raise ValueError(f"hadamard got {n} features and a base of order {k}; features must be {k} times a power of 2")
     if base.device != x.device:
         raise ValueError(f"hadamard got x on {x.device} and base on {base.device}; move base to x's device once")
-    if out is not None and (
-        out.shape != x.shape or out.dtype != x.dtype or out.device != x.device or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; "
-            f"it must be {x.dtype} {tuple(x.shape)} on {x.device} and contiguous"
-        )
+    if out is not None:
+        check_out("out", out, x.shape, x.dtype, x.device)

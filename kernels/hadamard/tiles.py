@@ -36,3 +36,10 @@ def tile_shape(k: int, powers: int, itemsize: int) -> tuple[int, int] | None:
             fitting.append((tile * (block_1 + block_2), n // n2, n2))  # equal work: the smaller left factor
         n2 *= 2
     return min(fitting)[1:] if fitting else None
+
+
+def tile_obstacle(k: int, powers: int, itemsize: int) -> str | None:
+    """Why the kernel does not take tokens of K 2^m features, or None."""
+    if tile_shape(k, powers, itemsize) is None:
+        return f"no tile of a token of {k} x {powers} features at {itemsize} bytes an entry fits an SM"
+    return None

@@ -7,27 +7,28 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import check_out
 from ..backend import Backend, picks_triton
-from ..rotate_quantize import PackedActivations
-from ..rotate_quantize.reference import Scheme
+from ..coded import Coded, HasCodes
+from ..schemes import Scheme
 from .blocked import int4_matmul_blocked
 from .planes import int8_planes
 from .reference import int4_matmul_reference
-from .tiles import DECODE_TOKENS, LARGEST_SUM
-from .weight import PackedWeight, weight_sums
+from .takes import LARGEST_D_IN, obstacle
+from .tiles import DECODE_TOKENS
+from .weight import weight_sums
 
-__all__ = ["Form", "PackedWeight", "int4_matmul", "int4_matmul_reference", "int8_planes", "weight_sums"]
+__all__ = ["Form", "int4_matmul", "int4_matmul_reference", "int8_planes", "obstacle", "weight_sums"]
 
 Form = Literal["auto", "prefill", "decode"]
 
 _OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
-_LARGEST_D_IN = LARGEST_SUM // 2**14 - 1  # even
 
 
 @torch.no_grad()
 def int4_matmul(
-    x: PackedActivations,
-    w: PackedWeight,
+    x: HasCodes,
+    w: Coded,
     *,
     x_scheme: Scheme = "symmetric",
     w_scheme: Scheme = "symmetric",
@@ -48,7 +49,12 @@ def int4_matmul(
         x: of tokens (...), as `rotate_quantize` writes them: codes uint8 (..., d_in / 2), or int8 (..., d_in) or
             (..., 2, d_in / 2), which saves unpacking them; scale (..., 1); zero (..., 1) for asymmetric, else None.
             Symmetric int8 codes may take all 8 bits, others 4. The Triton kernel rearranges int8 (..., d_in) first.
-        w: see PackedWeight. A scale of NaN makes its token (its output feature) NaN.
+        w: codes uint8 (d_out, d_in / 2), d_in even: code 2j in the low nibble of byte j, 2j + 1 in the high one. The
+            torch backend also takes int8 (d_out, 2, d_in / 2) of `int8_planes`: twice the bytes, and no unpacking in
+            every call. scale (d_out, G), float32, float16 or bfloat16; G = 1, or groups of d_in / G consecutive
+            features, an even number. zero (d_out, G) of any of scale's dtypes for asymmetric, else None. sums (d_out,)
+            float32 of `weight_sums`: needed where the activations have zeros, and by the Triton kernel for mid-rise
+            activations in int8. A scale of NaN, here or in x, makes its output feature (its token) NaN.
         bias: (d_out,), any floating dtype.
         residual: (..., d_out), any floating dtype.
         dtype: of the result without `out`: bfloat16, float16 or float32.
@@ -73,7 +79,7 @@ def int4_matmul(
     if form == "decode" and count > DECODE_TOKENS:
         raise ValueError(f'form="decode" got {count} tokens; it takes up to {DECODE_TOKENS}, form="prefill" any number')
     out = _checked_output((*tokens, d_out), w.codes.device, dtype, out, bias, residual)
-    triton = picks_triton(backend, x.scale, _obstacle(x, w, x_scheme))
+    triton = picks_triton(backend, x.scale, _kernel_obstacle(x, w, x_scheme))
     if out.numel() == 0:
         return out
 
@@ -85,7 +91,7 @@ def int4_matmul(
     else:
         codes = codes.reshape(count, 2, d_in // 2)
     zero = None if x.zero is None else x.zero.reshape(count, 1)
-    rows = PackedActivations(codes, x.scale.reshape(count, 1), zero)
+    rows = Coded(codes, x.scale.reshape(count, 1), zero)
     others = None if residual is None else residual.reshape(count, d_out)
     if triton:
         from .launch import launch
@@ -97,8 +103,8 @@ def int4_matmul(
     return out
 
 
-def _obstacle(x: PackedActivations, w: PackedWeight, x_scheme: Scheme) -> str | None:
-    """Why the kernel does not take these, or None."""
+def _kernel_obstacle(x: HasCodes, w: Coded, x_scheme: Scheme) -> str | None:
+    """Why the Triton kernel does not take these, or None."""
     if w.codes.dtype != torch.uint8:
         return "it takes packed weights, not int8 ones"
     if x.codes.dtype == torch.int8 and x_scheme == "midrise" and w.sums is None:
@@ -106,7 +112,7 @@ def _obstacle(x: PackedActivations, w: PackedWeight, x_scheme: Scheme) -> str | 
     return None
 
 
-def _check_weight(w: PackedWeight, scheme: str) -> None:
+def _check_weight(w: Coded, scheme: str) -> None:
     if scheme not in get_args(Scheme):
         raise ValueError(f"w_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
     packed = w.codes.dtype == torch.uint8 and w.codes.dim() == 2
@@ -117,8 +123,8 @@ def _check_weight(w: PackedWeight, scheme: str) -> None:
             "or int8 (d_out, 2, d_in / 2) of int8_planes, with an even d_in > 0"
         )
     d_out, d_in = len(w.codes), 2 * w.codes.shape[-1]
-    if d_in > _LARGEST_D_IN:
-        raise ValueError(f"d_in is {d_in}; int32 sums are exact up to {_LARGEST_D_IN}: split the features")
+    if d_in > LARGEST_D_IN:
+        raise ValueError(f"d_in is {d_in}; int32 sums are exact up to {LARGEST_D_IN}: split the features")
     groups = w.scale.shape[1] if w.scale.dim() == 2 else 0
     if groups == 0 or w.scale.shape[0] != d_out or d_in % groups or (d_in // groups) % 2:
         raise ValueError(
@@ -132,7 +138,7 @@ def _check_weight(w: PackedWeight, scheme: str) -> None:
         )
 
 
-def _check_activations(x: PackedActivations, scheme: str, w: PackedWeight) -> None:
+def _check_activations(x: HasCodes, scheme: str, w: Coded) -> None:
     if scheme not in get_args(Scheme):
         raise ValueError(f"x_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
     tokens, d_in = x.scale.shape[:-1], 2 * w.codes.shape[-1]
@@ -188,11 +194,7 @@ def _checked_output(
         raise ValueError(f"the output is {dtype}; use one of {', '.join(map(str, _OUTPUTS))}")
     if out is None:
         return torch.empty(shape, dtype=dtype, device=device)
-    if tuple(out.shape) != shape or out.device != device or not out.is_contiguous():
-        raise ValueError(
-            f"out is {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; it must be {shape} on "
-            f"{device} and contiguous"
-        )
+    check_out("out", out, shape, dtype, device)
     if residual is not None and out.data_ptr() == residual.data_ptr() and out.numel():
         raise ValueError("out is the residual; use another buffer: tuning runs a kernel repeatedly")
     return out

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..rotate_quantize import PackedActivations
-from ..rotate_quantize.reference import Scheme
+from ..coded import Coded
+from ..schemes import Scheme
 from .planes import levels_of
-from .weight import PackedWeight
 
 # Unpacked weights (bytes) and sums (entries) at a time. On the CPU they should stay in its caches; README.md says what
 # was tried. On a GPU few launches matter more.
@@ -19,8 +18,8 @@ _FEW_TOKENS = 64  # up to these, and from 2 on, a CPU is up to 1.8 times as fast
 
 
 def int4_matmul_blocked(
-    x: PackedActivations,
-    w: PackedWeight,
+    x: Coded,
+    w: Coded,
     x_scheme: Scheme,
     w_scheme: Scheme,
     bias: Tensor | None,

@@ -11,22 +11,21 @@ import triton
 from torch import Tensor
 
 from ..backend import interpreted
-from ..rotate_quantize import PackedActivations
-from ..rotate_quantize.reference import Scheme
+from ..coded import Coded
+from ..schemes import Scheme
 from ..tuned.autotune import stored_autotune
 from ..tuning import token_bucket
 from . import tiles
 from .tiles import Launch, Shape
 from .triton import decode_kernel, prefill_kernel
-from .weight import PackedWeight
 
 _FLIP = {"symmetric": 0, "midrise": 8, "asymmetric": -128}  # see halves() in triton_tile.py
 _TUNED = ("BLOCK_O", "BLOCK_T", "BLOCK_D", "SPLIT", "PROGRAMS_PER_SM")
 
 
 def launch(
-    x: PackedActivations,
-    w: PackedWeight,
+    x: Coded,
+    w: Coded,
     x_scheme: Scheme,
     w_scheme: Scheme,
     bias: Tensor | None,

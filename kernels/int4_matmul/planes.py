@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rotate_quantize.reference import Scheme
+from ..schemes import Scheme
 
 
 def int8_planes(packed: Tensor, scheme: Scheme) -> Tensor:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rotate_quantize import PackedActivations
-from ..rotate_quantize.reference import Scheme
-from .weight import PackedWeight
+from ..coded import HasCodes
+from ..nibbles import unpack_nibbles
+from ..schemes import Scheme
 
 
 def int4_matmul_reference(
-    x: PackedActivations,
-    w: PackedWeight,
+    x: HasCodes,
+    w: HasCodes,
     *,
     x_scheme: Scheme = "symmetric",
     w_scheme: Scheme = "symmetric",
@@ -42,10 +42,7 @@ def _decoded(
 ) -> Tensor:
     """(q - z) s, or (q + 1/2) s, of codes in any container; scale (..., G) covers consecutive groups of features."""
     if codes.dtype == torch.uint8:
-        nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
-        levels = nibbles.to(dtype)
-        if scheme != "asymmetric":
-            levels = torch.where(nibbles > 7, levels - 16, levels)
+        levels = unpack_nibbles(codes, signed=scheme != "asymmetric").to(dtype)
     elif codes.shape != shape:  # in planes
         levels = codes.transpose(-1, -2).reshape(shape).to(dtype)
     else:

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import check_out, clip_factors
 from ..backend import Backend, picks_triton
-from ..rotate_quantize.reference import Scheme
-from .cache import Kv4Cache, Kv4Side, append_reference, dequantized, kv4_cache, zero_dtype
+from .cache import Kv4Cache, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
 from .reference import kv4_attention_reference
+from .takes import obstacle
 
 __all__ = [
     "Kv4Cache",
     "Kv4Partials",
-    "Kv4Side",
-    "Scheme",
     "dequantized",
     "kv4_append",
     "kv4_attention",
     "kv4_attention_reference",
     "kv4_cache",
     "kv4_partials",
+    "obstacle",
 ]
 
 _HEAD_DIMS = (32, 64, 128, 256)
@@ -60,8 +60,8 @@ def kv4_attention(
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes head_dim 32, 64, 128 or
             256 and up to 128 query heads a KV head; "auto" takes torch for others.
 
-    Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that held NaN
-    or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
+    Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that
+    contained NaN or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other, or backend="triton" where it cannot run.
@@ -75,17 +75,12 @@ def kv4_attention(
         )
     batch, heads = q.shape[:2]
     _check_batch(cache, batch, {"lengths": lengths, "starts": starts}, q.device)
-    if out is not None and (
-        (out.shape, out.dtype, out.device) != (q.shape, q.dtype, q.device) or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}, contiguous: {out.is_contiguous()}; "
-            f"it must be {q.dtype} {tuple(q.shape)} on {q.device} and contiguous"
-        )
+    if out is not None:
+        check_out("out", out, q.shape, q.dtype, q.device)
     if partials is not None:
         _check_partials(partials, q)
     scale = head_dim**-0.5 if scale is None else scale
-    triton = picks_triton(backend, q, _obstacle(head_dim, heads // kv_heads))
+    triton = picks_triton(backend, q, _kernel_obstacle(head_dim, heads // kv_heads))
     if q.numel() == 0:
         return torch.empty_like(q) if out is None else out
     if not triton:
@@ -130,9 +125,7 @@ def kv4_append(
         ValueError: shapes, dtypes or devices that do not fit each other, a clip outside (0, 1], a position outside the
             cache (CPU), or backend="triton" where it cannot run.
     """
-    clips = (float(clip),) if isinstance(clip, (int, float)) else tuple(float(c) for c in clip)
-    if not clips or not all(0 < c <= 1 for c in clips):
-        raise ValueError(f"clip is {list(clips)}; use a number in (0, 1] or a non-empty list of them")
+    clips = clip_factors(clip)
     _check_cache(cache, k.device)
     kv_heads, capacity, head_dim = _cache_sizes(cache)
     expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)
@@ -160,7 +153,7 @@ def kv4_append(
             append_reference(side, cache.scheme, x, positions, clips, cache.include_zero)
 
 
-def _obstacle(head_dim: int, group: int) -> str | None:
+def _kernel_obstacle(head_dim: int, group: int) -> str | None:
     if head_dim not in _HEAD_DIMS:
         return f"it takes a head_dim of {', '.join(map(str, _HEAD_DIMS))}, not {head_dim}"
     if group > _LARGEST_GROUP:
@@ -180,7 +173,7 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
         raise ValueError(f"cache.keys.codes has shape {shape}; it must be (B, H_kv, S, D / 2)")
     zeros = cache.scheme == "asymmetric"
     for name, side in (("keys", cache.keys), ("values", cache.values)):
-        for part, tensor in zip(side._fields, side, strict=True):
+        for part, tensor in (("codes", side.codes), ("scale", side.scale), ("zero", side.zero)):
             if tensor is None and part == "zero" and not zeros:
                 continue
             dtype = {"codes": torch.uint8, "scale": torch.float32, "zero": zero_dtype(cache.include_zero)}[part]
@@ -200,7 +193,7 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
 
 def _check_batch(cache: Kv4Cache, batch: int, indices: dict[str, Tensor | None], device: torch.device) -> None:
     if cache.keys.codes.shape[0] != batch:
-        raise ValueError(f"the cache holds {cache.keys.codes.shape[0]} rows and {batch} are asked for")
+        raise ValueError(f"the cache has {cache.keys.codes.shape[0]} rows and the arguments have {batch}")
     for name, index in indices.items():
         if index is None:
             continue

@@ -8,37 +8,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..rotate_quantize.reference import Scheme, pack_nibbles, quantize
+from ..coded import Coded, HasCodes
+from ..nibbles import pack_nibbles, unpack_nibbles
+from ..rotate_quantize.reference import quantize
+from ..schemes import Scheme
 
 # Stored codes are unsigned, u in 0..15: value = (u - zero) scale. Signed codes q are stored as u = q + 8.
 CONSTANT_ZERO: dict[Scheme, float] = {"symmetric": 8.0, "midrise": 7.5, "asymmetric": 0.0}
-
-
-class Kv4Side(NamedTuple):
-    """Keys or values: B rows of a batch, H_kv heads, S positions, D features of a head; all contiguous.
-
-    Attributes:
-        codes: uint8 (B, H_kv, S, D / 2): u of feature 2j in the low nibble of byte j, of 2j + 1 in the high one.
-        scale: float32 (B, H_kv, S); NaN where the token held NaN or inf.
-        zero: (B, H_kv, S) for asymmetric, uint8 where grids hold 0 and int16 where they need not; else None.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
 
 
 class Kv4Cache(NamedTuple):
     """Keys and values in 4 bits, with a grid for each token and head.
 
     The value of a stored code u in 0..15 is (u - z) s, with z the token's zero (asymmetric), 8 (symmetric) or 7.5
-    (midrise): the grids of sq/formats/grid.py with signed codes raised by 8.
+    (midrise): the grids of kernels/grid.py with signed codes raised by 8.
 
-    include_zero: asymmetric ranges are widened to hold 0, so that z is in 0..15.
+    Attributes:
+        keys, values: of B rows of a batch, H_kv heads, S positions and D features of a head, all contiguous: codes
+            uint8 (B, H_kv, S, D / 2) with u of feature 2j in the low nibble of byte j, of 2j + 1 in the high one; scale
+            float32 (B, H_kv, S), NaN where the token contained NaN or inf; zero (B, H_kv, S) for asymmetric, uint8
+            where grids contain 0 and int16 where they need not, else None.
+        scheme: of both.
+        include_zero: asymmetric ranges are widened to contain 0, so that z is in 0..15.
     """
 
-    keys: Kv4Side
-    values: Kv4Side
+    keys: Coded
+    values: Coded
     scheme: Scheme
     include_zero: bool = True
 
@@ -66,9 +61,9 @@ def kv4_cache(
             "sizes are at least 1 and head_dim is even, since two codes share a byte"
         )
 
-    def side() -> Kv4Side:
+    def side() -> Coded:
         shape = (batch, kv_heads, capacity)
-        return Kv4Side(
+        return Coded(
             torch.zeros((*shape, head_dim // 2), dtype=torch.uint8, device=device),
             torch.zeros(shape, dtype=torch.float32, device=device),
             torch.zeros(shape, dtype=zero_dtype(include_zero), device=device) if scheme == "asymmetric" else None,
@@ -82,22 +77,22 @@ def zero_dtype(include_zero: bool) -> torch.dtype:
     return torch.uint8 if include_zero else torch.int16
 
 
-def dequantized(side: Kv4Side, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
+def dequantized(side: HasCodes, scheme: Scheme, dtype: torch.dtype = torch.float32) -> Tensor:
     """Values (B, H_kv, S, D) of a side's codes, computed in `dtype`."""
-    codes = torch.stack((side.codes & 15, side.codes >> 4), dim=-1).flatten(-2).to(dtype)
+    codes = unpack_nibbles(side.codes, signed=False).to(dtype)
     zero = CONSTANT_ZERO[scheme] if side.zero is None else side.zero.to(dtype).unsqueeze(-1)
     return codes.sub_(zero).mul_(side.scale.to(dtype).unsqueeze(-1))
 
 
 def append_reference(
-    side: Kv4Side, scheme: Scheme, x: Tensor, positions: Tensor, clips: Sequence[float], include_zero: bool
+    side: Coded, scheme: Scheme, x: Tensor, positions: Tensor, clips: Sequence[float], include_zero: bool
 ) -> None:
     """Quantize x (B, H_kv, N, D) in float32 and write token i of row b to position positions[b] + i."""
-    codes, scale, zero = quantize(x.float(), scheme, clips, include_zero=include_zero)
+    codes, scale, zero, _ = quantize(x.float(), scheme, clips, include_zero=include_zero)
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     columns = positions.to(torch.int64)[:, None] + torch.arange(x.shape[2], device=x.device)  # [B, N]
     signed = scheme != "asymmetric"
     side.codes[rows, :, columns] = pack_nibbles(codes + 8 if signed else codes).transpose(1, 2)
     side.scale[rows, :, columns] = scale.squeeze(-1).transpose(1, 2)
-    if side.zero is not None:
+    if side.zero is not None and zero is not None:
         side.zero[rows, :, columns] = zero.squeeze(-1).to(side.zero.dtype).transpose(1, 2)

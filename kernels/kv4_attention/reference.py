@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cache import Kv4Cache, Kv4Side, dequantized
+from ..coded import Coded
+from .cache import Kv4Cache, dequantized
 
 
 def kv4_attention_reference(
@@ -27,7 +28,7 @@ def kv4_attention_reference(
     last = lengths.max() if q.device.type == "cpu" else cache.keys.scale.shape[2]  # a GPU would be waited for
     keys, values = (
         dequantized(
-            Kv4Side(
+            Coded(
                 side.codes[:, :, :last], side.scale[:, :, :last], None if side.zero is None else side.zero[:, :, :last]
             ),
             cache.scheme,

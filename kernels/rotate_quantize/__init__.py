@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from ..arguments import check_out, clip_factors
 from ..backend import Backend, picks_triton
-from .front import Balance, Front, Norm, check_front
-from .reference import Container, Scheme, rotate_quantize_reference
+from ..coded import Coded
+from ..schemes import Scheme
+from ..steps import LowRankStep
+from .front import Front, Norm, check_front
+from .reference import Container, rotate_quantize_reference
+from .takes import form_of, obstacle
 from .tiles import tile_obstacle
 
 # Entries the torch backend works on at a time; on a GPU the bound is on its temporaries.
 _CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25
 
-__all__ = [
-    "Balance",
-    "Container",
-    "Norm",
-    "PackedActivations",
-    "Scheme",
-    "rotate_quantize",
-    "rotate_quantize_reference",
-]
-
-
-class PackedActivations(NamedTuple):
-    """4-bit activations of T tokens.
-
-    Attributes:
-        codes: -8..7 for symmetric and midrise, 0..15 for asymmetric. By container:
-            "int4": uint8 (..., ceil(n / 2)), code 2j in the low nibble of byte j, 2j + 1 in the high one; negative
-                codes are two's complement.
-            "int8": int8 (..., n), a code a byte.
-            "int8_planes": int8 (..., 2, n / 2), the codes of the even features, then those of the odd ones: what meets
-                the low and the high nibbles of packed weights.
-        scale: float32 (..., 1); NaN where the rotated token holds NaN or inf, or its scale would be inf.
-        zero: integer-valued float32 (..., 1) for asymmetric, else None.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
+__all__ = ["Container", "Norm", "form_of", "obstacle", "rotate_quantize", "rotate_quantize_reference"]
 
 
 @torch.no_grad()
@@ -57,15 +35,15 @@ def rotate_quantize(
     ends: tuple[float, float] = (1.0, 1.0),
     norm: Norm | None = None,
     up: Tensor | None = None,
-    balance: Balance | None = None,
+    balance: LowRankStep | None = None,
     container: Container = "int4",
-    out: PackedActivations | None = None,
+    out: Coded | None = None,
     backend: Backend = "auto",
-) -> PackedActivations:
+) -> Coded:
     """Quantize y = f(x) (R1 (x) R2), that is Y = R1^T F R2 for a token f(x) viewed as F (n1, n2), to 4 bits per token.
 
     f is RMSNorm or SwiGLU, then a low-rank balance, as far as they are given. Value of a code q: q s (symmetric),
-    (q - z) s (asymmetric), (2q + 1) s / 2 (midrise). Grids and rounding are those of sq/formats/grid.py at 4 bits, from
+    (q - z) s (asymmetric), (2q + 1) s / 2 (midrise). Grids and rounding are those of kernels/grid.py at 4 bits, from
     float32 sums that are not rounded to x's dtype first.
 
     Args:
@@ -77,25 +55,32 @@ def rotate_quantize(
         ends: further factors in (0, 1] on the low and on the high end of the range, as learned clips have.
         norm: RMSNorm in front.
         up: x's shape and dtype: SwiGLU in front, with x as the gate.
-        balance: low-rank balance between the norm or SwiGLU and the rotation.
-        container: "int4" | "int8" | "int8_planes", see PackedActivations.
-        out: written and returned if given: contiguous, on x's device, shapes and dtypes as above. With it, and after a
-            first call that tunes, a CUDA graph can capture the call.
+        balance: low-rank balance between the norm or SwiGLU and the rotation; its tensors are used in x's dtype.
+        container: of the codes, which are -8..7 for symmetric and midrise, 0..15 for asymmetric:
+            "int4": uint8 (..., ceil(n / 2)), code 2j in the low nibble of byte j, 2j + 1 in the high one; negative
+                codes are two's complement.
+            "int8": int8 (..., n), a code a byte.
+            "int8_planes": int8 (..., 2, n / 2), the codes of the even features, then those of the odd ones: what meets
+                the low and the high nibbles of packed weights.
+        out: written and returned if given: contiguous, on x's device, of the shapes and dtypes below. With it, and
+            after a first call that tunes, a CUDA graph can capture the call.
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes an even n2 and factors
             of up to 256 that fit an SM together with a token; "auto" takes torch for others.
+
+    Returns: codes in their container; scale float32 (..., 1), NaN where the rotated token contains NaN or inf, or its
+    scale would be inf; zero integer-valued float32 (..., 1) for asymmetric, else None.
 
     Raises:
         ValueError: an unknown scheme, container or backend, a clip or end outside (0, 1], no candidates, factors or
             parts of the front that do not fit n or lie on another device, norm beside up, int8_planes of an odd n, out
             that does not match, or backend="triton" where the kernel cannot run.
     """
-    clips = (float(clip),) if isinstance(clip, (int, float)) else tuple(float(c) for c in clip)
+    clips = clip_factors(clip)
     n1, n2 = _factor_sizes(x, r1, r2)
     front = Front(norm, up, balance)
     check_front(x, front)
-    _check(scheme, clips, ends, container, x.shape[-1])
-    obstacle = tile_obstacle(n1, n2, r1 is not None, r2 is not None, x.element_size())
-    triton = picks_triton(backend, x, obstacle)
+    _check(scheme, ends, container, x.shape[-1])
+    triton = picks_triton(backend, x, tile_obstacle(n1, n2, r1 is not None, r2 is not None, x.element_size()))
     expected = _empty(x, scheme, container, x.device if out is None else "meta")
     result = expected if out is None else _checked_out(out, expected, x.device)
     if x.numel() == 0:
@@ -103,7 +88,7 @@ def rotate_quantize(
     if triton:
         from .triton import launch
 
-        launch(x, front, r1, r2, (n1, n2), scheme, clips, ends, container, *result)
+        launch(x, front, r1, r2, (n1, n2), scheme, clips, ends, container, result)
     else:
         _in_chunks(x, r1, r2, scheme, clips, front, ends, container, result)
     return result
@@ -118,18 +103,19 @@ def _in_chunks(
     front: Front,
     ends: tuple[float, float],
     container: Container,
-    result: PackedActivations,
+    result: Coded,
 ) -> None:
     """The torch backend, written to result: a few tokens at a time, so that what lies between its steps is cached."""
     n = x.shape[-1]
     rows, up = x.reshape(-1, n), None if front.up is None else front.up.reshape(-1, n)
-    targets = [None if target is None else target.view(len(rows), *target.shape[x.dim() - 1 :]) for target in result]
+    parts = (result.codes, result.scale, result.zero)
+    targets = [None if whole is None else whole.view(len(rows), *whole.shape[x.dim() - 1 :]) for whole in parts]
     step = max(1, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // n)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         own = front._replace(up=None if up is None else up[part])
         values = rotate_quantize_reference(rows[part], r1, r2, scheme, clips, front=own, ends=ends, container=container)
-        for target, value in zip(targets, values, strict=True):
+        for target, value in zip(targets, values[:3], strict=True):
             if target is not None and value is not None:
                 target[part] = value
 
@@ -163,35 +149,29 @@ def _factor_sizes(x: Tensor, r1: Tensor | None, r2: Tensor | None) -> tuple[int,
     return (r1.shape[0], n // r1.shape[0]) if r1 is not None else (1, n)
 
 
-def _check(scheme: str, clips: Sequence[float], ends: tuple[float, float], container: str, n: int) -> None:
+def _check(scheme: str, ends: tuple[float, float], container: str, n: int) -> None:
     for name, value, known in (("scheme", scheme, get_args(Scheme)), ("container", container, get_args(Container))):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; use one of {', '.join(known)}")
-    if not clips or not all(0 < c <= 1 for c in clips):
-        raise ValueError(f"clip is {list(clips)}; use a number in (0, 1] or a non-empty list of them")
     if len(ends) != 2 or not all(0 < end <= 1 for end in ends):
         raise ValueError(f"ends is {ends}; use a pair of numbers in (0, 1], for the low and the high end of the range")
     if container == "int8_planes" and n % 2:
         raise ValueError(f"container int8_planes splits tokens into halves; {n} features are odd: use int8")
 
 
-def _empty(x: Tensor, scheme: Scheme, container: Container, device: str | torch.device) -> PackedActivations:
+def _empty(x: Tensor, scheme: Scheme, container: Container, device: str | torch.device) -> Coded:
     row, n = x.shape[:-1], x.shape[-1]
     last = {"int4": ((n + 1) // 2,), "int8": (n,), "int8_planes": (2, n // 2)}[container]
     codes = torch.empty((*row, *last), dtype=torch.uint8 if container == "int4" else torch.int8, device=device)
     scale = torch.empty((*row, 1), dtype=torch.float32, device=device)
-    return PackedActivations(codes, scale, torch.empty_like(scale) if scheme == "asymmetric" else None)
+    return Coded(codes, scale, torch.empty_like(scale) if scheme == "asymmetric" else None)
 
 
-def _checked_out(out: PackedActivations, expected: PackedActivations, device: torch.device) -> PackedActivations:
+def _checked_out(out: Coded, expected: Coded, device: torch.device) -> Coded:
     for name, got, want in zip(out._fields, out, expected, strict=True):
         if got is None and want is None:
             continue
         if got is None or want is None:
             raise ValueError(f"out.{name} must be {'None' if want is None else 'a tensor'} for this scheme")
-        if (got.shape, got.dtype, got.device) != (want.shape, want.dtype, device) or not got.is_contiguous():
-            raise ValueError(
-                f"out.{name} is {got.dtype} {tuple(got.shape)} on {got.device}, contiguous: {got.is_contiguous()}; "
-                f"it must be {want.dtype} {tuple(want.shape)} on {device} and contiguous"
-            )
+        check_out(f"out.{name}", got, want.shape, want.dtype, device)
     return out

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..rms_norm import rms_norm
+from ..steps import LowRankStep
+
 
 class Norm(NamedTuple):
     """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each.
@@ -20,48 +23,30 @@ class Norm(NamedTuple):
     gain: Tensor | None = None
 
 
-class Balance(NamedTuple):
-    """x -> v + (v U) C with v = x D: the low-rank balance D (I + U (P - I) U^T) of sq/rotation/low_rank.py.
-
-    Sums are float32 and rounded to x's dtype once, behind. All three tensors are used in x's dtype.
-
-    Attributes:
-        diagonal: D's, (n,); None for an identity.
-        basis: U^T, (r, n).
-        change: C = (P - I) U^T, (r, n).
-    """
-
-    diagonal: Tensor | None
-    basis: Tensor
-    change: Tensor
-
-
 class Front(NamedTuple):
     """Steps in front of the rotation, in this order; the first two exclude each other.
 
     Attributes:
         norm: RMSNorm of x.
         up: x's shape and dtype; x is the gate and becomes silu(x) up, rounded to x's dtype after each.
-        balance: low-rank balance.
+        balance: low-rank balance; sums are float32 and rounded to x's dtype once, behind.
     """
 
     norm: Norm | None = None
     up: Tensor | None = None
-    balance: Balance | None = None
+    balance: LowRankStep | None = None
 
 
 def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What the rotation gets, (..., n): values of x's dtype, each step computed and the result held in `dtype`."""
+    """What the rotation gets, (..., n): values of x's dtype, each step computed in `dtype`, which the result has."""
 
     def rounded(value: Tensor) -> Tensor:
         return value.to(x.dtype).to(dtype)
 
-    value = x.to(dtype)
     norm, up, balance = front
     if norm is not None:
-        value = rounded(value * torch.rsqrt(value.square().mean(-1, keepdim=True) + norm.eps))
-        if norm.gain is not None:
-            value = rounded(value * rounded(norm.gain))
+        x = rms_norm(x, None if norm.gain is None else norm.gain.to(x.dtype), norm.eps, dtype)
+    value = x.to(dtype)
     if up is not None:
         value = rounded(rounded(torch.nn.functional.silu(value)) * up.to(dtype))
     if balance is not None:

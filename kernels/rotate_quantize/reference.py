@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..coded import Coded
+from ..grid import codes_, levels_, span
+from ..nibbles import pack_nibbles
+from ..schemes import Scheme
 from .front import Front, front_reference
-
-Scheme = Literal["symmetric", "asymmetric", "midrise"]
 
 Container = Literal["int4", "int8", "int8_planes"]
 
 _NO_FRONT = Front()
-FARTHEST_ZERO = 32000.0  # of a grid that need not hold 0: zeros are kept in 16 bits
-_ZERO_ROW_SCALE = {"symmetric": 1.0, "midrise": 2.0**-100}  # mid-rise has no level 0: an all-zero token gets tiny ones
 
 
 def rotate_quantize_reference(
@@ -30,7 +30,7 @@ def rotate_quantize_reference(
     ends: tuple[float, float] = (1.0, 1.0),
     container: Container = "int4",
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Coded:
     """Codes in their container, scale (..., 1) float32, zero (..., 1) float32 or None.
 
     Args:
@@ -39,8 +39,8 @@ def rotate_quantize_reference(
         ends: factors on the low and the high end of each token's range.
     """
     y = rotate(front_reference(x, front, dtype).to(x.dtype), r1, r2, dtype)
-    codes, scale, zero = quantize(y, scheme, clips, ends)
-    return contain(codes, container), scale.float(), zero.float() if scheme == "asymmetric" else None
+    codes, scale, zero, _ = quantize(y, scheme, clips, ends)
+    return Coded(contain(codes, container), scale.float(), None if zero is None else zero.float())
 
 
 def quantize(
@@ -50,32 +50,35 @@ def quantize(
     ends: tuple[float, float] = (1.0, 1.0),
     *,
     include_zero: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1), 0 where the scheme has none, in y's dtype.
+) -> Coded:
+    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1) or None, in y's dtype.
 
-    include_zero: an asymmetric range is widened to hold 0. Without, zero lies anywhere within FARTHEST_ZERO, and a
-    token that would need one farther off is widened after all: its entries agree to 1 in 2000.
+    include_zero: an asymmetric range is widened to contain 0; without, zero lies anywhere within grid.FARTHEST_ZERO.
     """
     low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)  # NaN where the row holds one
     finite = torch.isfinite(low) & torch.isfinite(high)
     low, high = low * ends[0], high * ends[1]
-    finite &= torch.isfinite(_grid(low, high, 1.0, scheme, include_zero)[0])
-    if y.is_cuda or not bool(finite.all()):  # asking a GPU would wait for it
+
+    def grid(clip: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        return span(low, high, clip, 4, scheme, include_zero=include_zero)
+
+    finite &= torch.isfinite(grid(1.0)[0])
+    if y.is_cuda or not bool(finite.all()):  # reading it would wait for a GPU
         y, low, high = (torch.where(finite, value, 0) for value in (y, low, high))
 
     clip = torch.full_like(low, clips[0])
     if len(clips) > 1:
         least = torch.full_like(low, torch.inf)
-        unit, _ = _grid(low, high, 1.0, scheme, include_zero)
+        unit, _ = grid(1.0)
         for candidate in clips:
-            scale, zero = _grid(low, high, candidate, scheme, include_zero)
+            scale, zero = grid(candidate)
             error = y / scale
-            error.sub_(_level(_encode(error.clone(), zero, scheme), zero, scheme)).square_()
+            error.sub_(levels_(codes_(error.clone(), zero, 4, scheme), zero, scheme)).square_()
             cost = error.sum(-1, keepdim=True) * (scale / unit) ** 2
             better = cost < least
             clip, least = torch.where(better, candidate, clip), torch.where(better, cost, least)
-    scale, zero = _grid(low, high, clip, scheme, include_zero)
-    return _encode(y / scale, zero, scheme), torch.where(finite, scale, torch.nan), zero
+    scale, zero = grid(clip)
+    return Coded(codes_(y / scale, zero, 4, scheme), torch.where(finite, scale, torch.nan), zero)
 
 
 def rotate(x: Tensor, r1: Tensor | None, r2: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -89,50 +92,9 @@ def rotate(x: Tensor, r1: Tensor | None, r2: Tensor | None, dtype: torch.dtype =
     return y.reshape(x.shape)
 
 
-def pack_nibbles(codes: Tensor) -> Tensor:
-    """Integer-valued codes (..., n) as uint8 (..., ceil(n / 2)): code 2j in the low nibble of byte j, 2j + 1 above."""
-    data = codes.to(torch.int8).view(torch.uint8)  # two's complement where negative
-    if data.shape[-1] % 2:
-        data = torch.nn.functional.pad(data, (0, 1))
-    pairs = data.contiguous().view(torch.int16)  # little-endian: the even code lies in the low byte
-    return ((pairs & 15) | ((pairs >> 4) & 0xF0)).to(torch.uint8)
-
-
 def contain(codes: Tensor, container: Container) -> Tensor:
     """Integer-valued codes (..., n) as uint8 (..., ceil(n / 2)), int8 (..., n) or int8 (..., 2, n / 2)."""
     if container == "int4":
         return pack_nibbles(codes)
     codes = codes.to(torch.int8)
     return codes if container == "int8" else codes.unflatten(-1, (-1, 2)).transpose(-1, -2)
-
-
-def _grid(low: Tensor, high: Tensor, clip: float | Tensor, scheme: Scheme, include_zero: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero of tokens that span [low, high]."""
-    if scheme != "asymmetric":
-        scale = torch.maximum(-low, high) * clip / (7.0 if scheme == "symmetric" else 7.5)
-        return torch.where(scale == 0, _ZERO_ROW_SCALE[scheme], scale), torch.zeros_like(scale)
-    if include_zero:
-        low, high = low.clamp_max(0), high.clamp_min(0)
-    low, high = low * clip, high * clip
-    if not include_zero:
-        far = torch.maximum(low, -high) >= (high - low) / 15 * FARTHEST_ZERO
-        low, high = torch.where(far, low.clamp_max(0), low), torch.where(far, high.clamp_min(0), high)
-    flat = (high - low) / 15 == 0
-    low, high = torch.where(flat, -1.0, low), torch.where(flat, 1.0, high)
-    scale = (high - low) / 15
-    return scale, torch.round(-low / scale)
-
-
-def _encode(v: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """Codes of v = y / scale, in place."""
-    if scheme == "midrise":
-        return v.floor_().clamp_(-8, 7)
-    v.round_()
-    return v.add_(zero).clamp_(0, 15) if scheme == "asymmetric" else v.clamp_(-8, 7)
-
-
-def _level(codes: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    """Values of codes in units of the scale, in place."""
-    if scheme == "symmetric":
-        return codes
-    return codes.add_(0.5) if scheme == "midrise" else codes.sub_(zero)

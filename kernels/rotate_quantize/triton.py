@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..coded import Coded
 from ..tuning import autotune, compute_dtype, start, token_bucket
 from .front import Front
 from .tiles import block_sizes
@@ -135,11 +136,9 @@ def launch(
     clips: tuple[float, ...],
     ends: tuple[float, float],
     container: str,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
+    out: Coded,
 ) -> None:
-    """rotate_quantize of checked, non-empty arguments without a tile_obstacle, written to codes, scale and zero."""
+    """rotate_quantize of checked, non-empty arguments without a tile_obstacle, written to out."""
     rows = _rows(x)
     up = rows if front.up is None else _rows(front.up)
     norm, balance = front.norm, front.balance
@@ -155,7 +154,7 @@ def launch(
         x,
         rows.shape[0],
         *(rows, up, *map(operand, operands), clips_on(x.device, clips)),
-        *(codes, scale, scale if zero is None else zero),
+        *(out.codes, out.scale, out.scale if out.zero is None else out.zero),
         T=rows.shape[0],
         stride_x=rows.stride(0),
         stride_up=up.stride(0),

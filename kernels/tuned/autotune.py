@@ -33,7 +33,7 @@ def stored_autotune(kernel: Any, *, configs: list[triton.Config], key: Sequence[
 
     Args:
         configs: every launch worth a try; with a limit of time, tried in an order that spreads over them.
-        key: names of arguments; those that tell tokens are to be bucketed.
+        key: names of arguments; those that count tokens are to be bucketed.
         prune: (configs, arguments by name, **keywords) -> those that fit, at least one.
 
     A call raises ValueError where the store's file is damaged, foreign or older than the kernel.
@@ -131,8 +131,8 @@ def compile_together(
 ) -> None:
     """Compile launches on all CPUs at once: one by one, seconds each, they take most of a tuning's time.
 
-    Under a limit of time only as many as there are CPUs. What fails to compile fails again, and is told, when it is
-    timed. Before Triton 3.5, which has no such mode, launches compile one by one.
+    Under a limit of time only as many as there are CPUs. What fails to compile fails again, and is reported, when
+    it is timed. Before Triton 3.5, which has no such mode, launches compile one by one.
     """
     mode = getattr(triton, "AsyncCompileMode", None)
     cpus = len(os.sched_getaffinity(0))

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
+
 PACKAGED = Path(__file__).resolve().parent  # what comes with the package
 FOLDER_VARIABLE = "SINGLEQUANT_TUNED"  # a folder of the user's, read first and written to
 _SCHEMA = 1
@@ -24,7 +26,7 @@ class Store:
     Read from the user's folder and from the package; where both know a launch, the user's counts.
 
     Args:
-        gpu: the device's name, as CUDA tells it.
+        gpu: the device's name, as CUDA reports it.
         triton: its version.
 
     Attributes:
@@ -157,20 +159,6 @@ def _mistake(entry: Any) -> str | None:
 def slug(name: str) -> str:
     """A name as part of a file's: small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all: beside its place, synced, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(value, stream, indent=1, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _name(kernel: str, key: Mapping[str, Any]) -> str:

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import CheckpointError
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import code_dtype
-from sq.formats.weight import QuantizedWeight
+from sq.formats.format import Format, integer, named
+from sq.formats.packing import packed_size
+from sq.formats.qtensor import QTensor
 from sq.models.families import Family
 from sq.nn.attention import AttentionInput
 from sq.nn.fuse import fuse
+from sq.nn.hooks import attention_input, replace_linear, set_attention_input
 from sq.nn.linear import PackedLinear
-from sq.nn.parts import replace_linear
 from sq.nn.site_input import SiteInput
 from sq.rotation.serialize import describe, empty_transform
 
-GUARD = "weight"  # of the first linear: see `guard`
-
-
-@dataclass(frozen=True)
-class LinearData:
-    """Shape and integers of one packed linear."""
-
-    shape: tuple[int, int]
-    bits: int
-    scheme: str
-    group_size: int | None
-    bias: bool
+_GUARD = "weight"  # of the first linear of the first layer
 
 
 def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
@@ -46,18 +36,17 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
                 raise CheckpointError(
                     f"{name} is a {type(linear).__name__}, not a PackedLinear: weights of 8 bits or fewer can be packed"
                 )
-            shape = (linear.out_features, linear.in_features)
-            bias = linear.bias is not None
-            linears[name] = asdict(LinearData(shape, linear.bits, linear.scheme, linear.group_size, bias))
+            shape = [linear.out_features, linear.in_features]
+            linears[name] = {"shape": shape, "format": format_data(linear.format), "bias": linear.bias is not None}
         assert isinstance(linear, PackedLinear)
         inputs = linear.inputs
         sites[site] = {
             "transform": None if inputs.transform is None else describe(inputs.transform),
             "quantizer": _quantizer_data(inputs.quantizer),
         }
-    found = getattr(layer.get_submodule(family.attention), "attention_input", None)
+    found = attention_input(family, layer)
     attention = None
-    if isinstance(found, AttentionInput):
+    if found is not None:
         attention = {
             "transform": None if found.transform is None else describe(found.transform),
             **{name: _quantizer_data(getattr(found, name)) for name in ("queries", "keys", "values")},
@@ -66,28 +55,28 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
 
 
 def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Give a decoder layer's skeleton the modules that `describe_layer` told of, empty, on the meta device.
+    """Give a decoder layer's skeleton the modules that `describe_layer` described, empty, on the meta device.
 
     Raises:
-        CheckpointError: the data is damaged, or tells of other linears than the family has.
+        CheckpointError: the data is damaged, or describes other linears than the family has.
     """
     try:
         for site, names in family.linears.items():
-            told = data["sites"][site]
-            inputs = SiteInput(_transform(told["transform"]), _quantizer(told["quantizer"]), len(names))
+            described = data["sites"][site]
+            inputs = SiteInput(_transform(described["transform"]), _quantizer(described["quantizer"]), len(names))
             for name in names:
-                linear = LinearData(**data["linears"][name])
-                if tuple(linear.shape) != tuple(layer.get_submodule(name).weight.shape):  # type: ignore[arg-type]
-                    raise ValueError(f"{name} has shape {tuple(linear.shape)}, config.json makes another")
-                bias = torch.empty(linear.shape[0], dtype=dtype, device="meta") if linear.bias else None
-                packed = PackedLinear(inputs, _empty_weight(linear), bias, owns_inputs=name == names[0])
+                linear = data["linears"][name]
+                rows, n = linear["shape"]
+                if (rows, n) != tuple(layer.get_submodule(name).weight.shape):  # type: ignore[arg-type]
+                    raise ValueError(f"{name} has shape {(rows, n)}, config.json makes another")
+                bias = torch.empty(rows, dtype=dtype, device="meta") if linear["bias"] else None
+                weight = empty_weight(format_from(linear["format"]), rows, n)
+                packed = PackedLinear(inputs, weight, bias, owns_inputs=name == names[0])
                 replace_linear(layer, name, packed)
         if data["attention"] is not None:
-            told = data["attention"]
-            quantizers = (_quantizer(told[name]) for name in ("queries", "keys", "values"))
-            layer.get_submodule(family.attention).attention_input = AttentionInput(
-                _transform(told["transform"]), *quantizers
-            )
+            described = data["attention"]
+            quantizers = (_quantizer(described[name]) for name in ("queries", "keys", "values"))
+            set_attention_input(family, layer, AttentionInput(_transform(described["transform"]), *quantizers))
         fuse(family, layer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -96,41 +85,66 @@ def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype
         ) from error
 
 
-def guard(family: Family, layer: nn.Module) -> None:
-    """Give the first linear a `weight` of one number.
+def guard_of(family: Family) -> dict[str, Tensor]:
+    """A tensor by its name in the first layer, which a file holds beside those of the layer: a `weight` of one number.
 
     Without this package transformers only warns about an unknown quantization and about missing weights, and returns a
     model with random ones. A tensor whose name it knows and whose shape is wrong makes it raise.
     """
-    first = layer.get_submodule(family.linears["qkv"][0])
+    return {f"{family.linears['qkv'][0]}.{_GUARD}": torch.zeros(1)}
+
+
+def expect_guard(family: Family, layer: nn.Module) -> None:
+    """Give the first layer of a model that transformers is about to fill a place for what `guard_of` made."""
+    ((name, tensor),) = guard_of(family).items()
+    first = layer.get_submodule(name.removesuffix(f".{_GUARD}"))
     assert isinstance(first, PackedLinear)
-    device = first.weight_packed.device
-    first.register_buffer(GUARD, torch.zeros(1, device=device))
+    first.register_buffer(_GUARD, tensor.to(first.weight_packed.device))
 
 
-def _empty_weight(linear: LinearData) -> QuantizedWeight:
-    rows, n = linear.shape
-    groups = 1 if linear.group_size is None else n // linear.group_size
-    scale = torch.empty(rows, groups, device="meta")
-    zero = torch.empty_like(scale) if linear.scheme == "asymmetric" else None
-    scheme: Any = linear.scheme
-    codes = torch.empty(rows, n, dtype=code_dtype(scheme), device="meta")
-    return QuantizedWeight(codes, scale, zero, linear.bits, scheme, linear.group_size)
+def empty_weight(format: Format, rows: int, n: int) -> QTensor:
+    """A packed weight (rows, n) on the meta device, for a file to fill."""
+    scale = torch.empty((1, 1) if format.tensor else (rows, format.groups(n)), device="meta")
+    zero = torch.empty_like(scale) if format.element.has_zero else None
+    second = torch.empty((), device="meta") if format.second else None
+    size = (rows, packed_size(n, format.bits))
+    stored = torch.empty(scale.shape, dtype=format.scale.dtype, device="meta")
+    return QTensor(format, torch.empty(size, dtype=torch.uint8, device="meta"), stored, zero, second, n)
+
+
+def format_data(format: Format) -> dict[str, Any]:
+    """A format in a file: a registered one by its name, an integer by its bits, scheme and group."""
+    if format == integer(format.bits, format.scheme or "symmetric", format.group):
+        return {"bits": format.bits, "scheme": format.scheme, "group": format.group}
+    return {"name": format.name}
+
+
+def format_from(data: Mapping[str, Any]) -> Format:
+    """The format that `format_data` wrote.
+
+    Raises:
+        QuantizationError: an unknown name, or integers that do not exist.
+    """
+    return named(data["name"]) if "name" in data else integer(data["bits"], data["scheme"], data["group"])
 
 
 def _quantizer_data(quantizer: object) -> dict[str, Any] | None:
     if quantizer is None:
         return None
     assert isinstance(quantizer, ActivationQuantizer)
-    names = ("bits", "scheme", "clip", "group_size", "candidates")
-    return {name: getattr(quantizer, name) for name in names}
+    return {
+        "format": format_data(quantizer.format),
+        "clip": quantizer.clip,
+        "candidates": quantizer.candidates,
+    }
 
 
 def _quantizer(data: Mapping[str, Any] | None) -> ActivationQuantizer | None:
     if data is None:
         return None
     clip = data["clip"]
-    return ActivationQuantizer(**{**data, "clip": tuple(clip) if isinstance(clip, list) else clip})
+    clip = tuple(clip) if isinstance(clip, list) else clip
+    return ActivationQuantizer(format_from(data["format"]), clip, data["candidates"])
 
 
 def _transform(data: dict[str, Any] | None) -> Any:

@@ -1,4 +1,4 @@
-"""Tell transformers of packed checkpoints as soon as it is there, without importing it: `import sq` stays light."""
+"""Register packed checkpoints with transformers once it is imported, and not before: `import sq` stays light."""
 
 from __future__ import annotations
 
@@ -8,12 +8,30 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sq.errors import FileError
+from sq.io import read_json, unwritable
+
 QUANT_METHOD = "singlequant"  # in config.json of a packed checkpoint
-FORMAT = 1  # raised when a checkpoint of today could not be read as what it is tomorrow
+FORMAT = 2  # raised when a checkpoint of today could not be read as what it is tomorrow
 WATCHED = "transformers.quantizers.auto"  # where transformers looks up how a checkpoint was quantized
+
+
+def save_obstacle(folder: Path) -> str | None:
+    """Why no packed checkpoint can be saved to a folder, None if it can: it is new, empty, or holds a finished one."""
+    if reason := unwritable(folder):
+        return reason
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    try:
+        if read_json(folder / "config.json")["quantization_config"]["quant_method"] == QUANT_METHOD:
+            return None
+    except (FileError, KeyError, TypeError):
+        pass
+    return "a new or empty folder, or the finished checkpoint of this very run (it holds other things)"
 
 
 def register() -> None:
@@ -25,7 +43,7 @@ def register() -> None:
 
 
 class _Watcher(MetaPathFinder):
-    """Stands in front of the other finders until the watched module is asked for, once."""
+    """Stands in front of the other finders until the watched module is imported, once."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != WATCHED:

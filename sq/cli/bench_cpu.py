@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
+from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer
 from sq.kernels.bench import cli
 from sq.kernels.bench.progress import tracked
@@ -87,10 +88,10 @@ def linears(d_out: int, d_in: int, seed: int = 0) -> dict[str, nn.Module]:
         plain.weight.normal_(generator=generator)
     n1, n2 = kronecker_factors(d_in)
     transform = Kronecker(random_orthogonal(n1, seed), random_orthogonal(n2, seed + 1))
-    weight = WeightQuantizer(4, clip=1.0).quantize(transform.inverse_transpose(plain.weight.detach().float()))
+    weight = WeightQuantizer(integer(4), clip=1.0).quantize(transform.inverse_transpose(plain.weight.detach().float()))
 
     def site() -> SiteInput:
-        return SiteInput(transform, ActivationQuantizer(4), readers=1)
+        return SiteInput(transform, ActivationQuantizer(integer(4)), readers=1)
 
     return {
         "bf16": plain,

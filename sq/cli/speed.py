@@ -23,6 +23,7 @@ from sq.data.windows import random_token_windows
 from sq.errors import SQError
 from sq.evaluate.speed import Speed, measure_speed
 from sq.formats.activation import ActivationQuantizer
+from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
@@ -31,7 +32,8 @@ from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.progress import progress_bar, shown_in
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
+from sq.quantize.rounders.rtn import Rtn
 
 CONF = Path(sq.__file__).parent / "conf"
 METHODS = {"singlequant": SingleQuant, "rtn": RoundToNearest}
@@ -95,8 +97,9 @@ def _measured(asked: argparse.Namespace) -> Speed:
 
 
 def _packed(stream: DecoderStream, method: str, kv4: bool) -> PreTrainedModel:
-    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.dimensions.head_dim) if kv4 else None
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(4, clip=1.0)), ActivationQuantizer(4), keys=cache, values=cache)
+    cache = ActivationQuantizer(integer(4, "asymmetric", stream.dimensions.head_dim)) if kv4 else None
+    weights = Rtn(WeightQuantizer(integer(4), clip=1.0))
+    recipe = Recipe(weights, ActivationQuantizer(integer(4)), keys=cache, values=cache)
     ids = random_token_windows(stream.config.vocab_size, tokens=512, window=256).ids
     pipeline = Pipeline(stream, METHODS[method](), recipe, ids, packed=True)
     pipeline.prepare()

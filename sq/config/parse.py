@@ -1,107 +1,67 @@
 """From a composed config to typed settings: `parse` finds every mistake before anything is loaded.
 
-`as_config` is its inverse and writes the run directory's config.yaml. Nothing here imports torch.
+`as_config` is its inverse and writes the run directory's config.yaml.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter
 
-import sq.config.resolvers  # noqa: F401  (configs compute with it)
-from sq.config.checks import check_random, check_speed
-from sq.config.reader import Reader
-from sq.config.sections import (
-    read_activations,
-    read_bits,
-    read_cache,
-    read_calibration,
-    read_method,
-    read_model,
-    read_paths,
-    read_task,
-    read_tracker,
-    read_weights,
-)
-from sq.config.settings import BitsSettings, ExperimentSettings
+from sq.config.choices import CONF as CONF
+from sq.config.choices import VARIANTS, content, method_names
+from sq.config.choices import options as options
+from sq.config.rules import broken_rules
+from sq.config.settings import ExperimentSettings, MethodSettings, WeightSettings
 from sq.errors import ConfigError
+from sq.formats.labels import FULL_PRECISION
+from sq.quantize.typed import read, read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
 OPTIONAL = {"model": ("architecture",), "task": ("activations", "speed")}
-FULL_PRECISION = BitsSettings("w16a16", 16, 16, 16, 16)
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def parse(cfg: DictConfig) -> ExperimentSettings:
     """Check a composed config and turn it into settings.
+
+    The method's class is imported, torch with it: its own types and ranges decide about its arguments.
 
     Raises:
         ConfigError: with every mistake of the config, one sentence each.
     """
     problems: list[str] = []
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+        values = _given(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
     except OmegaConfBaseException as error:
         raise ConfigError([str(error).splitlines()[0]]) from error
-    assert isinstance(values, dict)
-    root = Reader("", {str(key): value for key, value in values.items()}, problems)
-    method = read_method(root.section("method"))
-    bits = read_bits(root.section("bits"))
-    parsed = ExperimentSettings(
-        model=read_model(root.section("model")),
-        method=method,
-        bits=bits if method.quantizes else FULL_PRECISION,
-        weights=read_weights(root.section("weights")),
-        activations=read_activations(root.section("activations")),
-        cache=read_cache(root.section("cache")),
-        calibration=read_calibration(root.section("calibration")),
-        task=read_task(root.section("task")),
-        tracker=read_tracker(root.section("tracker")),
-        paths=read_paths(root.section("paths")),
-        save_to=root.optional_path("save_to"),
-        seed=root.integer("seed", low=0),
-        effort=root.number("effort", low=0.0, default=1.0),
-        force=root.boolean("force", default=False),
-        reference_methods=root.names("reference_methods", default=()),
-        executor=root.text("executor", default="sq.runs.execute:execute"),
-    )
-    for name in parsed.reference_methods:
-        if not (CONF / "method" / f"{name}.yaml").is_file():
-            problems.append(f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}")
-    if parsed.save_to is not None and not 2 <= parsed.bits.weights <= 8:
-        problems.append(f"save_to packs integer weights, {parsed.bits.label} has none; use 2 to 8 bits, or omit it")
-    if parsed.task.activations is not None and parsed.save_to is not None:
-        problems.append(
-            "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
-        )
-    if parsed.task.zeroshot is not None and parsed.model.placement == "stream":
-        problems.append("zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity")
-    problems += check_random(parsed) + check_speed(parsed)
-    root.finish()
+    values.pop(VARIANTS, None)
+    if isinstance(values.get("method"), dict):
+        values["method"] = _arguments_of_this_method(values["method"])
+    found = read_keys(ExperimentSettings, values, "", problems)
+    if "method" in found and not found["method"].quantizes:
+        found["bits"] = FULL_PRECISION
+    problems += broken_rules({"save_to": None, "reference_methods": (), **found})
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    settings = ExperimentSettings(**found)
     # Full precision is one of the kinds that task=speed measures, beside the others and in the same minutes.
-    return parsed if parsed.task.speed is None else replace(parsed, reference_methods=())
-
-
-def options(group: str) -> list[str]:
-    """The choices of a config group: the files of conf/<group>/, sorted."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return settings if settings.task.speed is None else replace(settings, reference_methods=())
 
 
 def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
     """The run that `settings` is compared with: method `name` as its file states it, weights rounded to nearest.
 
-    Model, bits, activation quantizer, calibration text and task stay as asked, so only the transform and the weight
-    quantizer differ. Activations are kept of the method asked for alone: a reference need not have their stages.
+    Model, bits, activation quantizer, calibration text and task stay as they are, so only the transform and the weight
+    quantizer differ. Activations are kept of the run itself alone: a reference need not have their stages.
     """
     problems: list[str] = []
-    method = read_method(Reader("method", _load("method", name, settings), problems))
-    weights = read_weights(Reader("weights", _load("weights", "rtn", settings), problems))
+    method = read(MethodSettings, _load("method", name, settings), "method", problems)
+    weights = read(WeightSettings, _load("weights", "rtn", settings), "weights", problems)
     if problems:
         raise ConfigError(problems)
     bits = settings.bits if method.quantizes else FULL_PRECISION
@@ -111,40 +71,40 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
 
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
-    config: dict[str, Any] = plain(asdict(settings))
+    config: dict[str, Any] = TypeAdapter(ExperimentSettings).dump_python(settings, mode="json")
     for part, keys in OPTIONAL.items():
         for key in keys:
             if config[part][key] is None:
                 del config[part][key]
-    method = config["method"]
-    own = {"name": method["name"], "_target_": method["target"], "quantizes": method["quantizes"]}
-    config["method"] = {**own, **method["arguments"]}
+    for part in ("method", "weights"):
+        config[part] |= config[part].pop("arguments")
+    config["method"] = {
+        "name": config["method"]["name"],
+        "_target_": config["method"].pop("target"),
+        **config["method"],
+    }
     return config
 
 
-def plain(value: Any) -> Any:
-    """Tuples as lists, paths as texts, all the way down."""
+def _given(value: Any) -> Any:
+    """Without the keys whose value is still to be given (???)."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return {str(key): _given(item) for key, item in value.items() if not (isinstance(item, str) and item == "???")}
+    return value
 
 
-def _load(group: str, name: str, settings: ExperimentSettings) -> dict[str, Any]:
-    """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
-    around = OmegaConf.create({**as_config(settings), group: _file(group, name)})
-    loaded = OmegaConf.to_container(around[group], resolve=True)
-    assert isinstance(loaded, dict)
-    return {str(key): value for key, value in loaded.items()}
-
-
-def _file(group: str, name: str) -> DictConfig:
-    """A choice's file on top of those that its defaults list names (- /method/singlequant@_here_)."""
-    content = OmegaConf.load(CONF / group / f"{name}.yaml")
-    assert isinstance(content, DictConfig)
-    named = [str(entry) for entry in content.pop("defaults", []) if entry != "_self_"]
-    parents = [_file(*entry.removeprefix("/").removesuffix("@_here_").rsplit("/", 1)) for entry in named]
-    merged = OmegaConf.merge(*parents, content)
-    assert isinstance(merged, DictConfig)
+def _arguments_of_this_method(section: Mapping[str, Any]) -> dict[str, Any]:
+    """`method.quarot.cross_head` is the argument `cross_head` where the method is quarot, and nothing elsewhere."""
+    names = method_names()
+    inner = {key: value for key, value in section.items() if isinstance(value, dict) and key in names}
+    merged = {key: value for key, value in section.items() if key not in inner}
+    for key, arguments in inner.items():
+        if section.get("name") in (key, names[key]):
+            merged |= arguments
     return merged
+
+
+def _load(group: str, name: str, settings: ExperimentSettings) -> Any:
+    """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
+    around = OmegaConf.create({**as_config(settings), group: content(group, name)})
+    return OmegaConf.to_container(around[group], resolve=True)

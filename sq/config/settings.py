@@ -1,207 +1,206 @@
-"""The typed settings of one run: frozen dataclasses that `sq.config.parse` returns and everything else receives."""
+"""The schema of a config: frozen pydantic dataclasses that `sq.config.parse` returns and everything else receives."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-Scheme = Literal["symmetric", "asymmetric", "midrise"]
+from annotated_types import Ge, Gt, MinLen
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, FiniteFloat, PlainSerializer, PlainValidator
+from pydantic.dataclasses import dataclass
+
+from sq.errors import QuantizationError
+from sq.formats.labels import Bits, parse_bits
+from sq.kernels.schemes import Scheme
+from sq.models.place import absolute
+from sq.quantize.arguments import Seed
+from sq.quantize.typed import (
+    AnyNames,
+    Clip,
+    Count,
+    Device,
+    Distinct,
+    Name,
+    Names,
+    Note,
+    NullIsNone,
+    Pair,
+    Place,
+    Text,
+    listed,
+)
+
+SCHEMA = 1  # part of every run id: raised when a key changes its meaning, so that no run is taken for another
 
 
-@dataclass(frozen=True)
+def _bits(value: Any) -> Bits:
+    if isinstance(value, dict):
+        raise QuantizationError("bits is a label, not a section; write for example bits=w5a4 or bits=w4a4kv4")
+    return value if isinstance(value, Bits) else parse_bits(value)
+
+
+Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
+SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
+CONFIG = ConfigDict(extra="forbid", defer_build=True)
+
+
+@dataclass(frozen=True, config=CONFIG)
 class ModelSettings:
     """What is quantized, and the texts, windows and tasks that go with it."""
 
-    name: str
-    path: str  # hub id, local folder, or "embedded"
-    revision: str | None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    device: str  # "auto", "cpu", "cuda", "cuda:1"
-    placement: Literal["auto", "memory", "stream"]
-    outliers: Literal["planted", "none"]
-    outlier_strength: float
-    texts: tuple[str, ...]
-    window: int
-    evaluation_windows: int | None
-    calibration_text: str
-    calibration_tokens: int
-    zeroshot_tasks: tuple[str, ...]
+    name: Name
+    path: Annotated[Text, AfterValidator(absolute)]  # hub id, local folder, "embedded" or "random"
+    texts: Names
+    window: Pair
+    calibration_text: Text
+    calibration_tokens: Count
+    revision: Text | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Device = "auto"
+    placement: Literal["auto", "memory", "stream"] = "auto"
+    outliers: Annotated[Literal["planted", "none"], NullIsNone] = "none"
+    outlier_strength: Annotated[FiniteFloat, Gt(0)] = 1.0
+    evaluation_windows: Count | None = None
+    zeroshot_tasks: AnyNames = ()
     architecture: Mapping[str, Any] | None = None  # of a model with random weights: a transformers config as plain data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class MethodSettings:
-    """A method's class path and its typed arguments; `quantizes` is false for the full-precision row alone."""
+    """A method's class path and its arguments; `quantizes` is false for the full-precision row alone."""
 
-    name: str
-    target: str
-    arguments: Mapping[str, Any]
-    quantizes: bool
-
-
-@dataclass(frozen=True)
-class BitsSettings:
-    """Bits of weights, activations, keys, values and queries; 16 means not quantized."""
-
-    name: str
-    weights: int
-    activations: int
-    keys: int
-    values: int
-    queries: int = 16
-
-    @property
-    def label(self) -> str:
-        """ "W4A4KV16"; "W4A4K4V8" where keys and values differ; "W4A4Q4KV4" where queries are quantized too."""
-        queries = "" if self.queries == 16 else f"Q{self.queries}"
-        cache = f"KV{self.keys}" if self.keys == self.values else f"K{self.keys}V{self.values}"
-        return f"W{self.weights}A{self.activations}{queries}{cache}"
-
-    @property
-    def quantizes_attention(self) -> bool:
-        """Whether queries, keys or values are quantized."""
-        return (self.queries, self.keys, self.values) != (16, 16, 16)
+    name: Name
+    target: Annotated[str, MinLen(1), Note("a non-empty text", key="_target_")]
+    arguments: Annotated[Mapping[str, Any], Note(rest=True)]
+    quantizes: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class WeightSettings:
-    """The weight quantizer; `block` to `sequential` concern GPTQ alone."""
+    """The weight quantizer; `arguments` are the rounder's own (sq.quantize.rounders)."""
 
-    name: Literal["rtn", "gptq"]
+    name: Name
     scheme: Scheme
-    group_size: int | None
-    clip: float | Literal["search"]
-    propagate: Literal["full_precision", "quantized_weights", "quantized"]
-    block: int = 128
-    damping: float = 0.01
-    act_order: bool = False
-    sequential: bool = True
+    arguments: Annotated[Mapping[str, Any], Note(rest=True)]
+    group_size: Pair | None = None
+    clip: Clip = "search"
+    propagate: Literal["full_precision", "quantized_weights", "quantized"] = "quantized_weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class ActivationSettings:
-    """The activation quantizer; `clip` is a share of the token's range in (0, 1], or "search"."""
+    """A quantizer of activations; `clip` is a share of the token's range in (0, 1], or "search"."""
 
-    name: str
+    name: Name
     scheme: Scheme
-    clip: float | Literal["search"]
-    candidates: int
-    group_size: int | None
+    clip: Clip
+    candidates: Pair = 9
+    group_size: Pair | None = None
 
 
-@dataclass(frozen=True)
-class CacheSettings(ActivationSettings):
-    """The quantizer of queries, keys and values; `group_size` None = a grid a token and head."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class CalibrationSettings:
     """The text that statistics are captured on."""
 
-    name: str
-    text: str
-    path: Path | None
-    dataset_path: Path | None
-    tokens: int
-    window: int
-    seed: int
+    name: Name
+    text: Text
+    tokens: Count
+    window: Pair
+    seed: Seed
+    path: Place | None = None
+    dataset_path: Place | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class PerplexitySettings:
     """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all."""
 
-    texts: tuple[str, ...]
-    window: int
-    count: int | None
-    path: Path | None
-    dataset_path: Path | None
-    batch_size: int
+    texts: Names
+    window: Pair
+    count: Count | None = None
+    path: Place | None = None
+    dataset_path: Place | None = None
+    batch_size: Count = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class ZeroShotSettings:
     """lm-eval tasks; `limit` questions of each, None = all."""
 
-    tasks: tuple[str, ...]
-    limit: int | None
-    batch_size: int
+    tasks: Names
+    limit: Count | None = None
+    batch_size: Count = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class ActivationRecordSettings:
     """The layer and site whose activations are kept for figures; `tokens` of them, spread over the calibration text."""
 
-    layer: int
+    layer: Annotated[int, Ge(0)]
     site: Literal["qkv", "o", "gate_up", "down"]
-    tokens: int
+    tokens: Count
 
 
-SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class SpeedSettings:
     """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
 
-    kinds: tuple[SpeedKind, ...]
-    batches: tuple[int, ...]
-    prompt: int  # tokens a sequence
-    new_tokens: int  # decoded one by one behind the prompt
-    repeats: int
-    warmup: int  # passes that are not timed; kernels are tuned and peak memory is taken in them
+    kinds: Annotated[tuple[SpeedKind, ...], BeforeValidator(listed), MinLen(1)]
+    batches: Distinct
+    prompt: Count  # tokens a sequence
+    new_tokens: Count  # decoded one by one behind the prompt
+    repeats: Count
+    warmup: Count  # passes that are not timed; kernels are tuned and peak memory is taken in them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class TaskSettings:
     """What is measured after quantization, and what is kept of it."""
 
-    name: str
-    perplexity: PerplexitySettings | None
-    zeroshot: ZeroShotSettings | None
+    name: Name
+    perplexity: PerplexitySettings | None = None
+    zeroshot: ZeroShotSettings | None = None
     activations: ActivationRecordSettings | None = None
     speed: SpeedSettings | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class TrackerSettings:
-    """Who is told about a finished run besides its run directory."""
+    """Who learns of a finished run besides its run directory."""
 
-    name: Literal["offline", "online", "none"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: tuple[str, ...]
-    dir: Path | None
+    name: Annotated[Literal["offline", "online", "none"], NullIsNone]
+    project: Text = "singlequant"
+    entity: Text | None = None
+    group: Text | None = None
+    tags: AnyNames = ()
+    dir: Place | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class PathSettings:
     """Where run directories and caches go; both absolute."""
 
-    results: Path
-    cache: Path
+    results: Place
+    cache: Place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class ExperimentSettings:
     """One run, complete and checked."""
 
     model: ModelSettings
     method: MethodSettings
-    bits: BitsSettings
+    bits: Label
     weights: WeightSettings
     activations: ActivationSettings
-    cache: CacheSettings
+    kv_cache: ActivationSettings  # of queries, keys and values; group_size null = a grid a token and head
     calibration: CalibrationSettings
     task: TaskSettings
     tracker: TrackerSettings
     paths: PathSettings
-    save_to: Path | None  # folder of the packed checkpoint, made where it is not there yet
-    seed: int
-    effort: float  # share of their published training that learned methods take; resolved in the method's arguments
-    force: bool
-    reference_methods: tuple[str, ...]
-    executor: str
+    seed: Seed
+    save_to: Place | None = None  # folder of the packed checkpoint, made where it is not there yet
+    effort: Annotated[FiniteFloat, Ge(0)] = 1.0  # share of their published training that learned methods take
+    force: bool = False
+    reference_methods: AnyNames = ()
+    executor: Text = "sq.runs.execute:execute"

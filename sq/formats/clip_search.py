@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.grid import Scheme, grid_from_range, row_range
+from sq.formats.format import Format
+from sq.formats.grid import Grid, grid_from_range, row_grid, row_range
 
 # Entries worked on at a time. On a CPU a chunk and its two scratch buffers (3 MB) stay in cache, where an elementwise
 # pass is 3x faster than from memory; on a GPU the chunk only bounds the temporaries.
@@ -22,8 +23,21 @@ def row_chunks(rows: int, n: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def searched_grid(
+    rows: Tensor, format: Format, clips: Sequence[float], *, norm: float = 2.0, second: Tensor | None = None
+) -> Grid:
+    """Grid of each row of float32 rows (R, n) with the clip of least error; one clip alone is taken as it is.
+
+    Where the format has several `spans`, each clip is tried with each of them.
+    """
+    candidates = [clip * span for span in format.spans for clip in clips]
+    if len(candidates) == 1:
+        return row_grid(rows, format, candidates[0], second=second)
+    return row_grid(rows, format, best_clip(rows, candidates, format, norm=norm, second=second), second=second)
+
+
 def best_clip(
-    rows: Tensor, clips: Sequence[float], bits: int, scheme: Scheme, *, include_zero: bool = True, norm: float = 2.0
+    rows: Tensor, clips: Sequence[float], format: Format, *, norm: float = 2.0, second: Tensor | None = None
 ) -> Tensor:
     """Per row the clip that minimizes sum |q(x) - x|^norm; of equal ones the first in clips.
 
@@ -34,8 +48,9 @@ def best_clip(
 
     Args:
         rows: (R, n) float32, n > 0; few enough to fit in cache (row_chunks).
-        clips: candidates in (0, 1].
+        clips: candidates, positive.
         norm: at least 2.
+        second: (R, 1), where the format has a second scale.
 
     Returns: (R, 1) float32. Rows that hold NaN or inf get any candidate.
     """
@@ -43,14 +58,14 @@ def best_clip(
         raise QuantizationError(f"the norm of the clip search is {norm}; use 2 or more")
     low, high = row_range(rows)
     candidates = torch.tensor(clips, dtype=rows.dtype, device=rows.device)
-    # costs in units of the unclipped scale stay far from overflow and underflow
-    unit = grid_from_range(low, high, bits, scheme, include_zero=include_zero).scale
+    # costs in units of the unclipped step stay far from overflow and underflow
+    unit = grid_from_range(low, high, format, second=second).step
     nearest, error = torch.empty_like(rows), torch.empty_like(rows)
     bound = rows.new_empty(len(clips), rows.shape[0])
     for number, factor in enumerate(clips):
-        grid = grid_from_range(low, high, bits, scheme, factor, include_zero=include_zero)
+        grid = grid_from_range(low, high, format, factor, second=second)
         grid.residual(rows, nearest, error)
-        relative = (grid.scale / unit).squeeze(1)
+        relative = (grid.step / unit).squeeze(1)
         bound[number] = torch.linalg.vector_norm(error, dim=1).square_()
         if norm > 2:
             absolute = error.abs_().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
@@ -64,10 +79,11 @@ def best_clip(
         result = torch.empty(row.shape, dtype=rows.dtype, device=rows.device)
         for part in row_chunks(row.shape[0], rows.shape[1], rows.device):
             r, clip = row[part], candidates[index[part], None]
-            grid = grid_from_range(low[r], high[r], bits, scheme, clip, include_zero=include_zero)
+            own = None if second is None else second[r]
+            grid = grid_from_range(low[r], high[r], format, clip, second=own)
             x = rows[r]
             e = grid.residual(x, torch.empty_like(x), x).abs_().pow_(norm)
-            result[part] = e.sum(1) * (grid.scale / unit[r]).squeeze(1).pow_(norm)
+            result[part] = e.sum(1) * (grid.step / unit[r]).squeeze(1).pow_(norm)
         return result
 
     every = torch.arange(rows.shape[0], device=rows.device)

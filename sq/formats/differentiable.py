@@ -1,17 +1,18 @@
-"""Rounding that can be differentiated in what is rounded and in the range of its grid."""
+"""Rounding to integers that can be differentiated in what is rounded and in the range of its grid."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sq.formats.grid import Scheme, code_range, grid_from_range
+from sq.errors import QuantizationError
+from sq.formats.elements import Integers
+from sq.formats.format import Format
+from sq.formats.grid import grid_from_range
 from sq.formats.straight_through import straight_through
 
 
-def fake_between(
-    x: Tensor, low: Tensor, high: Tensor, bits: int, scheme: Scheme, *, include_zero: bool = True
-) -> Tensor:
+def fake_between(x: Tensor, low: Tensor, high: Tensor, format: Format) -> Tensor:
     """x rounded to the grid that spans [low, high], equal to `Grid.fake` on that grid; shape of x, float32.
 
     Rounding has the gradient of the identity and clamping its own (OmniQuant quantize/quantizer.py, LSQ). With a scale
@@ -21,12 +22,18 @@ def fake_between(
     Args:
         x: (..., n) float32.
         low, high: (..., 1) float32, broadcast against x.
-        include_zero: see `grid_from_range`.
+        format: of integers.
+
+    Raises:
+        QuantizationError: a format of other elements.
     """
-    grid = grid_from_range(low, high, bits, scheme, include_zero=include_zero)
-    first, last = code_range(bits, scheme)
+    element = format.element
+    if not isinstance(element, Integers):
+        raise QuantizationError(f"ranges are learned for integers alone, not for {format.name}")
+    grid = grid_from_range(low, high, format)
+    first, last = element.code_range
     steps = x / grid.scale
-    if scheme == "midrise":
+    if element.scheme == "midrise":
         return (straight_through(steps, torch.floor).clamp(first, last) + 0.5) * grid.scale
     codes = straight_through(steps, torch.round)
     if grid.zero is None:

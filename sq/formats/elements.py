@@ -16,15 +16,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from sq.errors import QuantizationError
+from sq.kernels.schemes import Scheme
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Scheme = Literal["symmetric", "asymmetric", "midrise"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -41,9 +41,6 @@ class Element(ABC):
 
     Attributes:
         bits: of a code.
-        has_zero: whether codes are counted from a zero point.
-        signed: whether codes are two's complement integers, else unsigned ones.
-        lowest_clip: the lowest factor on a range that a clip search tries.
     """
 
     bits: int
@@ -64,6 +61,11 @@ class Element(ABC):
         """The lowest factor on a range that a clip search tries."""
 
     @property
+    @abstractmethod
+    def top(self) -> float:
+        """The largest level."""
+
+    @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code."""
         if self.signed:
@@ -76,6 +78,11 @@ class Element(ABC):
         import torch
 
         return torch.int8 if self.signed else torch.uint8
+
+    @property
+    def fills_bytes(self) -> bool:
+        """Whether every pattern of a packed byte is a code (or two), so that no code can be out of range."""
+        return self.bits in (4, 8)
 
     @abstractmethod
     def span(
@@ -143,6 +150,13 @@ class Integers(Element):
         """0.6 at 4 bits."""
         return _LOWEST_CLIP[self.bits]
 
+    @property
+    def top(self) -> float:
+        """That the largest magnitude is mapped to."""
+        if self.scheme == "symmetric":
+            return float(2 ** (self.bits - 1) - 1)
+        return float(2**self.bits - 1) / (2 if self.scheme == "midrise" else 1)
+
     def span(
         self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -208,6 +222,16 @@ class Floats(Element):
     def lowest_clip(self) -> float:
         """As integers of 4 bits; 8-bit numbers have range to spare and gain nothing from a clip."""
         return 0.6 if self.bits <= 4 else 0.95
+
+    @property
+    def top(self) -> float:
+        """The largest number."""
+        return self.largest
+
+    @property
+    def fills_bytes(self) -> bool:
+        """E4M3 has patterns that are no number."""
+        return self.bits == 4
 
     @property
     def top_power(self) -> float:

@@ -4,7 +4,7 @@
 clip search, rounder, KV cache, packed layer and file works through the two. Nothing here imports torch when it is
 imported: labels such as bits=nvfp4 are read and checked before anything heavy is loaded.
 
-To add a format, call `register` with one in a file of its own (docs/extend.md).
+To add a format, `register` it in a file of its own and import that in sq/formats/catalog.py (docs/extend.md).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sq.errors import QuantizationError
-from sq.formats.elements import E2M1, E4M3, Element, Integers, Scheme
-from sq.formats.scales import E4M3_SCALE, E8M0_SCALE, FLOAT16_SCALE, FLOAT32_SCALE, ScaleType
+from sq.formats.elements import Element, Integers
+from sq.formats.scales import FLOAT32_SCALE, ScaleType
+from sq.kernels.schemes import Scheme
 
 Granularity = Literal["row", "group", "tensor"]
 
@@ -60,6 +61,11 @@ class Format:
     def bits(self) -> int:
         """Bits of a code."""
         return self.element.bits
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """Of integers; None for other elements. Kernels ask for it."""
+        return self.element.scheme if isinstance(self.element, Integers) else None
 
     @property
     def granularity(self) -> Granularity:
@@ -129,16 +135,3 @@ def named(name: str) -> Format:
 def names() -> list[str]:
     """Names of all registered formats, sorted."""
     return sorted(_registry)
-
-
-# OCP Microscaling Formats (MX) v1.0: groups of 32 with a power of two for scale.
-MXFP4 = register(Format("mxfp4", E2M1, group=32, scale=E8M0_SCALE))
-MXFP8 = register(Format("mxfp8", E4M3, group=32, scale=E8M0_SCALE))
-# NVFP4 (NVIDIA Blackwell): groups of 16 with a scale in E4M3, and a float32 scale on top.
-NVFP4 = register(Format("nvfp4", E2M1, group=16, scale=E4M3_SCALE, second=True))
-# Four over six: each group maps its largest entry to 6 or to 4, whichever has the smaller error.
-NVFP4_46 = register(Format("nvfp4_46", E2M1, group=16, scale=E4M3_SCALE, second=True, spans=(1.0, 1.5)))
-FP8 = register(Format("fp8", E4M3))
-FP8_TENSOR = register(Format("fp8_tensor", E4M3, tensor=True))
-INT4G16 = register(Format("int4g16", Integers(4, "symmetric"), group=16, scale=FLOAT16_SCALE))
-INT4G32 = register(Format("int4g32", Integers(4, "symmetric"), group=32, scale=FLOAT16_SCALE))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import QuantizationError
-from sq.formats.elements import MAX_BITS, MIN_BITS, Scheme
+from sq.formats.elements import MAX_BITS, MIN_BITS
 from sq.formats.format import Format, integer, named, names
+from sq.kernels.schemes import Scheme
 
 SIXTEEN = "16"  # a part that is left in 16 bits
 _SHAPE = "w<format>a<format>, then q<format> and kv<format> if wanted, or one format for weights and activations"
@@ -54,19 +56,28 @@ def parse_bits(label: str) -> Bits:
     Raises:
         QuantizationError: another form, or a format that does not exist; the message says which part is wrong.
     """
+    return Bits(**parse_parts(label))
+
+
+def parse_parts(label: str) -> dict[str, str]:
+    """Format by field of `Bits`, of the parts that a label names.
+
+    Raises:
+        QuantizationError: as `parse_bits`.
+    """
     text = str(label).lower()
-    found = _pattern("|".join([*_known(), "16"])).fullmatch(text)
+    found = _pattern("|".join([*_known(), SIXTEEN])).fullmatch(text)
     if found is None:
         raise QuantizationError(_mistake(text))
     part = found.groupdict()
-    both, cache = part["both"], part["kv"] or SIXTEEN
-    return Bits(
-        weights=part["w"] or both,
-        activations=part["a"] or both,
-        keys=part["k"] or cache,
-        values=part["v"] or cache,
-        queries=part["q"] or SIXTEEN,
-    )
+    parts = {
+        "weights": part["w"] or part["both"],
+        "activations": part["a"] or part["both"],
+        "keys": part["k"] or part["kv"],
+        "values": part["v"] or part["kv"],
+        "queries": part["q"],
+    }
+    return {name: format for name, format in parts.items() if format}
 
 
 def format_of(part: str, scheme: Scheme = "symmetric", group: int | None = None) -> Format | None:

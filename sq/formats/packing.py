@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.kernels.nibbles import pack_nibbles, unpack_nibbles
 
 
 def packed_size(n: int, bits: int = 4) -> int:
@@ -31,13 +32,9 @@ def pack(codes: Tensor, signed: bool, bits: int = 4) -> Tensor:
         raise QuantizationError(
             f"codes span {int(codes.min())}..{int(codes.max())}; {bits} bits, {signed=}, hold {low}..{high}"
         )
-    data = codes.to(torch.uint8)  # wraps modulo 256: two's complement
-    if bits > 4:
-        return data.clone() if data is codes else data
-    data = data & 0xF
-    if data.shape[-1] % 2:
-        data = torch.nn.functional.pad(data, (0, 1))
-    return data[..., 0::2] | (data[..., 1::2] << 4)
+    if bits <= 4:
+        return pack_nibbles(codes)
+    return codes.to(torch.uint8, copy=True)  # wraps modulo 256: two's complement
 
 
 def unpack(packed: Tensor, n: int, signed: bool, bits: int = 4) -> Tensor:
@@ -54,8 +51,7 @@ def unpack(packed: Tensor, n: int, signed: bool, bits: int = 4) -> Tensor:
         )
     if bits > 4:
         return packed.view(torch.int8) if signed else packed
-    pairs = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)[..., :n].to(torch.int8)
-    return (pairs ^ 8) - 8 if signed else pairs  # sign extension of a nibble
+    return unpack_nibbles(packed, signed)[..., :n].contiguous()
 
 
 def _check_bits(bits: int) -> None:

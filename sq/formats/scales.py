@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sq.formats.elements import E4M3
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -30,6 +31,13 @@ class ScaleType:
     def is_power(self) -> bool:
         """Whether scales are powers of two."""
         return self.name == "e8m0"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of stored scales."""
+        import torch
+
+        return {"float32": torch.float32, "float16": torch.float16}.get(self.name, torch.uint8)
 
     def round(self, scale: Tensor) -> Tensor:
         """Positive float32 scales as they are stored, float32; NaN and inf stay what they are (inf becomes NaN or

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.formats.grid import UNQUANTIZED_BITS, Grid, grid_from_range
+from sq.formats.grid import Grid, grid_from_range
 from sq.formats.weight import WeightQuantizer
 from sq.learn.clips import LearnedRange, fake_weight
 
@@ -15,10 +15,10 @@ from sq.learn.clips import LearnedRange, fake_weight
 def clipped_weight(w: Tensor, learned: LearnedRange, quantizer: WeightQuantizer) -> Tensor:
     """w (d_out, d_in) clamped to its learned range and rounded: `fake_weight(w.clamp(*learned(w)), quantizer)`."""
     low, high = learned(w)
-    if quantizer.group_size is not None or quantizer.bits == UNQUANTIZED_BITS:
+    if quantizer.format.group is not None:
         return fake_weight(w.clamp(low, high), quantizer)
     low, high = low.float(), high.float()
-    grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme)
+    grid = grid_from_range(low, high, quantizer.format)
     rounded: Tensor = _ClampAndRound.apply(w.float(), low, high, grid.scale, grid)  # type: ignore[no-untyped-call]
     return rounded.to(w)
 

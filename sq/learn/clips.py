@@ -7,11 +7,18 @@ from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.differentiable import fake_between
+from sq.formats.format import Format
 from sq.formats.grid import grid_from_range, row_range
 from sq.formats.weight import WeightQuantizer
 from sq.learn.rounding import round_on, row_extremes
 
 INITIAL_LOGIT = 4.0  # sigmoid(4) = 0.982: OmniQuant quantize/quantizer.py, FlatQuant flatquant/quant_utils.py
+
+
+def integers_only(*formats: Format | None) -> str | None:
+    """Why a method that learns ranges does not take these formats (None: 16 bits), or None if it does."""
+    others = [format.name for format in formats if format is not None and format.scheme is None]
+    return f"it learns ranges of integers, which {' and '.join(dict.fromkeys(others))} has not" if others else None
 
 
 class LearnedRange(nn.Module):
@@ -41,12 +48,11 @@ class LearnedClip(nn.Module):
         self.high = nn.Parameter(torch.tensor(INITIAL_LOGIT, device=device))
 
     def forward(self, x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
-        """x (..., n) rounded on the quantizer's bits, scheme and groups, with this clip in place of its own."""
-        rows = x.reshape(-1, quantizer.group_size or x.shape[-1]).float()
+        """x (..., n) rounded to the quantizer's format, of integers, with this clip in place of its own."""
+        rows = x.reshape(-1, quantizer.format.group or x.shape[-1]).float()
         low, high = row_extremes(rows)
         low, high = self.low.sigmoid() * low, self.high.sigmoid() * high
-        whole = quantizer.group_size is None
-        grid = grid_from_range(low, high, quantizer.bits, quantizer.scheme, include_zero=whole)
+        grid = grid_from_range(low, high, quantizer.format)
         return round_on(rows, grid).view_as(x).to(x)
 
     def factors(self) -> tuple[float, float]:
@@ -58,11 +64,8 @@ def fake_weight(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """w (d_out, d_in) rounded on the quantizer's grid without a clip search, differentiable in w and its range.
 
     What `WeightQuantizer(clip=1.0)` gives, with the gradient of `fake_between`: clamp w to a `LearnedRange` first, and
-    the gradient reaches the logits. At 16 bits w itself.
+    the gradient reaches the logits.
     """
-    if quantizer.bits == 16:
-        return w
-    rows = w.reshape(-1, quantizer.group_size or w.shape[1]).float()
+    rows = w.reshape(-1, quantizer.format.group or w.shape[1]).float()
     low, high = row_range(rows)
-    whole = quantizer.group_size is None
-    return fake_between(rows, low, high, quantizer.bits, quantizer.scheme, include_zero=whole).view_as(w).to(w)
+    return fake_between(rows, low, high, quantizer.format).view_as(w).to(w)

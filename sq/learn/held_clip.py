@@ -23,11 +23,11 @@ class HeldClip:
         factors: name -> p of each row (group) as of its last search, (rows, 1). To be kept when training is resumed.
 
     Args:
-        quantizer: bits, scheme, groups and clip; without a clip search there is nothing to hold.
+        quantizer: format and clip; without a clip search there is nothing to keep. None leaves weights as they are.
         interval: steps from search to search; 1 searches at every step.
     """
 
-    def __init__(self, quantizer: WeightQuantizer, interval: int) -> None:
+    def __init__(self, quantizer: WeightQuantizer | None, interval: int) -> None:
         self.quantizer, self.interval = quantizer, interval
         self.factors: dict[str, Tensor] = {}
         self._searched: dict[str, int] = {}
@@ -39,7 +39,9 @@ class HeldClip:
             name: of the weight, under which its factors are held.
             step: number of the training step, from 0.
         """
-        if self.quantizer.bits == 16 or self.quantizer.clip != "search":
+        if self.quantizer is None:
+            return w
+        if self.quantizer.clip != "search":
             return self.quantizer(w)
         due = step % self.interval == 0 and self._searched.get(name) != step
         if due or name not in self.factors:
@@ -48,18 +50,17 @@ class HeldClip:
         return straight_through(w, lambda weight: self._fake(weight, self.factors[name]))
 
     def _fake(self, w: Tensor, factors: Tensor) -> Tensor:
-        quantizer = self.quantizer
-        rows = w.reshape(-1, quantizer.group_size or w.shape[1])
-        whole, out = quantizer.group_size is None, torch.empty_like(rows)
+        assert self.quantizer is not None
+        rows, second = self.quantizer.rows(w, self.quantizer.second(w))
+        out = torch.empty_like(rows)
         for part in row_chunks(rows.shape[0], rows.shape[1], rows.device):
             chunk = rows[part].float()
-            grid = row_grid(chunk, quantizer.bits, quantizer.scheme, factors[part], include_zero=whole)
-            out[part] = grid.fake(chunk)
+            own = None if second is None else second[part]
+            out[part] = row_grid(chunk, self.quantizer.format, factors[part], second=own).fake(chunk)
         return out.view_as(w)
 
 
 def _searched_factors(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """p of each row: the scale that a search finds over the scale of the whole range."""
-    found, _ = quantizer.grid(w)
-    full, _ = replace(quantizer, clip=1.0).grid(w)
-    return (found / full).reshape(-1, 1)
+    found, full = quantizer.grid(w), replace(quantizer, clip=1.0).grid(w)
+    return (found.scale / full.scale).reshape(-1, 1)

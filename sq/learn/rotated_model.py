@@ -53,7 +53,7 @@ class RotatedModel:
     ) -> None:
         self.dimensions, self.recompute = training.dimensions, recompute
         self.blocks = [training.block(index) for index in range(training.count)]
-        self.round = HeldClip(recipe.weights.quantizer, clip_interval)
+        self.round = HeldClip(recipe.weight_quantizer, clip_interval)
         self.embeddings_and_head = training.embeddings_and_head()
         self.dtype = self.blocks[0].dtype
         self.embedding, self.head = (

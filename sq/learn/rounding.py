@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
+from sq.formats.activation import ActivationQuantizer
 from sq.formats.clip_search import best_clip
-from sq.formats.grid import UNQUANTIZED_BITS, Grid, grid_from_range, row_range
+from sq.formats.grid import Grid, grid_from_range, row_range
 
 
 class RangeGradient(nn.Module):
@@ -20,7 +20,7 @@ class RangeGradient(nn.Module):
     their resolution.
 
     Args:
-        quantizer: whose bits, scheme, clip and groups are taken.
+        quantizer: whose format, of integers, and clip are taken.
     """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
@@ -30,22 +30,20 @@ class RangeGradient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) rounded to its grids: shape and dtype of x."""
         given = self.quantizer
-        if given.bits == UNQUANTIZED_BITS or not (torch.is_grad_enabled() and x.requires_grad):
+        if not (torch.is_grad_enabled() and x.requires_grad):
             out: Tensor = given(x)
             return out
-        rows = x.reshape(-1, given.group_size or x.shape[-1]).float()
-        whole = given.group_size is None
+        rows = x.reshape(-1, given.format.group or x.shape[-1]).float()
         low, high = row_extremes(rows)
         clip: float | Tensor = 1.0
         if isinstance(given.clip, tuple):
             low, high = given.clip[0] * low, given.clip[1] * high
         elif isinstance(given.clip, str):
             with torch.no_grad():
-                candidates = clip_candidates(given.bits, given.candidates)
-                clip = best_clip(rows, candidates, given.bits, given.scheme, include_zero=whole)
+                clip = best_clip(rows, given.clips, given.format)
         else:
             clip = given.clip
-        grid = grid_from_range(low, high, given.bits, given.scheme, clip, include_zero=whole)
+        grid = grid_from_range(low, high, given.format, clip)
         return round_on(rows, grid).view_as(x).to(x)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,6 +43,14 @@ def return_freed() -> None:
     """Give memory that earlier work freed back to the system, so that it does not count as the next work's."""
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@cache
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has, used or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _status(key: str) -> int:

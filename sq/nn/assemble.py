@@ -10,7 +10,7 @@ from sq.nn.generation import generate_in_int4
 
 
 def assemble(stream: DecoderStream, layers: list[nn.Module], outer: EmbeddingsAndHead) -> PreTrainedModel:
-    """The model of `DecoderStream.assemble`, whose `generate` holds 4-bit keys and values as int4."""
+    """The model of `DecoderStream.assemble`, whose `generate` keeps 4-bit keys and values as int4."""
     model = stream.assemble(layers, outer)
     generate_in_int4(model)
     return model

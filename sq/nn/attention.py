@@ -34,20 +34,20 @@ class AttentionInput(nn.Module):
         """q (B, H, S, head_dim), k and v (B, kv_heads, S, head_dim), rounded; shapes and dtypes stay."""
         if self.observer is not None:
             self.observer(query, key)
-        return self.asked(query, key.shape[1]), *self.rounded(self.turned(key), value)
+        return self.round_queries(query, key.shape[1]), *self.round_keys_and_values(self.transform_keys(key), value)
 
-    def asked(self, query: Tensor, kv_heads: int) -> Tensor:
+    def round_queries(self, query: Tensor, kv_heads: int) -> Tensor:
         """Q(q T^-T)."""
         if self.transform is not None:
             query = on_heads(query, self.transform.inverse_transpose, self.transform.n, kv_heads)
         return query if self.queries is None else self.queries(query)
 
-    def turned(self, key: Tensor) -> Tensor:
+    def transform_keys(self, key: Tensor) -> Tensor:
         """k T."""
         return key if self.transform is None else on_heads(key, self.transform, self.transform.n, key.shape[1])
 
-    def rounded(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Q(k), Q(v) of a key that is turned already."""
+    def round_keys_and_values(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Q(k), Q(v) of a key that is transformed already."""
         return key if self.keys is None else self.keys(key), value if self.values is None else self.values(value)
 
     def macs(self, dimensions: ModelDimensions) -> int:

@@ -1,4 +1,4 @@
-"""`generate` of a model with 4-bit keys and values holds them in int4."""
+"""`generate` of a model with 4-bit keys and values keeps them in int4."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = ("cache", "past_key_values")  # of the argument: transformers 5.24 and 
 def generate_in_int4(model: PreTrainedModel) -> None:
     """Have `generate` make an `Int4Cache` where it would make a DynamicCache, if the model has a use for one.
 
-    What the caller asks for is left alone: a cache of their own, `cache_implementation`, `use_cache=False`, and
+    The caller's own choice is left alone: a cache of their own, `cache_implementation`, `use_cache=False`, and
     assisted generation. Keys and values that are not both of 4 bits stay in floating point, in transformers' cache.
     """
     if int4_obstacle(model) is None:
@@ -28,8 +28,8 @@ class _PrepareCache:
     """Stands before one model's `_prepare_cache_for_generation`.
 
     The one place where `generate` chooses a cache: `cache_implementation` names transformers' own only. On the
-    instance, so that other models keep theirs. The model is held weakly: in a cycle with it, a deleted model would keep
-    its memory until the garbage collector comes by.
+    instance, so that other models keep theirs. The model is referenced weakly: in a cycle with it, a deleted model
+    would keep its memory until the garbage collector comes by.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -53,7 +53,7 @@ class _PrepareCache:
         prepare = getattr(type(model), _HOOK)
         prepare(model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
         made = next((name for name in _NAMES if type(model_kwargs.get(name)) is DynamicCache), None)
-        own_choice = given == [None, None] and made is not None and generation_config.cache_implementation is None
+        own_choice = given == [None, None] and generation_config.cache_implementation is None
         assisted = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
-        if own_choice and not assisted and int4_obstacle(model) is None:
+        if made is not None and own_choice and not assisted and int4_obstacle(model) is None:
             model_kwargs[made] = Int4Cache(model, most=max_cache_length)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from sq.formats.grid import Scheme
-from sq.formats.weight import QuantizedWeight
+from sq.formats.elements import Integers
+from sq.formats.format import Format
+from sq.formats.qtensor import QTensor
 
 
-class Integers(NamedTuple):
-    """Activations as integers: value = (code - zero) scale, with zero = -1/2 for midrise.
-
-    Attributes:
-        codes: (..., n) int8, or uint8 for asymmetric.
-        scale: (..., G) float32, G groups a token.
-        zero: (..., G) float32 for asymmetric, else None.
-        scheme: of the grid.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
-    scheme: Scheme
+def is_integer(format: Format) -> bool:
+    """Whether `integer_linear` takes a format: integers without a second scale."""
+    return isinstance(format.element, Integers) and not format.second
 
 
-def integer_linear(x: Integers, weight: QuantizedWeight) -> Tensor:
+def integer_linear(x: QTensor, weight: QTensor) -> Tensor:
     """x W^T from integers, (..., d_out) float32, with codes q and p of activations and weights, zero points z and y:
 
         s_t s_c (sum q p - z_t sum p - y_c sum q + n z_t y_c),    summed over groups where there are any.
 
-    The sums are exact int32 (127 * 128 * n < 2^31 for n < 132,000).
+    The zero point of mid-rise codes is -1/2. The sums are exact int32 (127 * 128 * n < 2^31 for n < 132,000). One of
+    the two numbers of groups must be a multiple of the other.
     """
-    codes, zero = _signed(x.codes.reshape(-1, x.codes.shape[-1]), _zeros(x.zero, x.scale, x.scheme))
+    codes, zero = _signed(x.codes.reshape(-1, x.codes.shape[-1]), _zeros(x))
     scale, zero = x.scale.reshape(-1, x.scale.shape[-1]), zero.reshape(-1, x.scale.shape[-1])
-    other, other_zero = _signed(weight.codes, _zeros(weight.zero, weight.scale, weight.scheme))
+    other, other_zero = _signed(weight.codes, _zeros(weight))
     n, groups, other_groups = codes.shape[1], scale.shape[1], weight.scale.shape[1]
     steps = max(groups, other_groups)  # one of the two is a multiple of the other, or 1
     total = torch.zeros(codes.shape[0], other.shape[0], device=codes.device)
@@ -60,10 +49,10 @@ def _product(q: Tensor, p: Tensor) -> Tensor:
     return torch._int_mm(q.contiguous(), p.T.contiguous())
 
 
-def _zeros(zero: Tensor | None, scale: Tensor, scheme: Scheme) -> Tensor:
-    if zero is not None:
-        return zero
-    return torch.full_like(scale, -0.5 if scheme == "midrise" else 0.0)
+def _zeros(x: QTensor) -> Tensor:
+    if x.zero is not None:
+        return x.zero
+    return torch.full_like(x.scale, -0.5 if x.format.scheme == "midrise" else 0.0)
 
 
 def _signed(codes: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A transformers cache that holds keys and values as int4 codes: the very ones that plain attention rounds to."""
+"""A transformers cache that keeps keys and values as int4 codes: the very ones that plain attention rounds to."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from transformers import Cache, PreTrainedModel
 
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
+from sq.kernels.kv4_attention import obstacle
 from sq.models.attention import ATTENTION
 from sq.models.families import FAMILIES, ModelDimensions, family_of
+from sq.nn.hooks import attention_input
 from sq.nn.kv_layer import Int4Layer
 from sq.nn.mask_runs import MaskRuns
 
@@ -51,7 +53,7 @@ class Int4Cache(Cache):
         obstacle = int4_obstacle(model)
         if obstacle is not None:
             raise QuantizationError(
-                f"keys and values cannot be held in int4: {obstacle}. Use transformers' DynamicCache"
+                f"keys and values cannot be kept in int4: {obstacle}. Use transformers' DynamicCache"
             )
         if capacity is not None and capacity < 1:
             raise QuantizationError(f"capacity is {capacity}; use the most positions there will be, or None to grow")
@@ -64,8 +66,8 @@ class Int4Cache(Cache):
         """Hold new keys and values; returns what attends to them all, and the values."""
         if layer_idx == 0:
             self._runs.forget()
-        held: tuple[Any, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        return held
+        found: tuple[Any, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found
 
     def rewind(self, positions: int) -> None:
         """Forget all tokens behind the first `positions`, those of replayed graphs too."""
@@ -80,30 +82,25 @@ class Int4Cache(Cache):
 
 
 def int4_obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model's keys and values cannot be held in int4, None if they can.
+    """Why a model's keys and values cannot be kept in int4, None if they can.
 
     Both must be rounded to 4 bits, a whole head on one grid, with the same scheme and clip.
     """
     if model.config.model_type not in FAMILIES or model.config._attn_implementation != ATTENTION:
         return f"attention is {model.config._attn_implementation!r}, not {ATTENTION!r}: it was not quantized here"
     head_dim = ModelDimensions.of(model.config).head_dim
-    if head_dim % 2:
-        return f"head_dim is {head_dim}, and two codes share a byte"
     for index, found in enumerate(_inputs(model)):
-        quantizers = [getattr(found, name, None) for name in ("keys", "values")]
-        settings = []
-        for name, quantizer in zip(("keys", "values"), quantizers, strict=True):
-            if not isinstance(quantizer, ActivationQuantizer) or quantizer.bits != 4:
-                return f"layer {index} has {name} of {getattr(quantizer, 'bits', 16)} bits"
-            if isinstance(quantizer.clip, tuple) or quantizer.group_size not in (None, head_dim):
-                return f"layer {index} rounds {name} with clip={quantizer.clip}, group_size={quantizer.group_size}"
-            settings.append((quantizer.scheme, quantizer.clip, quantizer.candidates, quantizer.group_size))
-        if settings[0] != settings[1]:
-            return f"layer {index} rounds keys and values differently: {quantizers[0]}, {quantizers[1]}"
+        keys, values = (getattr(found, name, None) for name in ("keys", "values"))
+        if not (isinstance(keys, ActivationQuantizer) and isinstance(values, ActivationQuantizer)):
+            return f"layer {index} leaves keys or values in 16 bits"
+        if (reason := obstacle(keys.format, values.format, head_dim)) is not None:
+            return f"layer {index}: {reason}"
+        if keys.clips != values.clips or isinstance(keys.clip, tuple):
+            return f"layer {index} rounds keys with clip={keys.clip}, values with clip={values.clip}"
     return None
 
 
 def _inputs(model: PreTrainedModel) -> list[Any]:
     family = family_of(model.config)
     layers = (model.get_submodule(f"{family.layers}.{index}") for index in range(model.config.num_hidden_layers))
-    return [getattr(layer.get_submodule(family.attention), "attention_input", None) for layer in layers]
+    return [attention_input(family, layer) for layer in layers]

@@ -13,12 +13,13 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sq.errors import QuantizationError
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import Scheme
-from sq.kernels.kv4_attention import Kv4Cache, Kv4Side, dequantized, kv4_append, kv4_attention, kv4_cache
+from sq.formats.activation import ActivationQuantizer
+from sq.kernels.coded import Coded
+from sq.kernels.kv4_attention import Kv4Cache, dequantized, kv4_append, kv4_attention, kv4_cache
 from sq.models.attention import HeldKeys
 from sq.nn.attention import AttentionInput
 from sq.nn.mask_runs import MaskRuns, causal
+from sq.nn.site_input import scheme_of
 
 _LEAST_ROOM = 64  # positions that a growing cache adds at least
 
@@ -28,8 +29,8 @@ class Int4Layer(CacheLayerMixin):
 
     Attributes:
         arrays: codes, scales and zeros; None before the first token.
-        position: (B,) int64 on the device: positions held.
-        held: the same number where Python counts it (at least it, where a CUDA graph is replayed).
+        position: (B,) int64 on the device: positions that are filled.
+        count: the same number where Python counts it (at least it, where a CUDA graph is replayed).
     """
 
     is_croppable = True
@@ -39,14 +40,11 @@ class Int4Layer(CacheLayerMixin):
         super().__init__()  # type: ignore[no-untyped-call]
         assert isinstance(source.keys, ActivationQuantizer)
         self.source, self.runs, self.capacity, self.most = source, runs, capacity, most
-        self.scheme: Scheme = source.keys.scheme
-        clip = source.keys.clip
-        assert not isinstance(clip, tuple)
-        self.clips = clip_candidates(4, source.keys.candidates) if isinstance(clip, str) else [clip]
-        self.include_zero = source.keys.group_size is None
+        self.scheme = scheme_of(source.keys.format)
+        self.clips, self.include_zero = source.keys.clips, source.keys.format.include_zero
         self.arrays: Kv4Cache | None = None
         self.position: Tensor | None = None
-        self.held = 0
+        self.count = 0
         self.empty = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -65,27 +63,27 @@ class Int4Layer(CacheLayerMixin):
         assert self.arrays is not None
         assert self.position is not None
         tokens, room = key_states.shape[2], self.arrays.keys.scale.shape[2]
-        if self.held + tokens > room:
+        if self.count + tokens > room:
             if self.capacity is not None:
                 raise QuantizationError(
-                    f"the cache holds {self.held} of {self.capacity} positions and {tokens} more are to come: make it "
+                    f"the cache holds {self.count} of {self.capacity} positions and {tokens} more are to come: make it "
                     "with a larger capacity"
                 )
-            self._grow(self._room(self.held + tokens))
-        first, key = self.empty, self.source.turned(key_states)
+            self._grow(self._room(self.count + tokens))
+        first, key = self.empty, self.source.transform_keys(key_states)
         kv4_append(self.arrays, key, value_states, self.position, clip=self.clips)
         self.position.add_(tokens)
-        self.held, self.empty = self.held + tokens, False
+        self.count, self.empty = self.count + tokens, False
         return _Held(self, key, value_states, first), value_states
 
     def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H_kv, S, head_dim) as plain attention rounds them.
 
-        S is a fixed capacity, with zeros where no token is, or what is held.
+        S is a fixed capacity, with zeros where no token is, or the filled positions.
         """
         assert self.arrays is not None
         assert self.position is not None
-        shown = self.arrays if self.capacity is not None else _each(self.arrays, lambda part: part[:, :, : self.held])
+        shown = self.arrays if self.capacity is not None else _each(self.arrays, lambda part: part[:, :, : self.count])
         # in float32, and rounded to dtype at the end, as ActivationQuantizer does
         keys, values = (dequantized(side, shown.scheme).to(dtype) for side in (shown.keys, shown.values))
         if self.capacity is not None:  # a mask does not hide the NaN of a token that was cropped
@@ -95,12 +93,12 @@ class Int4Layer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Positions that a mask for new tokens must cover, and where they begin."""
-        return self.capacity or self.held + query_length, 0
+        return self.capacity or self.count + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions held; with a fixed capacity a tensor on the device once there are any."""
+        """Filled positions; with a fixed capacity a tensor on the device once there are any."""
         if self.capacity is None or self.position is None:
-            return self.held
+            return self.count
         length: Any = self.position[0]  # of StaticCache's kind, which transformers types as int
         return length  # type: ignore[no-any-return]
 
@@ -117,7 +115,7 @@ class Int4Layer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget all tokens; the arrays of a fixed capacity stay where they are, others are freed."""
-        self.held, self.empty = 0, True
+        self.count, self.empty = 0, True
         if self.capacity is None:
             self.arrays, self.position, self.is_initialized = None, None, False
         elif self.arrays is not None and self.position is not None:
@@ -134,16 +132,16 @@ class Int4Layer(CacheLayerMixin):
         if self.position is None or tokens_to_remove == 0:
             return
         self.position.add_(tokens_to_remove).clamp_min_(0)
-        self.held = max(self.held + tokens_to_remove, 0)
-        # with a fixed capacity Python may not have counted every token, and only `reset` tells that there are none
-        self.empty = self.capacity is None and self.held == 0
+        self.count = max(self.count + tokens_to_remove, 0)
+        # with a fixed capacity Python may not have counted every token, and only `reset` makes sure that there are none
+        self.empty = self.capacity is None and self.count == 0
 
     def rewind(self, positions: int) -> None:
         """Forget all tokens behind the first `positions`."""
         if self.position is not None:
             self.position.clamp_max_(positions)
-            self.held = min(self.held, positions)
-            self.empty = self.capacity is None and self.held == 0
+            self.count = min(self.count, positions)
+            self.empty = self.capacity is None and self.count == 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row b becomes row beam_idx[b]."""
@@ -161,7 +159,7 @@ class Int4Layer(CacheLayerMixin):
         self._rows(lambda part: part[indices.to(part.device)])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Int4Layer:
-        """A copy of what is held; quantizers and transforms stay the model's."""
+        """A copy of keys and values; quantizers and transforms stay the model's."""
         memo[id(self.source)] = self.source
         made = copy.copy(self)
         made.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
@@ -178,7 +176,7 @@ class Int4Layer(CacheLayerMixin):
     def _grow(self, room: int) -> None:
         def grown(part: Tensor) -> Tensor:
             larger = part.new_zeros((*part.shape[:2], room, *part.shape[3:]))
-            larger[:, :, : self.held] = part[:, :, : self.held]
+            larger[:, :, : self.count] = part[:, :, : self.count]
             return larger
 
         assert self.arrays is not None
@@ -187,7 +185,7 @@ class Int4Layer(CacheLayerMixin):
 
 @dataclass(eq=False)
 class _Held(HeldKeys):
-    """New keys, turned, and values beside all that their layer holds, themselves included; for one call of attention.
+    """New keys, transformed, and values beside all of their layer, themselves included; for one call of attention.
 
     first: the cache was empty before.
     """
@@ -201,9 +199,9 @@ class _Held(HeldKeys):
         layer, tokens = self.layer, self.key.shape[2]
         assert layer.arrays is not None
         assert layer.position is not None
-        query = layer.source.asked(query, self.key.shape[1])
+        query = layer.source.round_queries(query, self.key.shape[1])
         if self.first:
-            keys, values = layer.source.rounded(self.key, self.value)
+            keys, values = layer.source.round_keys_and_values(self.key, self.value)
             attention_mask = None if attention_mask is None else attention_mask[..., :tokens]
         else:
             if tokens == 1 and query.dtype != torch.float64 and not arguments.get("dropout"):
@@ -223,7 +221,7 @@ class _Held(HeldKeys):
 def _each(arrays: Kv4Cache, function: Callable[[Tensor], Tensor]) -> Kv4Cache:
     """A function of every array, whose first axes are B, H_kv and positions."""
     keys, values = (
-        Kv4Side(function(side.codes), function(side.scale), None if side.zero is None else function(side.zero))
+        Coded(function(side.codes), function(side.scale), None if side.zero is None else function(side.zero))
         for side in (arrays.keys, arrays.values)
     )
     return arrays._replace(keys=keys, values=values)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import Scheme
-from sq.formats.packing import pack, unpack
-from sq.formats.weight import QuantizedWeight
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul, weight_sums
-from sq.nn.integer_product import integer_linear
-from sq.nn.site_input import SiteInput
+from sq.formats.qtensor import QTensor
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul, obstacle, weight_sums
+from sq.nn.integer_product import integer_linear, is_integer
+from sq.nn.site_input import SiteInput, scheme_of
 
 if TYPE_CHECKING:
     from sq.nn.packed_group import PackedGroup
@@ -51,14 +50,15 @@ class QuantizedLinear(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """The same linear with integer weights: two codes a byte up to 4 bits, one from 5 to 8.
+    """The same linear with a packed weight: two codes a byte up to 4 bits, one from 5 to 8.
 
-    With quantized activations it multiplies integers and scales the int32 sums; with 16-bit activations the weight is
-    unpacked to the dtype of x for each call.
+    Where weights and activations are integers it multiplies integers and scales the int32 sums. Other formats (MXFP4,
+    NVFP4, FP8) and 16-bit activations are stored packed and computed in floating point: the weight is dequantized to
+    the dtype of x for each call.
 
     Args:
         inputs, owns_inputs: as in `QuantizedLinear`.
-        weight: integer codes with their scales.
+        weight: codes with their scales, packed or not; on the meta device for a checkpoint to fill.
         bias: (d_out,) or None.
     """
 
@@ -66,42 +66,37 @@ class PackedLinear(nn.Module):
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero: Tensor | None
+    weight_second: Tensor | None
     bias: Tensor | None
     inputs: SiteInput
 
-    def __init__(
-        self, inputs: SiteInput, weight: QuantizedWeight, bias: Tensor | None, *, owns_inputs: bool = True
-    ) -> None:
+    def __init__(self, inputs: SiteInput, weight: QTensor, bias: Tensor | None, *, owns_inputs: bool = True) -> None:
         super().__init__()
         _attach(self, inputs, owns_inputs)
-        self.bits, self.scheme, self.group_size = weight.bits, weight.scheme, weight.group_size
-        self.out_features, self.in_features = weight.codes.shape
-        meta = weight.codes.device.type == "meta"
-        size = (self.out_features, -(-self.in_features // 2) if weight.bits <= 4 else self.in_features)
-        packed = (
-            torch.empty(size, dtype=torch.uint8, device="meta")
-            if meta
-            else pack(weight.codes, weight.scheme != "asymmetric", weight.bits)
-        )
+        self.format = weight.format
+        self.out_features, self.in_features = weight.shape
+        packed = weight.pack()
         self._sums: Tensor | None = None
         self.__dict__["group"] = None
-        self.register_buffer("weight_packed", packed)
-        self.register_buffer("weight_scale", weight.scale)
-        self.register_buffer("weight_zero", weight.zero)
+        self.register_buffer("weight_packed", packed.codes)
+        self.register_buffer("weight_scale", packed.scale)
+        self.register_buffer("weight_zero", packed.zero)
+        self.register_buffer("weight_second", packed.second)
         self.register_buffer("bias", bias)
 
-    def integer_weight(self) -> QuantizedWeight:
-        """Codes and scales, unpacked."""
-        scheme: Scheme = self.scheme
-        codes = unpack(self.weight_packed, self.in_features, scheme != "asymmetric", self.bits)
-        return QuantizedWeight(codes, self.weight_scale, self.weight_zero, self.bits, scheme, self.group_size)
+    @property
+    def qweight(self) -> QTensor:
+        """The weight, packed."""
+        return QTensor(
+            self.format, self.weight_packed, self.weight_scale, self.weight_zero, self.weight_second, self.in_features
+        )
 
-    def packed_weight(self) -> PackedWeight:
+    def packed_weight(self) -> Coded:
         """Codes and scales as `int4_matmul` takes them, with what it computes from them once; at most 4 bits."""
         if self._sums is None or self._sums.device != self.weight_scale.device:
-            bare = PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero)
-            self._sums = weight_sums(bare, self.scheme)
-        return PackedWeight(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
+            bare = Coded(self.weight_packed, self.weight_scale, self.weight_zero)
+            self._sums = weight_sums(bare, scheme_of(self.format))
+        return Coded(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f is what the site computes in front, if anything.
@@ -112,20 +107,18 @@ class PackedLinear(nn.Module):
         quantizer = self.inputs.quantizer
         if self.group is not None and quantizer is not None and x.dtype != torch.float64:
             return self.group.output(self, x)
-        if quantizer is None:
-            weight = self.integer_weight().dequantize(x.dtype)
-            return torch.nn.functional.linear(self.inputs(x, up), weight, self.bias)
-        assert isinstance(quantizer, ActivationQuantizer)
+        if not (isinstance(quantizer, ActivationQuantizer) and multiplies_integers(self, quantizer)):
+            return torch.nn.functional.linear(self.inputs(x, up), self.qweight.dequantize(x.dtype), self.bias)
         if x.dtype != torch.float64 and kernel_takes(self, quantizer):
             return int4_matmul(
                 self.inputs.packed(x, up),
                 self.packed_weight(),
-                x_scheme=quantizer.scheme,
-                w_scheme=self.scheme,
+                x_scheme=scheme_of(quantizer.format),
+                w_scheme=scheme_of(self.format),
                 bias=self.bias,
                 dtype=x.dtype,
             )
-        y = integer_linear(self.inputs.integers(x, up), self.integer_weight())
+        y = integer_linear(self.inputs.encoded(x, up), self.qweight.unpack())
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -135,16 +128,22 @@ class PackedLinear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
-        """Sizes and the kind of integers."""
-        size = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{size}, bits={self.bits}, scheme={self.scheme}, group_size={self.group_size}"
+        """Sizes and format."""
+        scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format.name}{scheme}"
 
 
 def kernel_takes(linear: PackedLinear, quantizer: ActivationQuantizer) -> bool:
-    """Whether `int4_matmul` has a form for this linear; the plain product of integers has one for all."""
-    groups_fit = quantizer.group_size is None and (linear.group_size or 2) % 2 == 0
-    codes_fit = linear.bits <= 4 and (quantizer.bits <= 4 or quantizer.scheme == "symmetric")
-    return groups_fit and codes_fit and linear.in_features % 2 == 0
+    """Whether `int4_matmul` takes this linear; the plain product of integers has a form for all."""
+    return obstacle(quantizer.format, linear.format, linear.in_features) is None
+
+
+def multiplies_integers(linear: PackedLinear, quantizer: ActivationQuantizer) -> bool:
+    """Whether a linear's weight and activations are integers whose groups fit each other."""
+    if not (is_integer(linear.format) and is_integer(quantizer.format)):
+        return False
+    groups = sorted((linear.format.groups(linear.in_features), quantizer.format.groups(linear.in_features)))
+    return groups[1] % groups[0] == 0
 
 
 def _attach(linear: QuantizedLinear | PackedLinear, inputs: SiteInput, owns: bool) -> None:

@@ -25,7 +25,7 @@ class MaskRuns:
 
     def __init__(self, *, checked: bool) -> None:
         self.checked = checked
-        self._known: dict[int, tuple[Tensor, Run | None]] = {}  # by id; the mask is held, so that no other takes its id
+        self._known: dict[int, tuple[Tensor, Run | None]] = {}  # by id; the mask is kept, so that no other takes its id
 
     def forget(self) -> None:
         """Before each step: masks are known no longer than they last."""

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul
 from sq.nn.linear import PackedLinear, kernel_takes
+from sq.nn.site_input import scheme_of
 
 
 class PackedGroup:
@@ -25,7 +27,7 @@ class PackedGroup:
 
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
         self.linears = tuple(linears)
-        self._joined: tuple[PackedWeight, Tensor | None] | None = None
+        self._joined: tuple[Coded, Tensor | None] | None = None
         self._kept: tuple[Tensor, dict[PackedLinear, Tensor]] | None = None
 
     def output(self, linear: PackedLinear, x: Tensor) -> Tensor:
@@ -54,7 +56,12 @@ class PackedGroup:
         assert self._joined is not None
         weight, bias = self._joined
         return int4_matmul(
-            activations, weight, x_scheme=quantizer.scheme, w_scheme=first.scheme, bias=bias, dtype=x.dtype
+            activations,
+            weight,
+            x_scheme=scheme_of(quantizer.format),
+            w_scheme=scheme_of(first.format),
+            bias=bias,
+            dtype=x.dtype,
         )
 
     def _is_joined(self) -> bool:
@@ -69,7 +76,7 @@ class PackedGroup:
         return True
 
     @torch.no_grad()
-    def _join(self) -> tuple[PackedWeight, Tensor | None]:
+    def _join(self) -> tuple[Coded, Tensor | None]:
         weights = [linear.packed_weight() for linear in self.linears]
         codes = torch.cat([weight.codes for weight in weights])
         scale = torch.cat([weight.scale for weight in weights])
@@ -85,7 +92,7 @@ class PackedGroup:
                     for linear in self.linears
                 ]
             )
-        return PackedWeight(codes, scale, zero, sums), bias
+        return Coded(codes, scale, zero, sums), bias
 
 
 def _rows(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -97,7 +104,7 @@ def group_linears(linears: Sequence[PackedLinear]) -> None:
     """Make the linears of one site a group, where `int4_matmul` takes them and they share their kind of integers."""
     first = linears[0]
     quantizer = first.inputs.quantizer
-    kinds = {(linear.bits, linear.scheme, linear.group_size, linear.weight_scale.dtype) for linear in linears}
+    kinds = {(linear.format, linear.weight_scale.dtype) for linear in linears}
     if len(linears) < 2 or len(kinds) > 1 or not isinstance(quantizer, ActivationQuantizer):
         return
     if not all(kernel_takes(linear, quantizer) for linear in linears):

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.kernels.rotate_quantize import Norm, PackedActivations, rotate_quantize
-from sq.nn.integer_product import Integers
-from sq.nn.kernel_form import kernel_form
+from sq.formats.activation import ActivationQuantizer
+from sq.formats.format import Format
+from sq.formats.qtensor import QTensor
+from sq.kernels.coded import Coded
+from sq.kernels.rms_norm import rms_norm
+from sq.kernels.rotate_quantize import Norm, form_of, obstacle, rotate_quantize
+from sq.kernels.schemes import Scheme
 from sq.rotation.transform import Transform
 
 
@@ -36,9 +39,7 @@ class DeferredNorm(nn.Module):
 
     def apply_to(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x^2) + eps) times the gain: float32, rounded to x's dtype in front of the gain."""
-        wide = x.float()
-        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normalized.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         """Size and who computes it."""
@@ -78,21 +79,21 @@ class SiteInput(nn.Module):
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """Fake-quantized f(x) T, shape (..., n), dtype of x; f is the norm, or silu(x) up, or nothing."""
 
-        def fake(turned: Tensor) -> Tensor:
-            return turned if self.quantizer is None else self.quantizer(turned)
+        def fake(y: Tensor) -> Tensor:
+            return y if self.quantizer is None else self.quantizer(y)
 
-        result: Tensor = self._once(x, lambda: fake(self._turned(x, up)))
+        result: Tensor = self._once(x, lambda: fake(self._transformed(x, up)))
         return result
 
-    def integers(self, x: Tensor, up: Tensor | None = None) -> Integers:
-        """Codes, scales and zero points of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
-        quantizer = self._integer_quantizer()
-        result: Integers = self._once(x, lambda: Integers(*quantizer.codes(self._turned(x, up)), quantizer.scheme))
+    def encoded(self, x: Tensor, up: Tensor | None = None) -> QTensor:
+        """Codes and scales of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
+        quantizer = self._activation_quantizer()
+        result: QTensor = self._once(x, lambda: quantizer.encode(self._transformed(x, up)))
         return result
 
-    def packed(self, x: Tensor, up: Tensor | None = None) -> PackedActivations:
+    def packed(self, x: Tensor, up: Tensor | None = None) -> Coded:
         """The same as int8 planes (..., 2, n / 2), what `int4_matmul` reads without rearranging; n even, no groups."""
-        result: PackedActivations = self._once(x, lambda: self._planes(x, up))
+        result: Coded = self._once(x, lambda: self._planes(x, up))
         return result
 
     def _once(self, x: Tensor, quantize: Callable[[], Any]) -> Any:
@@ -105,50 +106,47 @@ class SiteInput(nn.Module):
         self._kept = (x, result, self.readers - 1) if self.readers > 1 else None
         return result
 
-    def _turned(self, x: Tensor, up: Tensor | None) -> Tensor:
+    def _transformed(self, x: Tensor, up: Tensor | None) -> Tensor:
         if self.norm is not None:
             x = self.norm.apply_to(x)
         if up is not None:
             x = nn.functional.silu(x) * up
-        turned = x if self.transform is None else self.transform(x)
+        transformed = x if self.transform is None else self.transform(x)
         if self.observer is not None:
-            self.observer(turned)
-        return turned
+            self.observer(transformed)
+        return transformed
 
-    def _planes(self, x: Tensor, up: Tensor | None) -> PackedActivations:
-        quantizer = self._integer_quantizer()
-        if not (x.is_cuda if self.fused is None else self.fused) or quantizer.bits != 4:
-            codes, scale, zero = quantizer.codes(self._turned(x, up))
-            planes = codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
-            return PackedActivations(planes, scale, zero)
-        form = kernel_form(self.transform, x)
+    def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
+        quantizer = self._activation_quantizer()
+        fused = x.is_cuda if self.fused is None else self.fused
+        if not fused or obstacle(quantizer.format) is not None:
+            made = quantizer.encode(self._transformed(x, up))
+            planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
+            return Coded(planes, made.scale, made.zero)
+        form = form_of(() if self.transform is None else self.transform.steps(x))
         norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
         if form is None:  # a transform that the kernel has no form for: it quantizes behind
-            x, up, norm, form = self._turned(x, up), None, None, (None, None, None)
+            x, up, norm, form = self._transformed(x, up), None, None, (None, None, None)
         r1, r2, balance = form
-        clip, ends = _clips(quantizer)
         return rotate_quantize(
             x,
             r1,
             r2,
-            scheme=quantizer.scheme,
-            clip=clip,
-            ends=ends,
+            scheme=scheme_of(quantizer.format),
+            clip=quantizer.clips,
+            ends=quantizer.clip if isinstance(quantizer.clip, tuple) else (1.0, 1.0),
             norm=norm,
             up=up,
             balance=balance,
             container="int8_planes",
         )
 
-    def _integer_quantizer(self) -> ActivationQuantizer:
+    def _activation_quantizer(self) -> ActivationQuantizer:
         assert isinstance(self.quantizer, ActivationQuantizer)
         return self.quantizer
 
 
-def _clips(quantizer: ActivationQuantizer) -> tuple[float | list[float], tuple[float, float]]:
-    """The quantizer's clip as (clip, ends) of the kernel."""
-    if isinstance(quantizer.clip, tuple):
-        return 1.0, quantizer.clip
-    if isinstance(quantizer.clip, str):
-        return clip_candidates(quantizer.bits, quantizer.candidates), (1.0, 1.0)
-    return quantizer.clip, (1.0, 1.0)
+def scheme_of(format: Format) -> Scheme:
+    """The scheme of a format that kernels of integers take."""
+    assert format.scheme is not None
+    return format.scheme

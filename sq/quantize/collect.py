@@ -11,10 +11,11 @@ from sq.errors import CalibrationError
 from sq.models.families import Family
 from sq.models.parts import weight_of
 from sq.nn.attention import AttentionInput
+from sq.nn.hooks import watched_sites, with_attention_input
 from sq.quantize.method import SiteStatistics
 
 
-def capture(
+def collect(
     family: Family,
     layer: nn.Module,
     forward: Callable[[Tensor], Tensor],
@@ -45,26 +46,19 @@ def capture(
     Raises:
         CalibrationError: NaN or inf at a site.
     """
+    sites = tuple(sites)
     total = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
     wanted = set(second_moment)
     watchers = {site: _Watcher(index, site, max(1, -(-total // sample)), site in wanted) for site in sites}
-    handles = [
-        layer.get_submodule(family.linears[site][0]).register_forward_pre_hook(watcher)
-        for site, watcher in watchers.items()
-    ]
-    owner = layer.get_submodule(family.attention)
+    attention_watcher: AttentionInput | None = None
     if attention:
         for name in ("keys", "queries"):
             watchers[name] = _Watcher(index, name, max(1, -(-total // sample)), False)
-        owner.attention_input = AttentionInput()
-        owner.attention_input.observer = lambda query, key: _observe(watchers, query, key)
-    try:
+        attention_watcher = AttentionInput()
+        attention_watcher.observer = lambda query, key: _observe(watchers, query, key)
+    of_sites = {site: watchers[site].see for site in sites}
+    with watched_sites(family, layer, of_sites), with_attention_input(family, layer, attention_watcher):
         outputs = [forward(batch) for batch in hidden]
-    finally:
-        for handle in handles:
-            handle.remove()
-        if attention:
-            del owner.attention_input
     return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
 
 
@@ -75,7 +69,7 @@ def _observe(watchers: Mapping[str, _Watcher], query: Tensor, key: Tensor) -> No
 
 
 class _Watcher:
-    """Running statistics of one site; a forward pre-hook."""
+    """Running statistics of one site."""
 
     def __init__(self, index: int, site: str, stride: int, second_moment: bool) -> None:
         self.index, self.site, self.stride, self.wants_moment = index, site, stride, second_moment
@@ -84,9 +78,6 @@ class _Watcher:
         self.square: Tensor | None = None
         self.peak: Tensor | None = None
         self.moment: Tensor | None = None
-
-    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        self.see(arguments[0])
 
     def see(self, tokens: Tensor) -> None:
         x = tokens.flatten(0, -2).float()  # (T, n)
@@ -119,7 +110,7 @@ class _Watcher:
 
 
 class StackedWeights(Mapping[str, Tensor]):
-    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made when asked for.
+    """Weights of each site's linears stacked along d_out, (sum of d_out, n), at least float32; made at each look-up.
 
     Stacking all sites at once would double a layer's memory.
     """

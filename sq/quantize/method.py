@@ -28,7 +28,7 @@ class SiteStatistics:
         tokens: an even sample of the tokens, (T, n) float32.
         rms: root mean square of each channel over all tokens, (n,) float32.
         peak: largest magnitude of each channel over all tokens, (n,) float32.
-        second_moment: mean of x^T x over all tokens, (n, n), or None when nobody asked for it.
+        second_moment: mean of x^T x over all tokens, (n, n), or None where neither method nor rounder reads it.
         count: number of tokens seen.
     """
 
@@ -153,7 +153,7 @@ class Method(ABC):
         """The transforms of a layer by site; sites left out are not transformed."""
 
     def key_transform(self, layer: LayerView) -> Transform | None:
-        """The transform of keys (and queries) after RoPE; asked for only where keys or queries are quantized."""
+        """The transform of keys (and queries) after RoPE; called only where keys or queries are quantized."""
         return None
 
     def plan(self, layer: LayerView) -> LayerPlan:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from sq.formats.qtensor import QTensor
+from sq.models.families import SITES
 from sq.models.memory import PeakMemory
+from sq.models.site_transform import SiteTransform
+from sq.nn.attention import AttentionInput, on_heads
+from sq.quantize.method import LayerPlan, LayerView
+from sq.rotation.transform import Transform
 
 
 @dataclass
@@ -27,6 +33,7 @@ class PassRecord:
         start_memory: bytes in use when the first began.
         packed_bytes: size of the model with integer weights packed, embeddings and head in 16 bits.
         full_bytes: size of the original in 16 bits.
+        linear_weights, linear_bytes: entries of the rounded weights, and their bytes with scales and zero points.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
@@ -37,6 +44,8 @@ class PassRecord:
     start_memory: int = 0
     packed_bytes: int = 0
     full_bytes: int = 0
+    linear_weights: int = 0
+    linear_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -64,26 +73,46 @@ class PassRecord:
             torch.cuda.synchronize(device)
         self.recording_seconds += time.perf_counter() - start
 
-    def count_bytes(self, elements: int, packed: int | None = None) -> None:
-        """Add parameters: 2 bytes each in the original, `packed` bytes (or the same) in the result."""
+    def count_bytes(
+        self, elements: int, rounded: Iterable[QTensor] = (), online: Iterable[Transform | None] = ()
+    ) -> None:
+        """Add parameters: 2 bytes each in the original; in the result those of rounded weights when packed, and 2 for
+        every other parameter and every factor of an online transform."""
+        weights, packed = 0, 0
+        for weight in rounded:
+            weights, packed = weights + weight.codes.numel(), packed + weight.nbytes()
+        factors = sum(factor.numel() for part in online if part is not None for factor in part.buffers())
         self.full_bytes += 2 * elements
-        self.packed_bytes += 2 * elements if packed is None else packed
+        self.packed_bytes += packed + 2 * (elements - weights + factors)
+        self.linear_weights += weights
+        self.linear_bytes += packed
 
-    def describe(self, index: int, site: str, before: Tensor, after: Tensor, macs: int) -> None:
+    @property
+    def bits_per_weight(self) -> float:
+        """Effective bits of a rounded weight, scales and zero points included; 16 where none is rounded."""
+        return 8 * self.linear_bytes / self.linear_weights if self.linear_weights else 16.0
+
+    def describe_layer(self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Tensor) -> None:
+        """Add a layer's entry, from its outputs (B, S, hidden) in full precision and with everything quantized, and
+        those of its sites, from their calibration tokens."""
+        self.layers.append({"layer": view.index, "error": relative_error(quantized, full)})
+        dimensions = view.dimensions
+        for site, found in view.statistics.items():
+            tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
+            if site in SITES:
+                transform = plan.sites.get(site, SiteTransform())
+                cost = 0 if transform.online is None else transform.online.macs()
+                self._describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
+            elif site == "keys":
+                heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
+                after = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)
+                cost = AttentionInput(plan.keys).macs(dimensions)
+                self._describe(view.index, site, heads.flatten(0, 2), after.flatten(0, 2), cost)
+
+    def _describe(self, index: int, site: str, before: Tensor, after: Tensor, macs: int) -> None:
         """Add a site's entry from tokens (T, n) before and after its transform."""
-        self.sites.append(
-            {
-                "layer": index,
-                "site": site,
-                "peak_over_rms_before": peak_over_rms(before),
-                "peak_over_rms_after": peak_over_rms(after),
-                "multiply_adds": macs,
-            }
-        )
-
-    def compare(self, index: int, full: Tensor, quantized: Tensor) -> None:
-        """Add a layer's entry from its output (B, S, hidden) in full precision and with everything quantized."""
-        self.layers.append({"layer": index, "error": relative_error(quantized, full)})
+        peaks = {"peak_over_rms_before": peak_over_rms(before), "peak_over_rms_after": peak_over_rms(after)}
+        self.sites.append({"layer": index, "site": site, **peaks, "multiply_adds": macs})
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

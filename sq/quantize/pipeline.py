@@ -1,4 +1,8 @@
-"""Quantize a decoder one layer at a time: capture -> transform -> round, in a single pass over the checkpoint."""
+"""Quantize a decoder one layer at a time, in a single pass over the checkpoint.
+
+Four steps a layer: collect statistics from one calibration forward (collect.py), let the method plan its transforms
+(method.py), apply them to the weights (apply.py), round the weights (round.py). Nothing else sees a calibration batch.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sq.formats.qtensor import QTensor
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
 from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
-from sq.nn.attention import AttentionInput, on_heads
-from sq.quantize.apply import install_plan, install_quantizers, pack_weights, round_weights, without_quantizers
-from sq.quantize.collect import StackedWeights, capture
+from sq.nn.hooks import without_quantizers
+from sq.nn.site_input import SiteInput
+from sq.quantize.apply import install_plan, install_quantizers, pack_weights
+from sq.quantize.collect import StackedWeights, collect
 from sq.quantize.method import LayerPlan, LayerView, Method, SiteStatistics, on_device
 from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
+from sq.quantize.round import LayerRounding
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
@@ -66,7 +73,7 @@ class Pipeline:
         self.record = PassRecord()
         return_freed()
         self.rotation: Transform | None = None
-        self.propagate = method.propagates or recipe.weights.propagate
+        self.propagate = method.propagates or recipe.propagate
         self.reference: list[Tensor] | None = None
         self.embeddings_and_head: EmbeddingsAndHead = stream.embeddings_and_head()
         outer = self.embeddings_and_head
@@ -98,6 +105,7 @@ class Pipeline:
             yield layer
 
     def _layer(self, index: int, hidden: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
+        """One layer quantized, and the calibration batches of the next one."""
         stream = self.stream
         with self._timed("capture"):
             layer = stream.layer(index)
@@ -108,63 +116,57 @@ class Pipeline:
             layer = self._folded(layer)
             if (found := self.saved(index)) is not None:
                 return found, self._resumed(index, found, layer, hidden)
-            statistics, outputs = self._capture(index, layer, hidden)
+            statistics, outputs = self._collect(index, layer, hidden)
             full = outputs[0][:1].clone()
         with self._timed("transform"):
-            block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
-            weights = StackedWeights(stream.family, layer)
-            view = LayerView(index, statistics, weights, stream.dimensions, block)
-            plan = on_device(self.method.plan(view), stream.device)
-            if self.reference is not None:
-                self.reference = block.targets()
+            view, plan = self._plan(index, layer, statistics, hidden)
         if self.watch is not None:
             self.watch(view)
         with self._timed("weights"):
             inputs = install_plan(stream.family, stream.dimensions, layer, plan)
-            moments = self._moments(statistics, plan)
-            run = self._as_run(index, layer, hidden)
-            rounded = round_weights(
-                stream.family,
-                layer,
-                inputs,
-                self.recipe.weights,
-                index=index,
-                ranges=plan.weight_ranges,
-                moments=moments,
-                run=run,
-            )
+            rounded, rounded_outputs = self._round(index, layer, inputs, plan, statistics, hidden)
             layer.to(stream.dtype)
             if self.propagate == "quantized_weights":
-                outputs = run()
+                outputs = rounded_outputs or self._run(index, layer, hidden)
             install_quantizers(stream.family, layer, inputs, plan, self.recipe)
             if self.propagate == "quantized":
-                outputs = run()
+                outputs = self._run(index, layer, hidden)
         with self.record.recording(stream.device):
-            one = self._as_run(index, layer, [hidden[0][:1]])
-            self._record(view, plan, full, (lambda: outputs) if self.propagate == "quantized" else one)
+            # Of one window: the whole text would cost a forward.
+            quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
+            self.record.describe_layer(view, plan, full, quantized[0][:1])
         if self.packed and rounded:
             with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)
-        integer = sum(weight.nbytes() for weight in rounded.values())
-        others = elements - sum(weight.codes.numel() for weight in rounded.values())
-        online = [site.transform for site in inputs.values()] + [plan.keys]
-        factors = sum(factor.numel() for transform in online if transform is not None for factor in transform.buffers())
-        self.record.count_bytes(elements, integer + 2 * (others + factors))
+        online = [*(site.transform for site in inputs.values()), plan.keys]
+        self.record.count_bytes(elements, rounded.values(), online)
         return layer, outputs
+
+    def _plan(
+        self, index: int, layer: nn.Module, statistics: Mapping[str, SiteStatistics], hidden: list[Tensor]
+    ) -> tuple[LayerView, LayerPlan]:
+        """The layer as the method sees it, and what the method wants done."""
+        block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
+        weights = StackedWeights(self.stream.family, layer)
+        view = LayerView(index, statistics, weights, self.stream.dimensions, block)
+        plan = on_device(self.method.plan(view), self.stream.device)
+        if self.reference is not None:
+            self.reference = block.targets()
+        return view, plan
 
     def _resumed(self, index: int, found: nn.Module, layer: nn.Module, hidden: list[Tensor]) -> list[Tensor]:
         """What the next layer is calibrated on, behind a layer that was quantized before."""
         if self.reference is not None:
             self.reference = self._block(index, layer, hidden, self.reference).targets()
         if self.propagate == "full_precision":
-            return self._as_run(index, layer.to(self.stream.dtype), hidden)()
+            return self._run(index, layer.to(self.stream.dtype), hidden)
         if self.propagate == "quantized":
-            return self._as_run(index, found, hidden)()
+            return self._run(index, found, hidden)
         with without_quantizers(self.stream.family, found):
-            return self._as_run(index, found, hidden)()
+            return self._run(index, found, hidden)
 
     def _folded(self, layer: nn.Module) -> nn.Module:
-        """The layer in at least float32, gains folded and the residual rotated where the method asks for it."""
+        """The layer in at least float32, gains folded and the residual rotated where the method does that."""
         layer = layer.to(torch.promote_types(self.stream.dtype, torch.float32))
         if self.method.fold_norms:
             fold_norm_gains(self.stream.family, layer)
@@ -172,16 +174,16 @@ class Pipeline:
                 rotate_residual(self.stream.family, layer, self.rotation)
         return layer
 
-    def _capture(
+    def _collect(
         self, index: int, layer: nn.Module, hidden: list[Tensor]
     ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
         moments = set(self.method.second_moments)
-        if self.recipe.weights.name == "gptq" and not self.recipe.weights.sequential:
+        if self._rounds_from_collected_moments:
             moments |= set(SITES)
         running = layer
         if next(layer.parameters()).dtype != self.stream.dtype:
             running = copy.deepcopy(layer).to(self.stream.dtype)
-        return capture(
+        return collect(
             self.stream.family,
             running,
             lambda batch: self.stream.forward(index, running, batch),
@@ -201,7 +203,7 @@ class Pipeline:
             hidden = self._embedded(self.embeddings_and_head)
             for index in range(self.stream.count):
                 layer = self._folded(self.stream.layer(index)).to(self.stream.dtype)
-                found, hidden = capture(
+                found, hidden = collect(
                     self.stream.family,
                     layer,
                     lambda batch, i=index, m=layer: self.stream.forward(i, m, batch),  # type: ignore[misc]
@@ -218,7 +220,7 @@ class Pipeline:
         return [outer.embed(batch) for batch in self.ids.split(self.batch)]
 
     def _training(self) -> Training:
-        """What `Method.learn` is given; nothing is read before it asks."""
+        """What `Method.learn` is given; it reads layers when it needs them."""
 
         def embeddings_and_head() -> EmbeddingsAndHead:
             found = self.stream.embeddings_and_head()
@@ -245,39 +247,46 @@ class Pipeline:
             index, layer, run, stream.family, stream.dimensions, self.recipe, inputs, reference, self.log
         )
 
-    def _moments(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
-        if self.recipe.weights.name != "gptq" or self.recipe.weights.sequential:
-            return {}
+    @property
+    def _rounds_from_collected_moments(self) -> bool:
+        """Whether the rounder's Hessians come from the forward that statistics are collected in."""
+        rounder = self.recipe.weights
+        return rounder is not None and "hessian" in rounder.needs and not rounder.sees_rounded_sites
+
+    def _round(
+        self,
+        index: int,
+        layer: nn.Module,
+        inputs: Mapping[str, SiteInput],
+        plan: LayerPlan,
+        statistics: Mapping[str, SiteStatistics],
+        hidden: list[Tensor],
+    ) -> tuple[dict[str, QTensor], list[Tensor] | None]:
+        """Codes by linear, and the outputs of the layer with rounded weights where rounding gave them."""
+        if self.recipe.weights is None:
+            return {}, None
+        work = LayerRounding(
+            self.stream.family, layer, inputs, self.recipe.weights, index=index, ranges=plan.weight_ranges
+        )
+        outputs = None
+        if "hessian" in self.recipe.weights.needs and not self._rounds_from_collected_moments:
+            outputs = work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
+        else:
+            work.from_statistics(self._hessians(statistics, plan) if self._rounds_from_collected_moments else {})
+        return work.rounded, outputs
+
+    def _hessians(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
+        """Hessians of transformed activations, 2 T^T m T, from the collected second moments m."""
         return {
-            site: plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.dimensions)
+            site: 2 * plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.dimensions)
             for site, found in statistics.items()
             if found.second_moment is not None
         }
 
-    def _as_run(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> Callable[[], list[Tensor]]:
-        def run() -> list[Tensor]:
-            dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
-            return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
-
-        return run
-
-    def _record(
-        self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Callable[[], Sequence[Tensor]]
-    ) -> None:
-        """Compare the layer's outputs of one window (the whole text would cost a capture) and describe its sites."""
-        self.record.compare(view.index, full, quantized()[0][:1])
-        dimensions = self.stream.dimensions
-        for site, found in view.statistics.items():
-            tokens = found.tokens[:: max(1, len(found.tokens) // 256)]  # enough for a median
-            if site in SITES:
-                transform = plan.sites.get(site, SiteTransform())
-                cost = 0 if transform.online is None else transform.online.macs()
-                self.record.describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
-            elif site == "keys":
-                heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
-                turned = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)
-                cost = AttentionInput(plan.keys).macs(dimensions)
-                self.record.describe(view.index, site, heads.flatten(0, 2), turned.flatten(0, 2), cost)
+    def _run(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs of a layer, computed in its own dtype."""
+        dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
+        return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.record.timed(part, self.stream.device)

@@ -8,37 +8,9 @@ from typing import Literal, get_args
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.weight import WeightQuantizer
+from sq.quantize.rounders.rounder import WeightRounder
 
 Propagate = Literal["full_precision", "quantized_weights", "quantized"]
-
-
-@dataclass(frozen=True)
-class WeightRecipe:
-    """How weights are rounded.
-
-    Attributes:
-        name: "rtn" or "gptq".
-        quantizer: the integer grid and its clip search.
-        block, damping, act_order: of GPTQ.
-        sequential: GPTQ sees, at each site, activations of the sites before it with their weights already rounded.
-        propagate: what the next layer is calibrated on: outputs of this one in "full_precision", with
-            "quantized_weights", or "quantized" altogether, activations too.
-
-    Raises:
-        QuantizationError: another `propagate`.
-    """
-
-    name: str
-    quantizer: WeightQuantizer
-    block: int = 128
-    damping: float = 0.01
-    act_order: bool = False
-    sequential: bool = True
-    propagate: Propagate = "quantized_weights"
-
-    def __post_init__(self) -> None:
-        if self.propagate not in get_args(Propagate):
-            raise QuantizationError(f"propagate is {self.propagate!r}; use one of {', '.join(get_args(Propagate))}")
 
 
 @dataclass(frozen=True)
@@ -46,16 +18,31 @@ class Recipe:
     """All quantizers of a run; None leaves that tensor in 16 bits.
 
     Attributes:
-        weights: of the linears.
+        weights: rounds those of the linears.
         activations: of every site, per token.
         queries, keys, values: inside attention, after RoPE; each head's features are a group of their own.
+        propagate: what the next layer is calibrated on: outputs of this one in "full_precision", with
+            "quantized_weights", or "quantized" altogether, activations too.
+
+    Raises:
+        QuantizationError: another `propagate`.
     """
 
-    weights: WeightRecipe
+    weights: WeightRounder | None = None
     activations: ActivationQuantizer | None = None
     queries: ActivationQuantizer | None = None
     keys: ActivationQuantizer | None = None
     values: ActivationQuantizer | None = None
+    propagate: Propagate = "quantized_weights"
+
+    def __post_init__(self) -> None:
+        if self.propagate not in get_args(Propagate):
+            raise QuantizationError(f"propagate is {self.propagate!r}; use one of {', '.join(get_args(Propagate))}")
+
+    @property
+    def weight_quantizer(self) -> WeightQuantizer | None:
+        """Format and clip of the weights."""
+        return None if self.weights is None else self.weights.quantizer
 
     @property
     def quantizes_scores(self) -> bool:

@@ -48,7 +48,7 @@ class StageRecord:
     Attributes:
         arrays: empty until the layer was seen. float32 `before`, `after_art`, `after_urt` (T, n), and of the first step
             of ART at full width, on all calibration tokens: `givens_channels` (2,) int64, `givens_angle` (), and
-            `givens_before`, `givens_after` (T, 2), the two channels of `before` and the same turned by the angle.
+            `givens_before`, `givens_after` (T, 2), the two channels of `before` and the same rotated by the angle.
 
     Raises:
         ConfigError: the method has no such stages or leaves the site alone, or the model has no such layer.
@@ -94,14 +94,14 @@ class StageRecord:
         kept = seen[even_sample(seen, self._tokens)]
         i, j, theta = art_step(seen)
         plane = kept[:, [i, j]]
-        turned = plane @ plane_rotation(2, 0, 1, theta).to(plane)
+        rotated = plane @ plane_rotation(2, 0, 1, theta).to(plane)
         found = {
             "before": kept,
             "after_art": with_art.tokens(kept, site, view.dimensions),
             "after_urt": with_urt.tokens(kept, site, view.dimensions),
             "givens_angle": theta,
             "givens_before": plane,
-            "givens_after": turned,
+            "givens_after": rotated,
         }
         self.arrays = {name: value.float().cpu().numpy() for name, value in found.items()}
         self.arrays["givens_channels"] = np.array([i, j])

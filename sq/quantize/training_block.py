@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sq.models.families import Family, ModelDimensions
 from sq.models.parts import bias_of, weight_of
 from sq.nn.attention import AttentionInput
-from sq.nn.site_input import SiteInput
+from sq.nn.hooks import mapped_sites, with_attention_input
 from sq.quantize.recipe import Recipe
 from sq.quantize.training_log import TrainingLog
 
@@ -25,7 +25,7 @@ class TrainingBlock:
 
     Args:
         index: of the layer.
-        layer: in float32 or float64, its norm gains folded and its residual stream rotated as the method asked.
+        layer: in float32 or float64, its norm gains folded and its residual stream rotated, where the method does that.
         run: (layer, hidden states (B, S, hidden)) -> outputs, masks and rotary embeddings included.
         family, dimensions: names and sizes.
         recipe: all quantizers of the run; they pass gradients straight through.
@@ -96,36 +96,5 @@ class TrainingBlock:
             sites: site -> map of its features (..., n); sites left out are read as they are.
             attention: what is done to queries, keys and values, or None.
         """
-        handles = []
-        for site, apply in sites.items():
-            names = self.family.linears[site]
-            shared = SiteInput(None, _Applied(apply), len(names))
-            handles += [self.layer.get_submodule(name).register_forward_pre_hook(_reads(shared)) for name in names]
-        owner = self.layer.get_submodule(self.family.attention)
-        if attention is not None:
-            owner.attention_input = attention
-        try:
+        with mapped_sites(self.family, self.layer, sites), with_attention_input(self.family, self.layer, attention):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            if attention is not None:
-                del owner.attention_input
-
-
-class _Applied(nn.Module):
-    """A function as a module, for `SiteInput`."""
-
-    def __init__(self, apply: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.apply_to = apply
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.apply_to(x)
-
-
-def _reads(site: SiteInput) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (site(arguments[0]), *arguments[1:])
-
-    return hook

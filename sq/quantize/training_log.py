@@ -19,7 +19,7 @@ class TrainingLog:
     Args:
         folder: of the run, or None to write nothing.
         method: printed in messages.
-        progress: told (text, done, total) after each step.
+        progress: called with (text, done, total) after each step.
         force: train anew, whatever checkpoint an interrupted run left in the folder.
     """
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.kernels.backend import Backend, picks_triton
+from sq.kernels.hadamard import hadamard
+from sq.kernels.hadamard.tiles import tile_obstacle
+from sq.kernels.steps import HadamardStep
 from sq.rotation.hadamard_orders import base_matrix, find_split, hadamard_split, sylvester
 from sq.rotation.transform import Transform
 
@@ -48,13 +52,21 @@ def random_orthogonal(n: int, seed: int) -> Tensor:
 class Hadamard(Transform):
     """T = diag(signs) H / sqrt(n), H = H_K (x) H_{2^m}, applied in O(n (K + m)).
 
+    x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it, everything
+    else by torch. Sums of the kernel are float32 for every dtype.
+
     Args:
         n: K 2^m.
         signs: +-1, shape (n,); None for all +1. `random_signs(n, seed)` makes the randomized Hadamard of QuaRot.
 
     Raises:
         ValueError: an n without a Hadamard matrix, or signs other than +-1.
+
+    Attributes:
+        backend: of x without gradient, see kernels/backend.py.
     """
+
+    backend: Backend = "auto"
 
     def __init__(self, n: int, signs: Tensor | None = None) -> None:
         k, powers = hadamard_split(n)
@@ -72,6 +84,9 @@ class Hadamard(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""
+        if self._by_kernel(x):
+            x = x * self._factor("signs", x) if self._randomized else x
+            return hadamard(x, self._base(x), backend=self.backend)
         x = x * self.n**-0.5  # first, so that float16 sums stay below |x| sqrt(n)
         if self._randomized:
             x = x * self._factor("signs", x)
@@ -79,7 +94,10 @@ class Hadamard(Transform):
 
     def inverse(self, x: Tensor) -> Tensor:
         """x T^T."""
-        x = self._multiply(x * self.n**-0.5, transposed=True)
+        if self._by_kernel(x):
+            x = hadamard(x, self._base(x).T, backend=self.backend)
+        else:
+            x = self._multiply(x * self.n**-0.5, transposed=True)
         return x * self._factor("signs", x) if self._randomized else x
 
     def inverse_transpose(self, w: Tensor) -> Tensor:
@@ -90,9 +108,22 @@ class Hadamard(Transform):
         """n (K + m) additions: K a feature for H_K, one for each of m butterflies. Signs and scale are not counted."""
         return self.n * ((self.k if self.k > 1 else 0) + self.powers.bit_length() - 1)
 
+    def steps(self, x: Tensor) -> tuple[HadamardStep]:
+        """One."""
+        return (HadamardStep(self._base(x).to(x.dtype), self._factor("signs", x) if self._randomized else None),)
+
     def extra_repr(self) -> str:
         """K and 2^m."""
         return f"n={self.n} = {self.k} x {self.powers}, randomized={self._randomized}"
+
+    def _by_kernel(self, x: Tensor) -> bool:
+        if x.requires_grad and torch.is_grad_enabled():
+            return False
+        return picks_triton(self.backend, x, tile_obstacle(self.k, self.powers, x.element_size()))
+
+    def _base(self, x: Tensor) -> Tensor:
+        """H_K in float32, as the kernel reads it."""
+        return self._cast(f"h{self.k}", torch.float32) if self.k > 1 else x.new_ones(1, 1, dtype=torch.float32)
 
     def _multiply(self, x: Tensor, transposed: bool) -> Tensor:
         shape, left, right = x.shape, 1, self.n

@@ -8,7 +8,9 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from sq.rotation.transform import Transform, check_orthogonal, invert
+from sq.kernels.steps import KroneckerStep
+from sq.rotation.checks import check_orthogonal, invert
+from sq.rotation.transform import Transform
 
 
 def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) -> tuple[int, int]:
@@ -76,10 +78,9 @@ class Kronecker(Transform):
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
         return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))
 
-    def cast_factors(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """R1 and R2 in the dtype of x; None for an identity."""
-        r1, r2 = (self._factor(name, x) if name in self._active else None for name in ("r1", "r2"))
-        return r1, r2
+    def steps(self, x: Tensor) -> tuple[KroneckerStep]:
+        """One."""
+        return (KroneckerStep(*(self._factor(name, x) if name in self._active else None for name in ("r1", "r2"))),)
 
     def extra_repr(self) -> str:
         """Sizes of both factors."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sq.rotation.transform import Transform, invert
+from sq.kernels.steps import LowRankStep
+from sq.rotation.checks import invert
+from sq.rotation.transform import Transform
 
 
 class LowRank(Transform):
@@ -61,10 +63,10 @@ class LowRank(Transform):
         n, rank = self.get_buffer("basis").shape
         return 2 * n * rank + (n if self._scaled else 0)
 
-    def cast_factors(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """d or None, U^T (r, n) and (P - I) U^T (r, n), in the dtype of x."""
+    def steps(self, x: Tensor) -> tuple[LowRankStep]:
+        """One."""
         diagonal = self._factor("diagonal", x) if self._scaled else None
-        return diagonal, self._factor("basis", x).T, self._factor("change", x)
+        return (LowRankStep(diagonal, self._factor("basis", x).T, self._factor("change", x)),)
 
     def _stretch(self, x: Tensor, change: str) -> Tensor:
         return x + (x @ self._factor("basis", x)) @ self._factor(change, x)

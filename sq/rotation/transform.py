@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sq.kernels.steps import DiagonalStep, Step
+from sq.rotation.checks import check_orthogonal, check_square, invert
+
 Self = TypeVar("Self", bound="Transform")
 
 
@@ -52,6 +55,10 @@ class Transform(nn.Module, ABC):
     def macs(self) -> int:
         """Multiply-adds per token when T is applied online."""
 
+    def steps(self, x: Tensor) -> Sequence[Step] | None:
+        """T as steps that kernels know, factors in the dtype of x; None where it has no such description."""
+        return None
+
     def matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Dense T, shape (n, n): row i is e_i T. On the device of the factors."""
         device = next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
@@ -81,14 +88,17 @@ class Transform(nn.Module, ABC):
 
     def _factor(self, name: str, x: Tensor) -> Tensor:
         """The factor in the dtype of x."""
+        return self._cast(name, x.dtype)
+
+    def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
         master: Tensor = self.get_buffer(name)
-        if master.dtype == x.dtype:
+        if master.dtype == dtype:
             return master
-        cast = self._casts.get((name, x.dtype))
+        cast = self._casts.get((name, dtype))
         if cast is None:
             with torch.inference_mode(False), torch.no_grad():
-                cast = master.to(x.dtype)
-            self._casts[name, x.dtype] = cast
+                cast = master.to(dtype)
+            self._casts[name, dtype] = cast
         return cast
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -129,6 +139,10 @@ class Identity(Transform):
         """Nothing is computed."""
         return 0
 
+    def steps(self, x: Tensor) -> Sequence[Step]:
+        """None at all."""
+        return ()
+
 
 class Diagonal(Transform):
     """T = diag(t): x_j times t_j.
@@ -161,6 +175,10 @@ class Diagonal(Transform):
         """One multiplication a feature."""
         return self.n
 
+    def steps(self, x: Tensor) -> Sequence[Step]:
+        """One."""
+        return (DiagonalStep(self._factor("t", x)),)
+
 
 class Dense(Transform):
     """T given as a matrix.
@@ -171,7 +189,7 @@ class Dense(Transform):
     """
 
     def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
-        _check_square("Dense", matrix, dim=2)
+        check_square("Dense", matrix, dim=2)
         super().__init__(matrix.shape[-1], orthogonal=orthogonal)
         self._hold("factor", matrix)
         if orthogonal:
@@ -205,7 +223,7 @@ class PerHead(Transform):
     """
 
     def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
-        _check_square("PerHead", blocks, dim=3)
+        check_square("PerHead", blocks, dim=3)
         super().__init__(blocks.shape[0] * blocks.shape[1], orthogonal=orthogonal)
         self._hold("blocks", blocks)
         if orthogonal:
@@ -271,30 +289,11 @@ class Compose(Transform):
         """The sum over the parts."""
         return sum(transform.macs() for transform in self.transforms)
 
-
-def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
-    """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)
-    exact = matrix.detach().to(torch.float64)
-    error = float((probe @ exact @ exact.mT - probe).abs().max())
-    if error > tolerance:
-        raise ValueError(
-            f"{owner} got a matrix that is not orthogonal (p M M^T differs from p by {error:.1e}, allowed is "
-            f"{tolerance:.0e}); orthonormalize it or pass orthogonal=False"
-        )
-
-
-def invert(owner: str, matrix: Tensor) -> Tensor:
-    """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
-    inverse: Tensor
-    inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
-    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
-        raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
-    return inverse
-
-
-def _check_square(owner: str, matrix: Tensor, dim: int) -> None:
-    if matrix.dim() != dim or matrix.shape[-1] != matrix.shape[-2]:
-        wanted = "(n, n)" if dim == 2 else "(H, d, d)"
-        raise ValueError(f"{owner} got a tensor of shape {tuple(matrix.shape)}; it needs {wanted}")
+    def steps(self, x: Tensor) -> Sequence[Step] | None:
+        """Those of the parts, if each has some."""
+        steps: list[Step] = []
+        for transform in self.transforms:
+            if (part := transform.steps(x)) is None:
+                return None
+            steps += part
+        return steps

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,12 +10,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sq.config.settings import ActivationSettings, ExperimentSettings, MethodSettings, ModelSettings, WeightSettings
 from sq.errors import CheckpointError, ConfigError
 from sq.formats.activation import ActivationQuantizer
+from sq.formats.labels import format_of
 from sq.formats.weight import WeightQuantizer
 from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
+from sq.quantize.arguments import method_of
 from sq.quantize.method import Method
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
+from sq.quantize.rounders.registry import rounder_class
+from sq.quantize.rounders.rounder import WeightRounder
 
 
 def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase | None, DecoderStream]:
@@ -41,61 +43,53 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
 
 
 def build_method(settings: MethodSettings) -> Method:
-    """Instantiate a method from its class path and typed arguments.
+    """A method from its class path and typed arguments.
 
     Raises:
-        ConfigError: the class is missing, refuses the arguments, or is not a `Method`.
+        ConfigError: with every mistake of them.
     """
-    module, _, name = settings.target.rpartition(".")
-    try:
-        built = getattr(import_module(module), name)(name=settings.name, **settings.arguments)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError([f"method._target_={settings.target!r} cannot be imported: {error}"]) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"method {settings.name!r} refuses its arguments: {error}"]) from error
-    if not isinstance(built, Method):
-        raise ConfigError([f"{settings.target} is not a subclass of sq.quantize.method.Method"])
+    problems: list[str] = []
+    built = method_of(settings.target, settings.name, settings.arguments, problems)
+    if built is None:
+        raise ConfigError(problems)
     return built
 
 
 def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
     """All quantizers of a run; inside attention a head is a group of its own."""
-    bits = settings.bits
-    inside = replace(settings.cache, group_size=settings.cache.group_size or head_dim)
+    bits, inside = settings.bits, settings.kv_cache
     return Recipe(
-        weight_recipe(settings.weights, bits.weights),
+        weight_rounder(settings.weights, bits.weights),
         activation_quantizer(settings.activations, bits.activations),
-        queries=activation_quantizer(inside, bits.queries),
-        keys=activation_quantizer(inside, bits.keys),
-        values=activation_quantizer(inside, bits.values),
+        queries=activation_quantizer(inside, bits.queries, head_dim),
+        keys=activation_quantizer(inside, bits.keys, head_dim),
+        values=activation_quantizer(inside, bits.values, head_dim),
+        propagate=settings.weights.propagate,
     )
 
 
-def weight_recipe(settings: WeightSettings, bits: int) -> WeightRecipe:
-    """The weight rounding of a run."""
-    quantizer = WeightQuantizer(bits, scheme=settings.scheme, group_size=settings.group_size, clip=settings.clip)
-    return WeightRecipe(
-        settings.name,
-        quantizer,
-        block=settings.block,
-        damping=settings.damping,
-        act_order=settings.act_order,
-        sequential=settings.sequential,
-        propagate=settings.propagate,
-    )
-
-
-def activation_quantizer(settings: ActivationSettings, bits: int) -> ActivationQuantizer | None:
-    """The quantizer of activations, or of what is inside attention; None at 16 bits."""
-    if bits == 16:
+def weight_rounder(settings: WeightSettings, part: str) -> WeightRounder | None:
+    """What rounds the weights of a run to one part of its bits; None at 16 bits."""
+    format = format_of(part, settings.scheme, settings.group_size)
+    if format is None:
         return None
-    return ActivationQuantizer(
-        bits,
-        scheme=settings.scheme,
-        clip=settings.clip,
-        group_size=settings.group_size,
-        candidates=settings.candidates,
-    )
+    quantizer = WeightQuantizer(format, settings.clip)
+    return rounder_class(settings.name)(quantizer, **settings.arguments)
+
+
+def activation_quantizer(
+    settings: ActivationSettings, part: str, head_dim: int | None = None
+) -> ActivationQuantizer | None:
+    """The quantizer of one part of a run's bits; None at 16 bits.
+
+    Args:
+        settings: of activations, or of what is inside attention.
+        part: of the bits.
+        head_dim: features of a head, which share an integer scale inside attention unless the settings say fewer.
+    """
+    group = settings.group_size or (head_dim if part.isdigit() else None)
+    format = format_of(part, settings.scheme, group)
+    return None if format is None else ActivationQuantizer(format, settings.clip, settings.candidates)
 
 
 def pick_device(device: str) -> torch.device:

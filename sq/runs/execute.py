@@ -22,6 +22,7 @@ from sq.config.settings import (
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
+from sq.formats.labels import SIXTEEN
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.progress import progress_bar, shown_in
@@ -70,7 +71,7 @@ def execute(
     """
     whole = settings.task.zeroshot is not None or settings.task.speed is not None
     keep = keep_model or whole or settings.model.placement == "memory"
-    packed = packed or (settings.task.speed is not None and settings.bits.weights < 16)
+    packed = packed or (settings.task.speed is not None and settings.bits.weights != SIXTEEN)
     if keep_model and settings.model.placement == "stream":
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
     torch.manual_seed(settings.seed)
@@ -143,7 +144,7 @@ def checkpoint_writer(settings: ExperimentSettings, stream: DecoderStream) -> Ch
 def what_made(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings that a packed checkpoint carries: everything but where it was made and measured."""
     config = as_config(settings)
-    parts = ("model", "method", "bits", "weights", "activations", "cache", "calibration", "seed")
+    parts = ("model", "method", "bits", "weights", "activations", "kv_cache", "calibration", "seed")
     return {part: config[part] for part in parts}
 
 
@@ -217,6 +218,7 @@ def _cost(report: PassRecord, method: Method) -> dict[str, float]:
         "quantize/peak_memory_bytes": report.peak_memory,
         "quantize/start_memory_bytes": report.start_memory,
         "transform/multiply_adds": report.macs,
+        "model/bits_per_weight": report.bits_per_weight,
     }
 
 

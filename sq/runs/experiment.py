@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from sq.config.parse import as_config, reference
 from sq.config.settings import ExperimentSettings
 from sq.io import jsonable, write_arrays, write_text
-from sq.runs.environment import command, environment, git_commit, source_hash
+from sq.runs.environment import command, environment, git_commit
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result
 from sq.runs.runid import identity, run_id
@@ -88,9 +88,7 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
         return None  # measured before, but its checkpoint is elsewhere
     if result.status == "finished" and settings.task.activations and not (folder / ACTIVATIONS).is_file():
         return None
-    other = result.environment.get("source") != source_hash()
-    note = "; made by other source code than today's, force=true recomputes it" if other else ""
-    log.info("%s: %s%s", result.run_id, "reused" if result.status == "finished" else "failed already", note)
+    log.info("%s: %s", result.run_id, "reused" if result.status == "finished" else "failed already")
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from sq.config.settings import ExperimentSettings
 from sq.io import write_json
 
-SCHEMA = 1  # raised when a field changes its meaning; readers refuse what they do not know
+SCHEMA = 2  # raised when a field changes its meaning; readers refuse what they do not know
 RESULT = "result.json"
 WINDOWS = "windows.npz"  # values by window
 TRAINING = "training.jsonl"  # numbers of a training, as sq.quantize.training_log writes them

@@ -14,7 +14,7 @@ from sq.runs.results import Result
 from sq.runs.speed_table import speed_tables
 
 # Settings whose values other columns show already, or that do not change a result.
-SHOWN = ("bits.", "paths.", "tracker.", "model.", "task.")
+SHOWN = ("bits", "paths.", "tracker.", "model.", "task.")
 HIDDEN = ("force", "executor", "reference_methods", "method._target_", "method.quantizes")
 
 
@@ -50,6 +50,7 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
         columns.append((f"top-1{mark}", "right", [_number(row, f"top1/{text}", "{:.1%}") for row in rows]))
     for key in sorted({key for row in rows for key in row.metrics if key.startswith("acc/")}):
         columns.append((key.replace("/", " "), "right", [_number(row, key, "{:.1%}") for row in rows]))
+    columns.append(("bits/\nweight", "right", [_number(row, "model/bits_per_weight", "{:.2f}") for row in rows]))
     columns.append(("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]))
     columns.append(("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]))
     columns.append(("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]))

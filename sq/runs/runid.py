@@ -10,7 +10,7 @@ from typing import Any
 
 import sq
 from sq.config.parse import as_config
-from sq.config.settings import ExperimentSettings
+from sq.config.settings import SCHEMA, ExperimentSettings
 
 EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
 
@@ -28,24 +28,25 @@ MODEL_DEFAULTS = (
 def identity(settings: ExperimentSettings) -> str:
     """sha256 (hex) of everything that determines the result.
 
-    That is: model, method, bits, weights, activations, calibration, task, seed and the package version. Local files
-    count by their content and not by their place. Where nothing is quantized, bits, quantizers, calibration and seed do
-    not count, nor the quantizer of keys and values where these stay in 16 bits. Paths, tracker and `force` never count,
-    nor do names of choices whose values are there.
+    That is: model, method, bits, weights, activations, calibration, task, seed and the number of the config's schema;
+    neither the package's version nor its source, most of which a run does not use. Local files count by their content
+    and not by their place. Where nothing is quantized, bits, quantizers, calibration and seed do not count, nor the
+    quantizer of keys and values where these stay in 16 bits. Paths, tracker and `force` never count, nor do names of
+    choices whose values are there.
     """
     config = as_config(settings)
     parts = ["model", "method", "task"]
     if settings.method.quantizes:
         parts += ["bits", "weights", "activations", "calibration", "seed"]
-        parts += ["cache"] if settings.bits.quantizes_attention else []
+        parts += ["kv_cache"] if settings.bits.quantizes_attention else []
     chosen: dict[str, Any] = {part: config[part] for part in parts}
-    for part in ("bits", "activations", "cache", "calibration", "task"):
+    for part in ("activations", "kv_cache", "calibration", "task"):
         chosen.get(part, {}).pop("name", None)
     for default in MODEL_DEFAULTS:
         chosen["model"].pop(default)
     if settings.save_to is not None:
         chosen["packed"] = True  # products of integers: other sums than those of fake weights
-    chosen["version"] = sq.__version__
+    chosen["schema"] = SCHEMA
     _local_content(settings, chosen)
     text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,14 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import sq
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
@@ -35,9 +34,9 @@ def ids_of(count: int = 4, length: int = 12) -> Tensor:
 
 
 def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
-    cache = ActivationQuantizer(4, "asymmetric", group_size=head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(bits))
-    return Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+    cache = activation_quantizer(4, "asymmetric", group_size=head_dim)
+    weights = rounder("rtn", weight_quantizer(bits))
+    return Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
 
 
 def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4) -> Path:
@@ -110,6 +109,41 @@ def test_save_load_save_is_identical_byte_for_byte(saved: Path, tmp_path: Path) 
         assert first.keys() == second.keys()
         assert [name for name in first if first[name] != second[name]] == []
         model(ids_of())  # joins the codes of q, k and v in one tensor, of which each holds a view
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_writing_a_layer_does_not_change_it(saved: Path, tmp_path: Path, used: bool) -> None:
+    """Its file alone holds a tensor more, which keeps readers without this package from random weights."""
+    model = in_memory(saved.parent / "original", packed=True)
+    if used:
+        model(ids_of())
+    writer = CheckpointWriter(tmp_path / "packed", DecoderStream(saved.parent / "original").config, {})
+    for index, layer in enumerate(model.model.layers):
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        storages = {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()}
+        text, buffers = repr(layer), dict(layer.named_buffers())
+        writer.write_layer(index, layer)
+        after = layer.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert {name: tensor.data_ptr() for name, tensor in after.items()} == storages
+        assert dict(layer.named_buffers()).keys() == buffers.keys()
+        assert repr(layer) == text
+        (file,) = writer.part.glob(f"model-{index + 1:05d}-*")
+        more = {"self_attn.q_proj.weight"} if index == 0 else set()
+        assert set(load_file(file)) == {f"model.layers.{index}.{name}" for name in [*before, *more]}
+
+
+def test_a_layer_that_is_read_back_is_the_layer_that_was_written(saved: Path, tmp_path: Path) -> None:
+    stream = DecoderStream(saved.parent / "original", dtype=torch.float32)
+    model = in_memory(saved.parent / "original", packed=True)
+    writer = CheckpointWriter(tmp_path / "packed", stream.config, {})
+    for index, layer in enumerate(model.model.layers):
+        writer.write_layer(index, layer)
+        again = writer.read_layer(index, stream.meta_layer(index))
+        expected, found = layer.state_dict(), again.state_dict()
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -214,20 +248,35 @@ def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
     path.write_text(json.dumps(config))
 
 
+def _as_format(folder: Path, data: dict[str, object]) -> None:
+    _edit(folder, {"format": data}, layer=True)
+
+
+def integers(bits: int) -> dict[str, object]:
+    return {"bits": bits, "scheme": "symmetric", "group": None}
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (_drop, r"'model\.layers\.1\.mlp\.down_proj\.weight_scale' is missing"),
-        (_reshape, r"weight_packed' has shape \(84, 29\), its config asks for \(84, 30\)"),
+        (_reshape, r"weight_packed' has shape \(84, 29\), its config needs \(84, 30\)"),
         (_truncate, "truncated or not a safetensors file"),
         (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
-        (lambda folder: _edit(folder, {"format": 2, "version": "9.9"}), "format 2, written by version 9.9"),
+        (lambda folder: _edit(folder, {"format": 3, "version": "9.9"}), "format 3, written by version 9.9"),
         (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
-        (lambda folder: _edit(folder, {"bits": 8}, layer=True), r"weight_packed' has shape \(84, 30\).*\(84, 60\)"),
-        (lambda folder: _edit(folder, {"bits": 11}, layer=True), "cannot be used"),
+        (
+            lambda folder: _edit(folder, {"format": integers(8)}, layer=True),
+            r"weight_packed' has shape \(84, 30\).*\(84, 60\)",
+        ),
+        (lambda folder: _as_format(folder, integers(11)), "cannot be used.*integers of 11 bits"),
+        (
+            lambda folder: _edit(folder, {"format": {"name": "nf4"}}, layer=True),
+            "cannot be used.*format 'nf4' is unknown",
+        ),
         (lambda folder: _edit(folder, {"shape": [84, 61]}, layer=True), r"mlp\.up_proj has shape \(84, 61\)"),
     ],
-    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "sizes"],
+    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "no format", "sizes"],
 )
 def test_damage_is_refused_with_the_reason(saved: Path, tmp_path: Path, damage: object, said: str) -> None:
     folder = tmp_path / "damaged"

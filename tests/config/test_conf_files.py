@@ -7,19 +7,30 @@ from omegaconf import OmegaConf
 
 from sq.config.compose import compose
 from sq.config.parse import as_config, options, parse, reference
-from sq.config.settings import BitsSettings
+from sq.formats.labels import parse_bits
 
-GROUPS = ("model", "method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths")
+GROUPS = ("model", "method", "weights", "activations", "kv_cache", "calibration", "task", "tracker", "paths")
+LABELS = (  # of the files that conf/bits/ had, and formats by name
+    "w16a16", "w16a16kv4", "w2a16", "w3a16", "w3a3", "w3a3kv3", "w3a4", "w4a16", "w4a16kv4", "w4a4", "w4a4kv4",
+    "w4a4kv8", "w4a4q4kv4", "w4a6", "w4a8", "w4a8kv4", "w4a8kv8", "w5a5", "w6a6", "w8a8", "w8a8kv8",
+    "mxfp4", "nvfp4", "wnvfp4afp8", "wint4g32a8", "wfp8_tensora8",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", [f"{group}={choice}" for group in GROUPS for choice in options(group)])
+@pytest.mark.parametrize(
+    "choice",
+    [*(f"{group}={choice}" for group in GROUPS for choice in options(group)), *(f"bits={label}" for label in LABELS)],
+)
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
     needed = ["model.path=owner/name"] if choice == "model=custom" else []
     needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
     settings = compose([choice, *needed])
     group, _, option = choice.partition("=")
-    if hasattr(named := getattr(settings, group), "name"):
-        assert named.name == option
+    if group == "bits":
+        assert settings.bits == parse_bits(option)
+        assert as_config(settings)["bits"] == settings.bits.label.lower()
+    else:
+        assert getattr(settings, group, None) is None or getattr(getattr(settings, group), "name", option) == option
     assert parse(OmegaConf.create(as_config(settings))) == settings
 
 
@@ -44,17 +55,19 @@ def test_model_files_cover_the_reference_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "values", "label"), [(16, 16, "W4A4KV16"), (4, 4, "W4A4KV4"), (4, 8, "W4A4K4V8")], ids=str
+    ("bits", "label"), [("w4a4", "W4A4KV16"), ("w4a4kv4", "W4A4KV4"), ("w4a4k4v8", "W4A4K4V8"), ("NVFP4", "NVFP4KV16")]
 )
-def test_label_always_shows_the_cache(keys: int, values: int, label: str) -> None:
-    assert BitsSettings("any", 4, 4, keys, values).label == label
+def test_label_always_shows_the_kv_cache(bits: str, label: str) -> None:
+    assert compose(["method=rtn", f"bits={bits}"]).bits.label == label
 
 
 def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
     assert compose(["method=fp16", "bits=w3a3"]).bits.label == "W16A16KV16"
 
 
-@pytest.mark.parametrize("name", [*options("method"), "ablation/hadamard", "ablation/spinquant_float64"])
+@pytest.mark.parametrize(
+    "name", [*options("method"), "ablation/hadamard", "ablation/site_clip", "ablation/spinquant_float64"]
+)
 def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""
     asked = compose(["seed=7", "weights=gptq", f"reference_methods=[{name}]"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import pytest
 
-from sq.config import compose as composing
-from sq.config.compose import compose_jobs
+from sq.config.compose import compose, compose_jobs
 from sq.config.parse import CONF, options
 from sq.config.settings import ExperimentSettings
 from sq.quantize.stage_record import StageRecord
@@ -46,18 +46,20 @@ def test_every_job_would_run(name: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method=quarot,ablation/art", "model=tiny,llama2_7b", "+method.extra=1", "task.perplexity.count=2,3"],
+        ["method=quarot,ablation/art", "model=tiny,llama2_7b", "++method.seed=1", "task.perplexity.count=2,3"],
         ["experiment=smoke,figure_givens", "weights=rtn,gptq"],  # an experiment reaches into every group
         ["experiment=figure_speed", "method=quarot", "bits=w4a4,w4a8"],  # it sweeps methods, the command names one
     ],
     ids=["groups and values", "experiments", "a sweep overruled"],
 )
-def test_jobs_made_of_shared_parts_are_those_that_hydra_composes(
-    overrides: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_a_sweep_are_those_that_are_composed_one_by_one(overrides: list[str]) -> None:
+    """A sweep's jobs are put together from choices that were composed once; Hydra composes a single job as a whole."""
+    columns = {key: values.split(",") for key, _, values in (one.partition("=") for one in overrides)}
     found = compose_jobs(overrides, multirun=True)
-    monkeypatch.setattr(composing, "SharedParts", lambda *_: None)
-    assert found == compose_jobs(overrides, multirun=True)
+    if "experiment" in columns and len(columns["experiment"]) == 1:
+        columns["experiment"] = [f"{columns['experiment'][0]} hydra.mode=RUN"]
+    points = product(*([f"{key}={value}".split() for value in values] for key, values in columns.items()))
+    assert found == [compose([word for part in point for word in part]) for point in points]
     assert len(found) > 1
 
 

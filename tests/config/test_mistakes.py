@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +29,22 @@ def problems(*overrides: str) -> list[str]:
     [
         ("method=quarott", ["method=quarott", "allowed: ", "rtn, singlequant"]),
         ("model=llama9", ["model=llama9", "tiny"]),
-        ("bits=w1a1", ["bits=w1a1", "w4a4"]),
+        ("bits=w1a1", ["bits=w1a1", "weights '1', activations '1'", "w<format>a<format>"]),
         ("metod=rtn", ["metod", "did you mean method"]),
         ("weights.dampng=1", ["weights.dampng", "unknown"]),
-        ("bits.weights=1", ["bits.weights=1", "2 to 8, or 16"]),
-        ("bits.activations=9", ["bits.activations=9", "2 to 8, or 16"]),
-        ("bits.keys=four", ["bits.keys=four"]),
-        ("bits.keys=9", ["bits.keys=9", "2 to 8"]),
-        ("bits.values=true", ["bits.values=true"]),
-        ("bits.weights=4.0", ["bits.weights=4.0"]),
+        ("bits=w1a4", ["bits=w1a4", "weights '1'", "2 to 8 or 16"]),
+        ("bits=w4a9", ["bits=w4a9", "activations '9'", "2 to 8 or 16"]),
+        ("bits=w4a4kvfour", ["bits=w4a4kvfour", "keys and values 'four'"]),
+        ("bits=w4a4kv9", ["bits=w4a4kv9", "keys and values '9'", "2 to 8", "nvfp4"]),
+        ("bits=true", ["bits=true", "no format", "w<format>a<format>"]),
+        ("bits=4.0", ["bits=4.0"]),
+        ("bits=mxfp5", ["bits=mxfp5", "weights and activations 'mxfp5'", "mxfp4"]),
+        ("bits.weights=5", ["bits.weights=5", "bits is a label", "bits=w5a4"]),
+        ("bits.keys=9", ["bits.keys=9", "bits is a label"]),
+        ("+bits.weights=5", ["bits is a label", "bits=w5a4"]),
+        ("cache=midrise", ["cache=midrise", "kv_cache=<name>"]),
+        ("cache.clip=0.9", ["cache.clip=0.9", "kv_cache.<key>=<value>"]),
+        ("+cache.clip=0.9", ["cache.clip=0.9", "kv_cache"]),
         ("activations.scheme=affine", ["activations.scheme=affine", "symmetric | asymmetric | midrise"]),
         ("weights.scheme=null", ["weights.scheme=null"]),
         ("activations.clip=0", ["activations.clip=0", "at most 1", "'search'"]),
@@ -69,7 +77,7 @@ def problems(*overrides: str) -> list[str]:
         ("method=null", ["method"]),
         ("~bits", ["bits is missing"]),
         ("+extra=1", ["extra is unknown"]),
-        ("bits.weights=${nothing}", ["nothing"]),
+        ("weights.clip=${nothing}", ["nothing"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -88,11 +96,23 @@ def test_all_mistakes_are_told_together() -> None:
     assert "\n  6. " in message
 
 
+def test_mistakes_of_a_method_and_of_everything_else_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = problems(
+        "method=singlequant", "method.rank=abc", "method.urt_sweeps=0", "+method.foo=1", "weights.group_size=100",
+        "seed=-1", f"save_to={tmp_path}/file/packed", "cache.clip=0.5", "calibration.tokens=10",
+    )  # fmt: skip
+    words = ["method.rank=abc", "urt_sweeps=0", "method.foo is unknown", "weights.group_size=100", "seed=-1",
+             "save_to=", "kv_cache.<key>", "calibration.seed=-1", "method.seed=-1"]  # fmt: skip
+    for word in words:
+        assert any(word in one for one in told), (word, told)
+
+
 def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "bits.keys=17"], multirun=True)
-    told = [problem.split(";")[0] for problem in caught.value.problems]
-    assert told == ["method=nope", "bits=w1a1", "bits.keys=17"]
+        check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "weights.clip=17"], multirun=True)
+    told = [re.split("[;:]", problem)[0] for problem in caught.value.problems]
+    assert told == ["method=nope", "weights.clip=17", "bits=w1a1"]
 
 
 def test_a_sweep_without_m_says_so_and_with_it_counts_its_jobs() -> None:
@@ -156,19 +176,21 @@ def test_parse_names_missing_and_wrong_sections() -> None:
         parse(OmegaConf.create({"model": "tiny", "seed": 0}))
     told = " | ".join(caught.value.problems)
     assert "model=tiny" in told
-    for group in ("method", "bits", "weights", "activations", "calibration", "task", "tracker", "paths"):
+    for group in ("method", "bits", "weights", "activations", "kv_cache", "calibration", "task", "tracker", "paths"):
         assert f"{group} is missing" in told
 
 
-def test_method_arguments_pass_through_untouched() -> None:
-    settings = compose([RTN, "+method.steps=3", "+method.order=[art,urt]", "+method.inner={a: 1.5}"])
+def test_method_arguments_pass_through_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "fakes"))
+    own = ["+method.steps=3", "+method.order=[art,urt]", "+method.inner={a: 1.5}"]
+    settings = compose([RTN, "method._target_=fake_method.Typed", *own])
     assert settings.method.arguments == {"steps": 3, "order": ["art", "urt"], "inner": {"a": 1.5}}
     assert parse(OmegaConf.create(as_config(settings))) == settings
 
 
-def test_checking_imports_nothing_heavy() -> None:
+def test_importing_the_checks_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from sq.config.compose import check; check(['method=rtn']); "
+        "import sys; import sq.config.compose, sq.config.rules, sq.runs.sweep; "
         "heavy = ('torch', 'transformers', 'wandb', 'datasets', 'lm_eval', 'pandas', 'numpy'); "
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -28,11 +28,11 @@ def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
         with open(calls, "a") as stream:
             stream.write(f"{run_dir.name}\n")
     quantizes = settings.method.quantizes
-    if quantizes and os.environ.get("FAKE_FAIL_BITS") == str(settings.bits.weights):
+    if quantizes and os.environ.get("FAKE_FAIL_BITS") == settings.bits.weights:
         raise RuntimeError("the layer melted")
-    if quantizes and os.environ.get("FAKE_KILL_BITS") == str(settings.bits.weights):
+    if quantizes and os.environ.get("FAKE_KILL_BITS") == settings.bits.weights:
         os.kill(os.getpid(), signal.SIGKILL)
-    if quantizes and os.environ.get("FAKE_SLEEP_BITS") == str(settings.bits.weights):
+    if quantizes and os.environ.get("FAKE_SLEEP_BITS") == settings.bits.weights:
         time.sleep(60)
     if settings.task.activations is not None:
         np.savez(run_dir / "activations.npz", before=np.zeros((2, 3)))

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sq.kernels.backend import Backend
 from sq.kernels.hadamard import hadamard, hadamard_reference
 from sq.kernels.hadamard.tiles import tile_shape
-from sq.rotation.hadamard import Hadamard, hadamard_matrix
+from sq.rotation import hadamard as rotation
+from sq.rotation.hadamard import Hadamard, hadamard_matrix, random_signs
 from sq.rotation.hadamard_orders import base_matrix, hadamard_split
 
 # largest error in units of the output's rms; the interpreter truncates to bfloat16 where a GPU rounds
@@ -159,3 +161,45 @@ def test_an_output_that_does_not_match_is_refused() -> None:
 def test_a_token_too_large_for_the_kernel_is_refused_when_forced(run: Any) -> None:
     with pytest.raises(ValueError, match="no tile"):
         run(hadamard, torch.ones(1, 65536), torch.ones(1, 1))
+
+
+def transformed(transform: Hadamard, x: Tensor, inverse: bool, backend: Backend) -> Tensor:
+    transform = transform.to(x.device)
+    transform.backend = backend
+    return transform.inverse(x) if inverse else transform(x)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("signs", [False, True], ids=["plain", "signs"])
+@pytest.mark.parametrize("n", [12, 64, 320, 864])
+def test_transform_through_the_kernel_is_that_of_torch(
+    run: Any, n: int, signs: bool, dtype: torch.dtype, inverse: bool
+) -> None:
+    transform = Hadamard(n, random_signs(n, seed=1) if signs else None)
+    x = torch.randn(2, 3, n).to(dtype)
+    y = run(transformed, transform, x, inverse)
+    assert y.dtype == dtype
+    assert_close(y, transformed(transform, x.double(), inverse, "torch"), TOLERANCE[dtype])
+
+
+def no_kernel(*arguments: Any, **keywords: Any) -> Tensor:
+    raise AssertionError("the kernel's function was called")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+def test_transform_on_a_cpu_does_not_call_the_kernel(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(rotation, "hadamard", no_kernel)
+    transform, x = Hadamard(320, random_signs(320, seed=1)), torch.randn(2, 320).to(dtype)
+    transform.inverse(transform(x))
+
+
+def test_transform_of_what_needs_a_gradient_does_not_call_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the kernel could run."""
+    monkeypatch.setattr(rotation, "hadamard", no_kernel)
+    monkeypatch.setattr(rotation, "picks_triton", lambda *_: True)
+    transform, x = Hadamard(320), torch.randn(2, 320, requires_grad=True)
+    transform.inverse(transform(x)).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(2, 320))
+    with torch.no_grad(), pytest.raises(AssertionError, match="was called"):
+        transform(x)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer, weight_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.elements import SCHEMES
 from sq.formats.packing import pack, unpack
-from sq.formats.weight import WeightQuantizer
-from sq.kernels.int4_matmul import PackedWeight, int4_matmul, int4_matmul_reference, int8_planes, weight_sums
+from sq.kernels.coded import Coded
+from sq.kernels.int4_matmul import int4_matmul, int4_matmul_reference, int8_planes, weight_sums
 from sq.kernels.int4_matmul.tiles import DECODE_TOKENS, Shape, decode_launches, decode_tokens, prefill_launches
-from sq.kernels.rotate_quantize import Container, PackedActivations, rotate_quantize
+from sq.kernels.rotate_quantize import Container, rotate_quantize
+from sq.kernels.schemes import Scheme
 
 CONTAINERS = ("int4", "int8", "int8_planes")
 every_form = pytest.mark.parametrize("form", ["prefill", "decode"])
@@ -29,20 +31,20 @@ SMALLEST = 2.0**-149  # of float32: two all-zero rows of the mid-rise grid multi
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 
 
-def activations(tokens: int, d_in: int, scheme: Scheme, container: str = "int4") -> PackedActivations:
+def activations(tokens: int, d_in: int, scheme: Scheme, container: str = "int4") -> Coded:
     codes = torch.randint(0, 256, (tokens, d_in // 2), dtype=torch.uint8)
     if container != "int4":
         codes = int8_planes(codes, scheme)
     if container == "int8":
         codes = codes.transpose(1, 2).reshape(tokens, d_in)
     zero = torch.randint(0, 16, (tokens, 1)).float() if scheme == "asymmetric" else None
-    return PackedActivations(codes, torch.rand(tokens, 1) + 0.1, zero)
+    return Coded(codes, torch.rand(tokens, 1) + 0.1, zero)
 
 
-def weight(d_out: int, d_in: int, scheme: Scheme, groups: int = 1) -> PackedWeight:
+def weight(d_out: int, d_in: int, scheme: Scheme, groups: int = 1) -> Coded:
     codes = torch.randint(0, 256, (d_out, d_in // 2), dtype=torch.uint8)
     zero = torch.randint(-30, 40, (d_out, groups)).float() if scheme == "asymmetric" else None
-    w = PackedWeight(codes, torch.rand(d_out, groups) + 0.1, zero)
+    w = Coded(codes, torch.rand(d_out, groups) + 0.1, zero)
     return w._replace(sums=weight_sums(w, scheme))
 
 
@@ -60,15 +62,13 @@ def levels(codes: Tensor, zero: Tensor | None, scheme: Scheme, n: int) -> Tensor
     return doubled if zero is None else doubled - 2 * zero.long()
 
 
-def call(run: Any, x: PackedActivations, w: PackedWeight, **kwargs: Any) -> Tensor:
+def call(run: Any, x: Coded, w: Coded, **kwargs: Any) -> Tensor:
     kwargs = {name: v.to(run.device) if isinstance(v, Tensor) else v for name, v in kwargs.items()}
     y: Tensor = run(int4_matmul, x, w, **kwargs)
     return y
 
 
-def assert_within(
-    y: Tensor, x: PackedActivations, w: PackedWeight, x_scheme: Scheme, w_scheme: Scheme, **more: Any
-) -> None:
+def assert_within(y: Tensor, x: Coded, w: Coded, x_scheme: Scheme, w_scheme: Scheme, **more: Any) -> None:
     """|y - float64| <= rounding of the output + 2^-24 (adds + 6) of the sum of all magnitudes that are added up.
 
     Within a group all is integer and exact; there are at most d_in / 64 + 1 float32 additions, and six more operations.
@@ -165,11 +165,11 @@ def test_layers_of_the_framework(run: Any, w_scheme: Scheme, x_scheme: Scheme, c
     x, matrix = torch.randn(6, 96), torch.randn(48, 96)
     x[1], matrix[3] = 0, 0
     x[2, 5], matrix[4, 6] = 1e20, 1e10
-    quantized = WeightQuantizer(4, w_scheme, group_size=48, clip=1.0).quantize(matrix)
-    w = PackedWeight(pack(quantized.codes, signed=w_scheme != "asymmetric"), quantized.scale, quantized.zero)
+    quantized = weight_quantizer(4, w_scheme, group_size=48, clip=1.0).quantize(matrix)
+    w = Coded(pack(quantized.codes, signed=w_scheme != "asymmetric"), quantized.scale, quantized.zero)
     w = w._replace(sums=weight_sums(w, w_scheme))
     packed = rotate_quantize(x, None, None, scheme=x_scheme, container=container)
-    expected = ActivationQuantizer(4, x_scheme)(x).double() @ quantized.dequantize().double().T
+    expected = activation_quantizer(4, x_scheme)(x).double() @ quantized.dequantize().double().T
     y = call(run, packed, w, x_scheme=x_scheme, w_scheme=w_scheme, dtype=torch.float32)
     assert_within(y, packed, w, x_scheme, w_scheme)
     unit = packed.scale.double() * (quantized.scale.double().sum(1) * 48)
@@ -200,7 +200,8 @@ def test_kernel_writes_within_its_output_and_reads_within_its_inputs(
     """Bands of NaN, or of codes that would change sums, around what is read; of 7 around what is written."""
     tokens, d_out, d_in = 3, 35, 198
     x, w = activations(tokens, d_in, "asymmetric", container), weight(d_out, d_in, "asymmetric", groups)
-    tensors = {f"x.{k}": v for k, v in x._asdict().items()} | {f"w.{k}": v for k, v in w._asdict().items()}
+    parts = [(f"{operand}.{k}", v) for operand, coded in (("x", x), ("w", w)) for k, v in coded._asdict().items()]
+    tensors = {name: value for name, value in parts if value is not None}
     tensors |= {"bias": torch.randn(d_out), "residual": torch.randn(tokens, d_out)}
     buffers = {}
     for name, value in tensors.items():
@@ -210,8 +211,8 @@ def test_kernel_writes_within_its_output_and_reads_within_its_inputs(
     inside = {name: buffer.inside for name, buffer in buffers.items()}
     run(
         int4_matmul,
-        PackedActivations(*(inside[f"x.{name}"] for name in x._fields)),
-        PackedWeight(*(inside[f"w.{name}"] for name in w._fields)),
+        Coded(inside["x.codes"], inside["x.scale"], inside["x.zero"]),
+        Coded(*(inside[f"w.{name}"] for name in w._fields)),
         x_scheme="asymmetric",
         w_scheme="asymmetric",
         bias=inside["bias"],
@@ -231,7 +232,7 @@ def test_strided_rows_and_leading_shapes(run: Any) -> None:
     x, w = activations(6, 128, "symmetric"), weight(33, 128, "symmetric")
     wide = torch.full((6, 80), 119, dtype=torch.uint8)
     wide[:, 8:72] = x.codes
-    shaped = PackedActivations(wide.view(2, 3, 80)[..., 8:72], x.scale.view(2, 3, 1), None)
+    shaped = Coded(wide.view(2, 3, 80)[..., 8:72], x.scale.view(2, 3, 1), None)
     residual = torch.randn(33, 6).T
     y = call(run, shaped, w, residual=residual.reshape(2, 3, 33), dtype=torch.float32)
     assert y.shape == (2, 3, 33)
@@ -271,8 +272,8 @@ def test_symmetric_activations_of_eight_bits(run: Any) -> None:
 
 def test_largest_sums_stay_in_int32(run: Any) -> None:
     """Every product is 2^14 in the units of the sum: 8192 of them are 2^27."""
-    x = PackedActivations(torch.full((1, 4096), 0x88, dtype=torch.uint8), torch.ones(1, 1), None)
-    w = PackedWeight(torch.full((2, 4096), 0x88, dtype=torch.uint8), torch.ones(2, 1))
+    x = Coded(torch.full((1, 4096), 0x88, dtype=torch.uint8), torch.ones(1, 1), None)
+    w = Coded(torch.full((2, 4096), 0x88, dtype=torch.uint8), torch.ones(2, 1))
     assert torch.equal(call(run, x, w, dtype=torch.float32), torch.full((1, 2), 64.0 * 8192))
     assert torch.equal(int4_matmul(x, w, dtype=torch.float32, backend="torch"), torch.full((1, 2), 64.0 * 8192))
 
@@ -376,7 +377,7 @@ X, W = activations(3, 12, "symmetric"), weight(4, 12, "symmetric")
         ({"dtype": torch.float64}, "the output is torch.float64; use one of torch.bfloat16"),
         ({"bias": torch.ones(3)}, r"bias is torch.float32 \(3,\)"),
         ({"residual": torch.ones(3, 4, dtype=torch.int8)}, "residual is torch.int8"),
-        ({"out": torch.ones(4, 3)}, r"it must be \(3, 4\)"),
+        ({"out": torch.ones(4, 3)}, r"it must be torch.float32 \(3, 4\)"),
         ({"out": torch.ones(4, 3).T}, "contiguous: False"),
         ({"backend": "triton"}, "interpreter is off"),
     ],
@@ -397,7 +398,7 @@ def test_what_only_some_forms_and_backends_take(run: Any) -> None:
     both = torch.ones(3, 4)
     with pytest.raises(ValueError, match="out is the residual"):
         int4_matmul(X, W, residual=both, out=both)
-    huge = PackedWeight(torch.zeros(1, 2**16, dtype=torch.uint8), torch.ones(1, 1))
+    huge = Coded(torch.zeros(1, 2**16, dtype=torch.uint8), torch.ones(1, 1))
     with pytest.raises(ValueError, match="exact up to 131070: split the features"):
         int4_matmul(activations(1, 2**17, "symmetric"), huge)
     midrise = activations(3, 12, "midrise", "int8")
@@ -405,3 +406,14 @@ def test_what_only_some_forms_and_backends_take(run: Any) -> None:
         call(run, midrise, W._replace(sums=None), x_scheme="midrise")
     with pytest.raises(ValueError, match="packed weights, not int8"):
         call(run, X, W._replace(codes=int8_planes(W.codes, "symmetric")))
+
+
+def test_any_kind_of_quantized_tensor_is_taken() -> None:
+    """One with codes, scale and zero, and more that the operation does not look at."""
+    x, w = activations(3, 64, "asymmetric"), weight(5, 64, "symmetric")
+    own = SimpleNamespace(codes=x.codes, scale=x.scale, zero=x.zero, format="int4")
+    schemes: dict[str, Any] = {"x_scheme": "asymmetric", "w_scheme": "symmetric"}
+    assert torch.equal(int4_matmul(own, w, **schemes), int4_matmul(x, w, **schemes))
+    other = SimpleNamespace(codes=w.codes, scale=w.scale, zero=w.zero)
+    assert torch.equal(weight_sums(other, "symmetric"), weight_sums(w, "symmetric"))
+    assert torch.equal(int4_matmul_reference(own, other, **schemes), int4_matmul_reference(x, w, **schemes))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sq.kernels.backend import interpreted
-from sq.kernels.rotate_quantize.reference import Scheme
+from sq.kernels.schemes import Scheme
 
 SHARED_BYTES = 227 * 1024  # of an H100 or H200 block
 

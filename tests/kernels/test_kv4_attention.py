@@ -10,23 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.activation import clip_candidates
+from sq.formats.elements import SCHEMES
+from sq.formats.format import integer
 from sq.formats.packing import pack, unpack
+from sq.kernels.coded import Coded
 from sq.kernels.kv4_attention import (
     Kv4Cache,
     Kv4Partials,
-    Kv4Side,
     dequantized,
     kv4_append,
     kv4_attention,
     kv4_cache,
     kv4_partials,
 )
+from sq.kernels.schemes import Scheme
 
-SEARCH = clip_candidates(4, 9)
+SEARCH = clip_candidates(integer(4), 9)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -40,7 +43,7 @@ def filled(batch: int, kv_heads: int, capacity: int, head_dim: int, scheme: Sche
     return cache
 
 
-def levels(side: Kv4Side, scheme: Scheme) -> Tensor:
+def levels(side: Coded, scheme: Scheme) -> Tensor:
     """Values in float64, from the definitions of the grids."""
     u = unpack(side.codes, 2 * side.codes.shape[-1], signed=False).double()
     constant = {"symmetric": 8.0, "midrise": 7.5, "asymmetric": 0.0}[scheme]
@@ -90,25 +93,26 @@ def test_appended_codes_are_bit_for_bit_those_of_the_framework(
     k[0, 0, 1] = 0
     k[0, 1, 0, 3], v[1, 0, 1, 5], v[1, 1, 0, 0] = 3e4, torch.nan, torch.inf
     positions = torch.tensor([2, 0], dtype=torch.int32)
-    quantizer = ActivationQuantizer(4, scheme, clip if isinstance(clip, float) else "search")
+    quantizer = activation_quantizer(4, scheme, clip if isinstance(clip, float) else "search")
 
     buffers: list[Any] = []
 
-    def side() -> Kv4Side:
+    def side() -> Coded:
         shape = (batch, kv_heads, capacity)
         codes, zero = (guarded(s, torch.uint8, 77) for s in ((*shape, head_dim // 2), shape))
         scale = guarded(shape, torch.float32, 77.0)
         for buffer in (codes, scale, zero):
             buffer.inside.fill_(99)
         buffers.extend([codes, scale, zero])
-        return Kv4Side(codes.inside, scale.inside, zero.inside if scheme == "asymmetric" else None)
+        return Coded(codes.inside, scale.inside, zero.inside if scheme == "asymmetric" else None)
 
     cache = Kv4Cache(side(), side(), scheme)
     run(kv4_append, cache, k, v, positions, clip=clip)
     for buffer in buffers:
         buffer.assert_untouched("the cache")
     for written, x in ((cache.keys, k), (cache.values, v)):
-        codes, scale, zero = quantizer.codes(torch.where(x.isfinite().all(-1, keepdim=True), x, 0))
+        made = quantizer.encode(torch.where(x.isfinite().all(-1, keepdim=True), x, 0))
+        codes, scale, zero = made.codes, made.scale, made.zero
         packed = pack(codes if scheme == "asymmetric" else codes + 8, signed=False)
         scale = torch.where(x.isfinite().all(-1, keepdim=True), scale, torch.nan)
         for b, first in enumerate(positions.tolist()):
@@ -130,10 +134,11 @@ def test_ranges_that_need_not_hold_zero(run: Any, clip: float | list[float]) -> 
     k[0, 0], k[0, 1, 2:4], v[1] = k[0, 0].abs() + 40, -k[0, 1, 2:4].abs() - 9, v[1].abs() + 3
     k[1, 0, 0], k[1, 1, 1] = 0.0, 7.0
     run(kv4_append, cache, k, v, torch.tensor([0, 0]), clip=clip)
-    quantizer = ActivationQuantizer(4, "asymmetric", clip if isinstance(clip, float) else "search", group_size=32)
+    quantizer = activation_quantizer(4, "asymmetric", clip if isinstance(clip, float) else "search", group_size=32)
     for side, x in ((cache.keys, k), (cache.values, v)):
         assert side.zero is not None
-        codes, scale, zero = quantizer.codes(x)
+        made = quantizer.encode(x)
+        codes, scale, zero = made.codes, made.scale, made.zero
         assert zero is not None
         assert torch.equal(side.codes, pack(codes, signed=False))
         assert torch.equal(side.scale, scale[..., 0])
@@ -163,7 +168,7 @@ def test_the_torch_twin_of_the_cache_holds_what_the_framework_rounds_to(
     cache = kv4_cache(2, 3, tokens + 2, 2 * half, scheme)
     kv4_append(cache, k, v, torch.tensor([0, 2]))
     for side, x in ((cache.keys, k), (cache.values, v)):
-        fake, got = ActivationQuantizer(4, scheme)(x), dequantized(side, scheme)
+        fake, got = activation_quantizer(4, scheme)(x), dequantized(side, scheme)
         torch.testing.assert_close(got[0, :, :tokens], fake[0], rtol=1e-6, atol=1e-30)
         torch.testing.assert_close(got[1, :, 2:], fake[1], rtol=1e-6, atol=1e-30)
         torch.testing.assert_close(dequantized(side, scheme, torch.float64), levels(side, scheme))
@@ -261,7 +266,7 @@ def test_tokens_beyond_the_cache_are_dropped_by_the_kernel(run: Any, guarded: Ca
     for buffer in buffers:
         buffer.inside.fill_(99)
     inside = [buffer.inside for buffer in buffers]
-    cache = Kv4Cache(Kv4Side(*inside[:3]), Kv4Side(*inside[3:]), "asymmetric")
+    cache = Kv4Cache(Coded(*inside[:3]), Coded(*inside[3:]), "asymmetric")
     k, positions = torch.ones(3, 1, 2, 8, device=run.device), torch.tensor([2, 5, -1], device=run.device)
     if run.pool is None:
         launch(cache, k, k, positions, (1.0,))
@@ -320,7 +325,7 @@ def test_kernels_write_within_their_outputs_and_read_within_the_cache(
     sides = []
     for side in (plain.keys, plain.values):
         assert side.zero is not None
-        sides.append(Kv4Side(inside(side.codes, 255), inside(side.scale, torch.nan), inside(side.zero, 255)))
+        sides.append(Coded(inside(side.codes, 255), inside(side.scale, torch.nan), inside(side.zero, 255)))
     written = [guarded(shape, torch.float32, 77.0) for shape in ((2, 6, 32), (2, 6, splits, 32), (2, 6, splits))]
     out, partials = written[0], Kv4Partials(written[1].inside, written[2].inside)
     q, cache = inside(values, torch.nan), Kv4Cache(sides[0], sides[1], "asymmetric")
@@ -345,14 +350,14 @@ def test_torch_twin(scheme: Scheme, dtype: torch.dtype) -> None:
 def test_many_positions_split_as_the_gpu_asks(dtype: torch.dtype) -> None:
     cache, lengths = filled(4, 8, 4096, 128), torch.tensor([4096, 1, 2049, 4000])
     q = torch.randn(4, 32, 128).to(dtype)
-    sides = [Kv4Side(*(part.cuda() for part in side if part is not None)) for side in (cache.keys, cache.values)]
+    sides = [Coded(*(part.cuda() for part in side if part is not None)) for side in (cache.keys, cache.values)]
     got = kv4_attention(q.cuda(), Kv4Cache(sides[0], sides[1], "asymmetric"), lengths.cuda(), backend="triton")
     assert_close(got.cpu(), expected(q, cache, lengths), cache)
 
 
 def test_no_rows() -> None:
     cache = kv4_cache(1, 2, 4, 8)
-    keys, values = (Kv4Side(*(part[:0] for part in side if part is not None)) for side in (cache.keys, cache.values))
+    keys, values = (Coded(*(part[:0] for part in side if part is not None)) for side in (cache.keys, cache.values))
     empty = Kv4Cache(keys, values, "asymmetric")
     assert kv4_attention(torch.empty(0, 4, 8), empty, torch.empty(0, dtype=torch.int32)).shape == (0, 4, 8)
     kv4_append(cache, torch.empty(1, 2, 0, 8), torch.empty(1, 2, 0, 8), torch.tensor([4]))
@@ -398,7 +403,7 @@ Q, CACHE, LENGTHS = torch.ones(2, 4, 8), kv4_cache(2, 2, 4, 8), torch.tensor([4,
     [
         ({"q": torch.ones(2, 3, 8)}, "multiple of the cache's 2 KV heads"),
         ({"q": torch.ones(2, 4, 1, 8)}, r"\(B, H, 8\)"),
-        ({"q": torch.ones(3, 4, 8)}, "the cache holds 2 rows and 3 are asked for"),
+        ({"q": torch.ones(3, 4, 8)}, "the cache has 2 rows and the arguments have 3"),
         ({"lengths": torch.ones(2)}, "lengths is torch.float32"),
         ({"starts": torch.tensor([1])}, r"starts is torch.int64 \(1,\)"),
         ({"out": torch.empty(2, 4, 16)[..., ::2]}, "contiguous: False"),

@@ -10,18 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.activation import clip_candidates
+from sq.formats.elements import SCHEMES
+from sq.formats.format import integer
 from sq.formats.packing import pack, unpack
-from sq.kernels.rotate_quantize import PackedActivations, rotate_quantize
-from sq.kernels.rotate_quantize.reference import pack_nibbles, rotate
+from sq.kernels.coded import Coded
+from sq.kernels.nibbles import pack_nibbles
+from sq.kernels.rotate_quantize import rotate_quantize
+from sq.kernels.rotate_quantize.reference import rotate
 from sq.kernels.rotate_quantize.tiles import tile_obstacle
+from sq.kernels.schemes import Scheme
 from sq.rotation.hadamard import hadamard_matrix, random_orthogonal
 from sq.rotation.kronecker import Kronecker
 
-SEARCH = clip_candidates(4, 9)
+SEARCH = clip_candidates(integer(4), 9)
 CLIPS = {"no clip": 1.0, "clip 0.8": 0.8, "search": SEARCH}
 STEPS = {"symmetric": 7, "asymmetric": 15, "midrise": 7.5}
 SIZES = [(1, 2), (3, 6), (16, 32), (43, 10), (28, 18)]
@@ -30,11 +35,11 @@ every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 every_clip = pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
 
 
-def codes_of(packed: PackedActivations, n: int, scheme: Scheme) -> Tensor:
+def codes_of(packed: Coded, n: int, scheme: Scheme) -> Tensor:
     return unpack(packed.codes, n, signed=scheme != "asymmetric")
 
 
-def decode(packed: PackedActivations, n: int, scheme: Scheme) -> Tensor:
+def decode(packed: Coded, n: int, scheme: Scheme) -> Tensor:
     """Values of the codes, float64."""
     q, s = codes_of(packed, n, scheme).double(), packed.scale.double()
     if packed.zero is not None:
@@ -42,7 +47,7 @@ def decode(packed: PackedActivations, n: int, scheme: Scheme) -> Tensor:
     return (2 * q + 1) * s / 2 if scheme == "midrise" else q * s
 
 
-def assert_quantizes(packed: PackedActivations, y: Tensor, scheme: Scheme, clips: Sequence[float]) -> None:
+def assert_quantizes(packed: Coded, y: Tensor, scheme: Scheme, clips: Sequence[float]) -> None:
     """Every code is a nearest one of the 16 levels of its token, the scale is that of a candidate, and of the best."""
     n = y.shape[-1]
     low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)
@@ -77,7 +82,8 @@ def test_codes_without_rotation_are_bit_for_bit_those_of_the_framework(
     x[2, 7] = 1e30  # one huge value takes the whole range
     x[3] = 2.5
     x[4] *= 1e-30
-    codes, scale, zero = ActivationQuantizer(4, scheme, clip if isinstance(clip, float) else "search").codes(x)
+    made = activation_quantizer(4, scheme, clip if isinstance(clip, float) else "search").encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     got = run(rotate_quantize, x, None, None, scheme=scheme, clip=clip)
     assert torch.equal(codes_of(got, 36, scheme), codes.to(torch.int8))
     assert torch.equal(got.scale, scale)
@@ -193,7 +199,7 @@ def test_nan_stays_in_its_token_behind_a_rotation(run: Any) -> None:
     got = run(rotate_quantize, x, r1, r2)
     assert got.scale.isnan().flatten().tolist() == [False, True, False]
     assert not got.codes[1].any()
-    kept = PackedActivations(got.codes[::2], got.scale[::2], None)
+    kept = Coded(got.codes[::2], got.scale[::2], None)
     assert_quantizes(kept, rotate(x[::2], r1, r2, torch.float64), "symmetric", [1.0])
 
 
@@ -214,16 +220,14 @@ def test_kernel_writes_within_its_outputs_and_reads_within_its_inputs(
         "scale": guarded((tokens, 1), torch.float32, 77.0),
         "zero": guarded((tokens, 1), torch.float32, 77.0),
     }
-    target = PackedActivations(
-        out["codes"].inside, out["scale"].inside, out["zero"].inside if scheme == "asymmetric" else None
-    )
+    target = Coded(out["codes"].inside, out["scale"].inside, out["zero"].inside if scheme == "asymmetric" else None)
     r1 = given_["r1"].inside if factors != "none" else None
     r2 = given_["r2"].inside if factors == "both" else None
     run(rotate_quantize, given_["x"].inside, r1, r2, scheme=scheme, clip=SEARCH, out=target)
     for name, buffer in out.items():
         buffer.assert_untouched(name)
     y = rotate(values["x"], None if r1 is None else values["r1"], None if r2 is None else values["r2"], torch.float64)
-    cpu = PackedActivations(target.codes.cpu(), target.scale.cpu(), None if target.zero is None else target.zero.cpu())
+    cpu = Coded(target.codes.cpu(), target.scale.cpu(), None if target.zero is None else target.zero.cpu())
     assert_quantizes(cpu, y, scheme, SEARCH)
 
 
@@ -233,7 +237,7 @@ def test_strided_rows_transposed_factors_and_leading_shapes(run: Any) -> None:
     got = run(rotate_quantize, x, r1, r2)
     assert got.codes.shape == (2, 3, 30)
     assert got.scale.shape == (2, 3, 1)
-    flat = PackedActivations(got.codes.flatten(0, 1), got.scale.flatten(0, 1), None)
+    flat = Coded(got.codes.flatten(0, 1), got.scale.flatten(0, 1), None)
     assert_quantizes(flat, rotate(x, r1, r2, torch.float64).flatten(0, 1), "symmetric", [1.0])
 
 
@@ -257,8 +261,9 @@ def test_torch_twin_is_the_framework_quantizer_for_any_size(
     tokens: int, n: int, scheme: Scheme, clip: str, dtype: torch.dtype, seed: int
 ) -> None:
     x = (torch.randn(tokens, n, generator=torch.Generator().manual_seed(seed)) * 3).to(dtype)
-    quantizer = ActivationQuantizer(4, scheme, "search" if clip == "search" else float(str(CLIPS[clip])))
-    codes, scale, zero = quantizer.codes(x)
+    quantizer = activation_quantizer(4, scheme, "search" if clip == "search" else float(str(CLIPS[clip])))
+    made = quantizer.encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     got = rotate_quantize(x, None, None, scheme=scheme, clip=CLIPS[clip])  # type: ignore[arg-type]
     assert torch.equal(got.codes, pack(codes, signed=scheme != "asymmetric"))
     assert torch.equal(got.scale, scale)
@@ -307,9 +312,9 @@ X, R = torch.ones(2, 12), torch.eye(4)
         ({"clip": 0.0}, r"number in \(0, 1\]"),
         ({"clip": [1.0, 1.5]}, r"number in \(0, 1\]"),
         ({"clip": []}, "non-empty list"),
-        ({"out": PackedActivations(torch.empty(2, 6), torch.empty(2, 1), None)}, "out.codes is torch.float32"),
+        ({"out": Coded(torch.empty(2, 6), torch.empty(2, 1), None)}, "out.codes is torch.float32"),
         (
-            {"scheme": "asymmetric", "out": PackedActivations(torch.empty(2, 6).byte(), torch.empty(2, 1), None)},
+            {"scheme": "asymmetric", "out": Coded(torch.empty(2, 6).byte(), torch.empty(2, 1), None)},
             "out.zero must be a tensor",
         ),
     ],

@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from quantizers import activation_quantizer
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from sq.formats.activation import ActivationQuantizer, clip_candidates
-from sq.formats.grid import SCHEMES, Scheme
-from sq.kernels.rotate_quantize import Balance, Norm, PackedActivations, rotate_quantize
+from sq.formats.activation import clip_candidates
+from sq.formats.elements import SCHEMES
+from sq.formats.format import integer
+from sq.kernels.coded import Coded
+from sq.kernels.rotate_quantize import Norm, rotate_quantize
 from sq.kernels.rotate_quantize.front import Front, front_reference
 from sq.kernels.rotate_quantize.reference import rotate
+from sq.kernels.schemes import Scheme
+from sq.kernels.steps import LowRankStep
 from sq.rotation.hadamard import random_orthogonal
 from sq.rotation.low_rank import LowRank
 
@@ -33,9 +38,9 @@ def low_rank(n: int, rank: int) -> LowRank:
     return LowRank(torch.rand(n, dtype=torch.float64) + 0.5, basis, 2 * torch.eye(rank) + torch.rand(rank, rank))
 
 
-def balance_of(transform: LowRank) -> Balance:
+def balance_of(transform: LowRank) -> LowRankStep:
     diagonal, basis, change = (transform.get_buffer(name) for name in ("diagonal", "basis", "change"))
-    return Balance(diagonal.float(), basis.T.float(), change.float())
+    return LowRankStep(diagonal.float(), basis.T.float(), change.float())
 
 
 @every_rotation
@@ -60,7 +65,8 @@ def test_norm_rounds_where_the_module_rounds(run: Any, scheme: Scheme, dtype: to
     module = LlamaRMSNorm(n, eps=0.0).to(dtype)
     with torch.no_grad():
         module.weight.copy_(torch.randn(n))
-        codes, scale, zero = ActivationQuantizer(4, scheme).codes(module(x))
+        made = activation_quantizer(4, scheme).encode(module(x))
+        codes, scale, zero = made.codes, made.scale, made.zero
     got = run(rotate_quantize, x, None, None, scheme=scheme, norm=Norm(0.0, module.weight.data), container="int8")
     assert torch.equal(got.codes, codes.to(torch.int8))
     assert torch.equal(got.scale, scale)
@@ -95,7 +101,8 @@ def test_swiglu_where_exp_overflows_and_where_it_vanishes(run: Any, dtype: torch
     up = torch.tensor([[1.5, 3.0, 2.0, -2.0, 0.25, 7.0]]).to(dtype)
     product = torch.tensor([[180.0, 0, 0, -128, 75, 0]])
     got = run(rotate_quantize, gate, None, None, up=up, container="int8")
-    codes, scale, _ = ActivationQuantizer(4).codes(product)
+    made = activation_quantizer(4).encode(product)
+    codes, scale = made.codes, made.scale
     assert torch.equal(got.codes, codes)
     assert torch.equal(got.scale, scale)
 
@@ -104,7 +111,8 @@ def test_swiglu_where_exp_overflows_and_where_it_vanishes(run: Any, dtype: torch
 def test_swiglu_rounds_where_the_module_rounds(run: Any, dtype: torch.dtype) -> None:
     """silu, then the product. Where exp differs in its last bit, a value rounds to its neighbour: few tokens may."""
     gate, up = (torch.randn(60, 24) * 2).to(dtype), torch.randn(60, 24).to(dtype)
-    codes, scale, _ = ActivationQuantizer(4).codes(torch.nn.functional.silu(gate) * up)
+    made = activation_quantizer(4).encode(torch.nn.functional.silu(gate) * up)
+    codes, scale = made.codes, made.scale
     got = run(rotate_quantize, gate, None, None, up=up, container="int8")
     assert int((got.scale != scale).sum()) <= 2, "without a rounding between the two, a third of the peaks differ"
     assert int((got.codes != codes).any(-1).sum()) <= 4
@@ -121,7 +129,7 @@ def test_balance_in_front(run: Any, assert_rounded: Any, sizes: tuple[int | None
 
 def test_a_balance_without_directions_is_its_diagonal(run: Any, assert_rounded: Any) -> None:
     x, d = torch.randn(3, 24), torch.rand(24) + 0.5
-    got = run(rotate_quantize, x, None, None, balance=Balance(d, d.new_empty(0, 24), d.new_empty(0, 24)))
+    got = run(rotate_quantize, x, None, None, balance=LowRankStep(d, d.new_empty(0, 24), d.new_empty(0, 24)))
     assert torch.equal(got.codes, rotate_quantize(x * d, None, None, backend="torch").codes)
     assert torch.equal(got.scale, rotate_quantize(x * d, None, None, backend="torch").scale)
 
@@ -129,7 +137,7 @@ def test_a_balance_without_directions_is_its_diagonal(run: Any, assert_rounded: 
 @every_scheme
 def test_everything_together_with_a_search(run: Any, assert_rounded: Any, scheme: Scheme) -> None:
     x, transform, (r1, r2) = torch.randn(3, 240), low_rank(240, 3), factors((12, 20))
-    norm, clips = Norm(1e-6, torch.rand(240) + 0.5), clip_candidates(4, 9)
+    norm, clips = Norm(1e-6, torch.rand(240) + 0.5), clip_candidates(integer(4), 9)
     arguments: dict[str, Any] = {"scheme": scheme, "clip": clips, "norm": norm, "balance": balance_of(transform)}
     h = front_reference(x, Front(norm), torch.float64)
     y = rotate(transform(h), r1, r2, torch.float64)
@@ -175,10 +183,10 @@ def test_kernel_stays_within_its_tensors(run: Any, guarded: Callable[..., Any], 
         "scale": guarded((tokens, 1), torch.float32, 77.0),
         "zero": guarded((tokens, 1), torch.float32, 77.0),
     }
-    target = PackedActivations(*(buffer.inside for buffer in written.values()))
+    target = Coded(*(buffer.inside for buffer in written.values()))
 
     def arguments(source: Callable[[str], Tensor], step: str) -> dict[str, Any]:
-        balance = Balance(source("diagonal"), source("basis"), source("change"))
+        balance = LowRankStep(source("diagonal"), source("basis"), source("change"))
         front = {"norm": Norm(1e-6, source("gain"))} if step == "norm" else {"up": source("up")}
         return {"scheme": "asymmetric", "container": container, "balance": balance, **front}
 
@@ -205,9 +213,9 @@ X = torch.ones(2, 12)
         ({"norm": Norm(1e-6, torch.ones(11))}, r"norm.gain is torch.float32 \(11,\).*\(12,\)"),
         ({"up": torch.ones(2, 11)}, r"up is torch.float32 \(2, 11\)"),
         ({"up": X.half()}, "up is torch.float16 and the gate x is torch.float32"),
-        ({"balance": Balance(None, torch.ones(3, 12), X)}, r"balance.change is torch.float32 \(2, 12\)"),
-        ({"balance": Balance(torch.ones(3), X, X)}, r"balance.diagonal is torch.float32 \(3,\)"),
-        ({"balance": Balance(None, torch.ones(12), X)}, r"balance.basis is torch.float32 \(12,\)"),
+        ({"balance": LowRankStep(None, torch.ones(3, 12), X)}, r"balance.change is torch.float32 \(2, 12\)"),
+        ({"balance": LowRankStep(torch.ones(3), X, X)}, r"balance.diagonal is torch.float32 \(3,\)"),
+        ({"balance": LowRankStep(None, torch.ones(12), X)}, r"balance.basis is torch.float32 \(12,\)"),
         ({"norm": Norm(1e-6, torch.ones(12, device="meta"))}, "move norm.gain to x's device"),
         ({"container": "int2"}, "container is 'int2'; use one of int4, int8, int8_planes"),
         ({"ends": (1.0, 0.0)}, "pair of numbers"),

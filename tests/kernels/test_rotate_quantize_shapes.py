@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from quantizers import activation_quantizer
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.elements import SCHEMES
 from sq.formats.packing import unpack
 from sq.kernels.rotate_quantize import rotate_quantize
 from sq.kernels.rotate_quantize.reference import rotate
+from sq.kernels.schemes import Scheme
 from sq.rotation.hadamard import hadamard_matrix, random_orthogonal
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
@@ -36,7 +37,8 @@ def test_blocks_of_128_by_a_dense_hadamard(run: Any, blocks: int, scheme: Scheme
     h = hadamard_matrix(128).float() / 8
     y = (x.unflatten(-1, (-1, 128)) @ h).flatten(-2)
     got = run(rotate_quantize, x.bfloat16(), None, h.bfloat16(), scheme=scheme, container="int8")
-    codes, scale, zero = ActivationQuantizer(4, scheme).codes(y)
+    made = activation_quantizer(4, scheme).encode(y)
+    codes, scale, zero = made.codes, made.scale, made.zero
     assert torch.equal(got.codes, codes.to(torch.int8))
     assert torch.equal(got.scale, scale)
     assert zero is None or torch.equal(got.zero, zero)
@@ -93,7 +95,8 @@ def test_a_clip_for_either_end_of_the_range(run: Any, scheme: Scheme, ends: tupl
     """Bit for bit the framework's quantizer; tokens on one side of zero among them."""
     x = torch.randn(5, 36)
     x[1], x[2], x[3] = x[1].abs() + 1, -x[2].abs() - 1, 0
-    codes, scale, zero = ActivationQuantizer(4, scheme, ends).codes(x)
+    made = activation_quantizer(4, scheme, ends).encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     got = run(rotate_quantize, x, None, None, scheme=scheme, ends=ends, container="int8")
     assert torch.equal(got.codes, codes.to(torch.int8))
     assert torch.equal(got.scale, scale)

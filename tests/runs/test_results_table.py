@@ -35,6 +35,13 @@ def test_columns_without_a_value_are_left_out_and_texts_get_their_own() -> None:
         assert word not in out
 
 
+def test_bits_a_weight_are_shown_where_they_are_known() -> None:
+    out = printed(make("a", metrics={"model/bits_per_weight": 4.0625}), make("b", bits="W16A16KV16"))
+    assert "weight" in out
+    assert "4.06" in out
+    assert "bits/" not in printed(make("a", metrics={"ppl/c4": 1.0}))
+
+
 def test_nan_and_absent_are_told_apart() -> None:
     out = printed(make("a", metrics={"ppl/c4": None, "acc/mean": 0.25}), make("b", metrics={"ppl/c4": 1.0}))
     assert "nan" in out

@@ -9,6 +9,7 @@ import pytest
 
 import sq
 from sq.config.compose import compose
+from sq.runs import environment, runid
 from sq.runs.runid import identity, run_id
 
 BASE = ("method=rtn",)
@@ -20,16 +21,16 @@ def test_name_is_readable_and_stable() -> None:
     assert first.startswith("tiny-rtn-w4a4-")
     assert len(first.rsplit("-", 1)[1]) == 8
     settings = compose(BASE)
-    for values, name in ((4, "tiny-rtn-w4a4kv4-"), (8, "tiny-rtn-w4a4k4v8-")):
-        bits = replace(settings.bits, keys=4, values=values)
+    for values, name in (("4", "tiny-rtn-w4a4kv4-"), ("8", "tiny-rtn-w4a4k4v8-")):
+        bits = replace(settings.bits, keys="4", values=values)
         assert run_id(replace(settings, bits=bits)).startswith(name)
 
 
 @pytest.mark.parametrize(
     "override",
-    ["model=qwen3_0_6b", "model.outliers=none", "model.dtype=bfloat16", "+method.steps=2", "bits=w4a8", "weights=gptq",
-     "weights.group_size=64", "activations=midrise", "activations.clip=0.9", "calibration.tokens=8192", "seed=1",
-     "calibration.seed=1", "task=all", "task.perplexity.count=3"],
+    ["model=qwen3_0_6b", "model.outliers=none", "model.dtype=bfloat16", "method=smoothquant", "bits=w4a8",
+     "weights=gptq", "weights.group_size=64", "activations=midrise", "activations.clip=0.9",
+     "calibration.tokens=8192", "seed=1", "calibration.seed=1", "task=all", "task.perplexity.count=3"],
 )  # fmt: skip
 def test_what_determines_the_result_changes_the_id(override: str) -> None:
     assert identity(compose([*BASE, override])) != identity(compose(BASE))
@@ -51,9 +52,17 @@ def test_full_precision_is_one_run_whatever_quantizers_are_asked_for(override: s
     assert run_id(compose(["method=fp16", override])) == run_id(compose(["method=fp16"]))
 
 
-def test_package_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_the_method_count() -> None:
+    one, other = (identity(compose(["method=smoothquant", f"method.alpha={alpha}"])) for alpha in (0.5, 0.6))
+    assert one != other
+
+
+def test_the_schema_counts_and_neither_the_version_nor_the_source_does(monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity(compose(BASE))
     monkeypatch.setattr(sq, "__version__", "999.0")
+    monkeypatch.setattr(environment, "source_hash", lambda: "0" * 12)
+    assert identity(compose(BASE)) == before
+    monkeypatch.setattr(runid, "SCHEMA", 999)
     assert identity(compose(BASE)) != before
 
 

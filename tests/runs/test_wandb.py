@@ -97,7 +97,7 @@ def test_wandb_gets_config_metrics_table_group_and_tags(
     monkeypatch.setattr(wandb, "init", init)
     result = run(replace(settings, tracker=replace(settings.tracker, tags=("paper",))), group="sweep-1")
     assert (seen["mode"], seen["group"], seen["tags"], seen["name"]) == ("offline", "sweep-1", ["paper"], result.run_id)
-    assert seen["config"]["bits"]["weights"] == 4
+    assert seen["config"]["bits"] == "w4a4kv16"
     metrics, table = seen["run"].logged
     assert metrics["kl/embedded"] == 0.0432
     assert table["result"].columns[:3] == ["run_id", "model", "method"]

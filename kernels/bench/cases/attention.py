@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...int4_matmul import PackedWeight
+from ...coded import Coded
 from ...kv4_attention import kv4_append, kv4_attention, kv4_cache, kv4_partials
 from ...kv4_attention.partials import split_count
 from ..case import Case, Place, Row, untimed
@@ -63,7 +63,7 @@ def memory(model: Model, batch: int, positions: int, packed: bool) -> Case:
     values = batch * model.kv_heads * positions * model.head_dim
     if packed:
         weights = [
-            PackedWeight(
+            Coded(
                 torch.empty(d_out, d_in // 2, dtype=torch.uint8, device="meta"),
                 torch.empty(d_out, 1, dtype=torch.float32, device="meta"),
             )

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...int4_matmul import Form, PackedWeight, int4_matmul
-from ...rotate_quantize import Container, PackedActivations, rotate_quantize
+from ...coded import Coded
+from ...int4_matmul import Form, int4_matmul
+from ...rotate_quantize import Container, rotate_quantize
 from ...rotate_quantize.reference import contain
 from ..case import Case, Place, Row
 from ..shapes import Shapes
@@ -59,7 +60,7 @@ def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:
 
     def make(place: Place, seed: int) -> Callable[[], Any]:
         (codes, scale), weight = int4_operands(place, seed, tokens, d_out, d_in)
-        x = PackedActivations(contain(codes, container).contiguous(), scale, None)
+        x = Coded(contain(codes, container).contiguous(), scale, None)
         w, y = _packed_weight(*weight), place.empty(tokens, d_out)
         return lambda: int4_matmul(x, w, out=y, form=form, backend=place.backend)
 
@@ -90,5 +91,5 @@ def linear(tokens: int, d_out: int, n1: int, n2: int) -> Case:
     return Case(f"linear {d_out}x{d_in} M={tokens}", make, size, flops, tuned=True)
 
 
-def _packed_weight(codes: Tensor, scale: Tensor) -> PackedWeight:
-    return PackedWeight(contain(codes, "int4"), scale)
+def _packed_weight(codes: Tensor, scale: Tensor) -> Coded:
+    return Coded(contain(codes, "int4"), scale)

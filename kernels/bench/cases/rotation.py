@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from ...coded import Coded
 from ...hadamard import hadamard
-from ...rotate_quantize import Container, Norm, PackedActivations, rotate_quantize
+from ...rotate_quantize import Container, Norm, rotate_quantize
 from ..case import Case, Place, Row
 from ..shapes import Shapes
 from ..yardsticks import copy, eager_rotate_quantize, factors
@@ -106,8 +107,8 @@ def online_hadamard(tokens: int, n: int, order: int) -> Case:
     return Case(f"hadamard {n} T={tokens}", make, 4 * tokens * n, tuned=True)
 
 
-def packed(place: Place, tokens: int, n: int, container: Container) -> PackedActivations:
+def packed(place: Place, tokens: int, n: int, container: Container) -> Coded:
     """Buffers for symmetric codes of T tokens."""
     shape = (tokens, n // 2) if container == "int4" else (tokens, 2, n // 2)
     codes = place.empty(*shape, dtype=torch.uint8 if container == "int4" else torch.int8)
-    return PackedActivations(codes, place.empty(tokens, 1, dtype=torch.float32), None)
+    return Coded(codes, place.empty(tokens, 1, dtype=torch.float32), None)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sq.formats.weight import QuantizedWeight
 from sq.models.families import Family
 from sq.models.parts import weight_of
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
 from sq.nn.assemble import assemble
+from sq.nn.hooks import attention_input, replace_linear, set_attention_input
 from sq.nn.linear import PackedLinear, QuantizedLinear
-from sq.nn.parts import replace_linear
 from sq.nn.site_input import SiteInput
 
 
@@ -61,14 +59,14 @@ def _fake_layer(stream: DecoderStream, index: int, packed: nn.Module) -> nn.Modu
             if name == names[0]:
                 parts = (copy.deepcopy(linear.inputs.transform), copy.deepcopy(linear.inputs.quantizer))
                 inputs = SiteInput(*parts, len(names)).to(device)
-            weight = _on(linear.integer_weight(), device).dequantize(stream.dtype)
+            weight = linear.qweight.to(device).dequantize(stream.dtype)
             bias = None if linear.bias is None else linear.bias.to(device)
             replace_linear(layer, name, QuantizedLinear(inputs, weight, bias, owns_inputs=name == names[0]))
     gains = {name: packed.get_parameter(name).data.to(device) for name, _ in layer.named_parameters()}
     layer.load_state_dict(gains, strict=False, assign=True)  # all that is left of the skeleton: linears hold buffers
-    found = getattr(packed.get_submodule(family.attention), "attention_input", None)
+    found = attention_input(family, packed)
     if found is not None:
-        layer.get_submodule(family.attention).attention_input = copy.deepcopy(found).to(device)
+        set_attention_input(family, layer, copy.deepcopy(found).to(device))
     return layer.requires_grad_(False).eval()
 
 
@@ -104,11 +102,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _on(weight: QuantizedWeight, device: torch.device) -> QuantizedWeight:
-    zero = None if weight.zero is None else weight.zero.to(device)
-    return replace(weight, codes=weight.codes.to(device), scale=weight.scale.to(device), zero=zero)
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

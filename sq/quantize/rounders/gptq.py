@@ -6,28 +6,75 @@ Algorithm 1, in the form of the peers (QuaRot fake_quant/gptq_utils.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.grid import UNQUANTIZED_BITS, Grid, code_dtype
-from sq.formats.weight import QuantizedWeight, WeightQuantizer
+from sq.formats.grid import Grid
+from sq.formats.qtensor import QTensor
+from sq.formats.weight import WeightQuantizer, quantized
 from sq.quantize.rounders.hessian import inverse_factor
+from sq.quantize.rounders.rounder import Need, RoundingStatistics, WeightRounder
+
+
+@dataclass(frozen=True)
+class Gptq(WeightRounder):
+    """GPTQ of all linears of a site in one walk over the columns: they share one Hessian and one factor.
+
+    Attributes:
+        block: columns that are updated at once; it changes the speed and not the result.
+        damping: share of the mean diagonal that is added to the Hessian.
+        act_order: round columns by falling Hessian diagonal.
+        sequential: take the Hessian of a site with the sites before it rounded already.
+    """
+
+    block: int = 128
+    damping: float = 0.01
+    act_order: bool = False
+    sequential: bool = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"hessian"})
+    compensates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or not self.damping >= 0:
+            raise QuantizationError(f"block={self.block}, damping={self.damping}; use block >= 1, damping >= 0")
+
+    @property
+    def sees_rounded_sites(self) -> bool:
+        """As `sequential` says."""
+        return self.sequential
+
+    def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
+        """Codes of all weights of the site. Raises QuantizationError as `gptq` does."""
+        assert statistics.hessian is not None, "the pipeline gathers what `needs` names"
+        return gptq(
+            weights,
+            statistics.hessian,
+            self.quantizer,
+            block=self.block,
+            damping=self.damping,
+            act_order=self.act_order,
+            name=statistics.name,
+        )
 
 
 @torch.no_grad()
 def gptq(
-    w: Tensor,
+    weights: Sequence[Tensor],
     hessian: Tensor,
     quantizer: WeightQuantizer,
     *,
     block: int = 128,
     damping: float = 0.01,
-    name: str = "",
+    name: str = "gptq",
     retries: int = 2,
     act_order: bool = False,
-) -> QuantizedWeight:
-    """Codes of w that nearly minimize tr((w - q) H (w - q)^T).
+) -> list[QTensor]:
+    """Codes of weights w that nearly minimize tr((w - q) H (w - q)^T), H being shared.
 
     With U upper triangular, U^T U = (H + damping * mean(diag H) * I)^-1, column j in turn is rounded to q_j and every
     later column k gets w_k -= (w_j - q_j) U_jk / U_jj. Columns within a block are updated at once, those behind it by
@@ -35,41 +82,37 @@ def gptq(
     the mean of the live H_jj, where the peers put 1: that would set the damping by the number of dead columns when
     activations are small, and changes nothing else.
 
-    Grids: per channel fixed once from the whole row (dead columns zeroed, clip search if the quantizer has it); with
-    group_size at the start of each group from the updated weights. act_order rounds columns by falling H_jj; groups
-    stay groups of neighbouring input features there, so their grids are all fixed from the original weights (static
-    groups).
+    Scales: one of a whole channel is fixed once from the row (dead columns zeroed, clip search if the quantizer has
+    it); those of groups at the start of each group from the updated weights; a second scale once from the weight.
+    act_order rounds columns by falling H_jj; groups stay groups of neighbouring input features there, so their scales
+    are all fixed from the original weights (static groups).
 
     Args:
-        w: (d_out, d_in), any float dtype; computed in float32.
+        weights: (d_out, d_in) each, any float dtype, of linears that read the same input; computed in float32.
         hessian: (d_in, d_in), float32 or float64, symmetric, in the basis of w's input (conjugate_hessian for a
             transformed one).
-        quantizer: grids, bits and groups; at 16 bits w is returned unchanged.
+        quantizer: format and clip.
         block: columns a block; shrunk so that groups and blocks align.
         damping, retries: see inverse_factor.
-        name: site or weight for messages, such as "layer 3 qkv".
+        name: site for messages, such as "layer 3, qkv".
 
     Raises:
         QuantizationError: NaN or inf in w or hessian, shapes that do not fit, a negative H_jj, or a Hessian that cannot
             be factored.
     """
-    what = name or "gptq"
-    _check(w, hessian, quantizer, block, damping, retries, what)
-    if quantizer.bits == UNQUANTIZED_BITS:
-        return quantizer.quantize(w)
-    d_out, d_in = w.shape
-    size = quantizer.group_size or d_in
-    weight = w.to(torch.float32, copy=True)
+    _check(weights, hessian, quantizer, block, damping, retries, name)
+    format, sizes, d_in = quantizer.format, [len(w) for w in weights], weights[0].shape[1]
+    size = format.group or d_in
     hessian, dead = hessian.clone(), hessian.diagonal() == 0
     hessian.diagonal()[dead] = 1.0 if bool(dead.all()) else hessian.diagonal()[~dead].mean()
-    weight[:, dead] = 0
+    parts = [w.to(torch.float32, copy=True) for w in weights]
+    for part in parts:
+        part[:, dead] = 0
 
-    static = act_order or quantizer.group_size is None
-    scale = torch.empty(d_out, d_in // size, device=w.device)
-    zero = torch.empty_like(scale) if quantizer.scheme == "asymmetric" else None
-    if static:
-        scale, zero = quantizer.grid(weight)
-    order = torch.arange(d_in, device=w.device)
+    static = act_order or format.group is None
+    grid = _stacked([quantizer.grid(part) for part in parts], sizes)
+    weight = torch.cat(parts)
+    order = torch.arange(d_in, device=weight.device)
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
         hessian = hessian[order][:, order]
@@ -78,34 +121,61 @@ def gptq(
     pivot = factor.diagonal()
     group_of = (order // size).tolist()
     columns = weight.T[order].contiguous()  # (d_in, d_out): one column of w is contiguous
-    codes = torch.empty(d_in, d_out, dtype=code_dtype(quantizer.scheme), device=w.device)
+    codes = torch.empty(d_in, len(weight), dtype=format.element.code_dtype, device=weight.device)
 
     step = block if static else _aligned(block, size)
     for start in range(0, d_in, step):
         end = min(start + step, d_in)
-        errors = torch.empty(end - start, d_out, device=w.device)
+        errors = torch.empty(end - start, len(weight), device=weight.device)
         for j in range(start, end):
             g = group_of[j]
             if not static and j % size == 0:
-                fresh_scale, fresh_zero = quantizer.grid(columns[j : j + size].T)
-                scale[:, g] = fresh_scale[:, 0]
-                if zero is not None and fresh_zero is not None:
-                    zero[:, g] = fresh_zero[:, 0]
-            grid = Grid(quantizer.bits, quantizer.scheme, scale[:, g], None if zero is None else zero[:, g])
-            q = grid.encode(columns[j])
+                fresh = quantizer.grid(columns[j : j + size].T, grid.second)
+                grid.scale[:, g] = fresh.scale[:, 0]
+                if grid.zero is not None and fresh.zero is not None:
+                    grid.zero[:, g] = fresh.zero[:, 0]
+            own = grid.column(g)
+            q = own.encode(columns[j])
             codes[j] = q.to(codes.dtype)
-            error = torch.sub(columns[j], grid.decode_(q), out=errors[j - start]).div_(pivot[j])
+            error = torch.sub(columns[j], own.decode_(q), out=errors[j - start]).div_(pivot[j])
             columns[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     result = torch.empty_like(codes)
     result[order] = codes
-    return QuantizedWeight(result.T.contiguous(), scale, zero, quantizer.bits, quantizer.scheme, quantizer.group_size)
+    return [
+        quantized(own.T.contiguous(), _rows(grid, rows))
+        for own, rows in zip(result.split(sizes, dim=1), torch.arange(len(weight)).split(sizes), strict=True)
+    ]
+
+
+def _stacked(grids: Sequence[Grid], sizes: Sequence[int]) -> Grid:
+    """Grids of several weights as one of all their rows."""
+
+    def rows(tensor: Tensor, size: int) -> Tensor:
+        return tensor.expand(size, -1)  # one scale a tensor is (1, 1)
+
+    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        found = [rows(tensor, size) for tensor, size in zip(tensors, sizes, strict=True) if tensor is not None]
+        return torch.cat(found) if found else None
+
+    scale = joined([grid.scale for grid in grids])
+    assert scale is not None
+    zero, second = (joined([getattr(grid, name) for grid in grids]) for name in ("zero", "second"))
+    return Grid(grids[0].format, scale, zero, second)
+
+
+def _rows(grid: Grid, rows: Tensor) -> Grid:
+    """The grid of some rows; one scale a tensor becomes (1, 1) again."""
+    part = slice(int(rows[0]), int(rows[-1]) + 1)
+    kept = slice(part.start, part.start + 1) if grid.format.tensor else part
+    zero = None if grid.zero is None else grid.zero[kept].clone()
+    return Grid(grid.format, grid.scale[kept].clone(), zero, None if grid.second is None else grid.second[part])
 
 
 def _aligned(block: int, size: int) -> int:
     """The block size at most `block` that is a multiple or, for groups wider than a block, a divisor of the group size.
 
-    A group's grid is read when all columns before the group have been applied to all of it: the group starts a block,
+    A group's scale is read when all columns before the group have been applied to all of it: the group starts a block,
     or lies within one.
     """
     if size <= block:
@@ -114,18 +184,28 @@ def _aligned(block: int, size: int) -> int:
 
 
 def _check(
-    w: Tensor, hessian: Tensor, quantizer: WeightQuantizer, block: int, damping: float, retries: int, what: str
+    weights: Sequence[Tensor],
+    hessian: Tensor,
+    quantizer: WeightQuantizer,
+    block: int,
+    damping: float,
+    retries: int,
+    what: str,
 ) -> None:
-    try:
-        quantizer.check(w)
-    except QuantizationError as error:
-        raise QuantizationError(f"{what}: {error}") from error
+    for w in weights:
+        try:
+            quantizer.check(w)
+        except QuantizationError as error:
+            raise QuantizationError(f"{what}: {error}") from error
     if block < 1 or not damping >= 0 or retries < 0:
         raise QuantizationError(f"{what}: {block=}, {damping=}, {retries=}; use block >= 1, damping >= 0, retries >= 0")
-    if hessian.shape != (w.shape[1], w.shape[1]):
-        need = (w.shape[1], w.shape[1])
+    widths = sorted({w.shape[1] for w in weights})
+    if len(widths) > 1:
+        raise QuantizationError(f"{what}: weights of {widths} input features share no Hessian; give one site at a time")
+    if hessian.shape != (widths[0], widths[0]):
         raise QuantizationError(
-            f"{what}: the Hessian has shape {tuple(hessian.shape)}; a weight {tuple(w.shape)} needs {need}"
+            f"{what}: the Hessian has shape {tuple(hessian.shape)}; a weight {tuple(weights[0].shape)} needs "
+            f"{(widths[0], widths[0])}"
         )
     if not torch.isfinite(hessian).all():
         raise QuantizationError(f"{what}: the Hessian holds NaN or inf; look for them in this site's activations")

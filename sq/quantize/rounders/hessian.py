@@ -102,7 +102,9 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, 
                 factor = inverse.to(torch.float32)
                 if torch.isfinite(factor).all():
                     if index:
-                        logger.warning("%s: the Hessian needed damping %g (asked: %g)", name or "gptq", share, damping)
+                        logger.warning(
+                            "%s: the Hessian needed damping %g (the setting is %g)", name or "gptq", share, damping
+                        )
                     return factor
     tried = ", ".join(f"{share:g}" for share in dampings)
     raise QuantizationError(

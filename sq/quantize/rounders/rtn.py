@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from sq.formats.weight import QuantizedWeight, WeightQuantizer
+from sq.formats.qtensor import QTensor
+from sq.quantize.rounders.rounder import RoundingStatistics, WeightRounder
 
 
-def rtn(w: Tensor, quantizer: WeightQuantizer) -> QuantizedWeight:
-    """Every entry of w (d_out, d_in) goes to the nearest level of its grid.
+@dataclass(frozen=True)
+class Rtn(WeightRounder):
+    """Every entry goes to the nearest level."""
 
-    Raises:
-        QuantizationError: see WeightQuantizer.
-    """
-    return quantizer.quantize(w)
+    def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
+        """Each weight by itself.
+
+        Raises:
+            QuantizationError: see WeightQuantizer.
+        """
+        return [self.quantizer.quantize(weight) for weight in weights]

@@ -1,0 +1,70 @@
+"""The choices of conf/: files of its groups, and the variants of methods that experiment/table_ablation.yaml lists.
+
+Each variant is registered with Hydra under its name when this is imported, and composes as a file would:
+method=ablation/art is conf/method/singlequant.yaml with the arguments that the list has for `art`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+VARIANTS = "variants"  # the key of the list; no setting of the experiment itself
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    """Contents of files by choice ("ablation/art"); `method` of an entry is the file that it varies."""
+    listed: Any = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "table_ablation.yaml"))
+    found = {}
+    for name, changes in listed[VARIANTS].items():
+        base = changes.pop("method", "singlequant")
+        found[f"ablation/{name}"] = {"defaults": [f"/method/{base}@_here_", "_self_"], "name": name, **changes}
+        ConfigStore.instance().store(group="method/ablation", name=name, node=found[f"ablation/{name}"])
+    return found
+
+
+_VARIANTS = _variants()
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group: the files of conf/<group>/, sorted. Those in folders below it are not listed."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def exists(group: str, choice: str) -> bool:
+    """Whether a group has a choice, those in folders below it (method=ablation/art) included."""
+    return (group == "method" and choice in _VARIANTS) or (CONF / group / f"{choice}.yaml").is_file()
+
+
+def method_names() -> dict[str, str]:
+    """The name in tables of each method's file or variant, by the last part of its choice."""
+    named = {path.stem: path.read_text(encoding="utf-8") for path in (CONF / "method").rglob("*.yaml")}
+    found = {stem: re.search(r"^name: *([\w.+-]+)", text, re.MULTILINE) for stem, text in named.items()}
+    names = {stem: stem if match is None else match[1] for stem, match in found.items()}
+    return names | {choice.rpartition("/")[2]: content["name"] for choice, content in _VARIANTS.items()}
+
+
+def content(group: str, choice: str) -> DictConfig:
+    """A choice on top of those that its defaults list names (- /method/singlequant@_here_)."""
+    variant = _VARIANTS.get(choice) if group == "method" else None
+    own = OmegaConf.load(CONF / group / f"{choice}.yaml") if variant is None else OmegaConf.create(variant)
+    assert isinstance(own, DictConfig)
+    named = [str(entry) for entry in own.pop("defaults", []) if entry != "_self_"]
+    parents = [content(*entry.removeprefix("/").removesuffix("@_here_").rsplit("/", 1)) for entry in named]
+    merged = OmegaConf.merge(*parents, own)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def trained(count: int, *, _root_: DictConfig) -> int:
+    """`${trained:100}`: published steps or epochs times the run's `effort`, at least 1 unless `effort` is 0."""
+    effort = float(_root_.get("effort", 1.0))
+    return max(1, round(count * effort)) if effort > 0 else 0
+
+
+OmegaConf.register_new_resolver("trained", trained, replace=True)

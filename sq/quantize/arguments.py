@@ -1,0 +1,69 @@
+"""Methods and weight rounders from plain arguments: every mistake in them becomes a sentence.
+
+Nothing here imports torch until a class is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Lt
+
+from sq.quantize.rounders.registry import rounder_class, rounder_names
+from sq.quantize.typed import read, read_keys
+
+if TYPE_CHECKING:
+    from sq.quantize.method import Method
+
+# Seeds that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, and torch takes 64 bits.
+Seed = Annotated[int, Ge(0), Lt(2**44)]
+
+
+def method_of(target: str, name: str, arguments: Mapping[str, Any], problems: list[str]) -> Method | None:
+    """A method from its class path and arguments; None, and its mistakes in `problems`, where it cannot be built.
+
+    Its dataclass says names and types of the arguments, and its constructor the ranges. Arguments of a wrong type are
+    left at their defaults for that, so that all mistakes show at once.
+    """
+    module, _, kind = target.rpartition(".")
+    try:
+        from sq.quantize.method import Method
+
+        found = getattr(import_module(module), kind)
+        if isinstance(found, type) and issubclass(found, Method):
+            built: Method | None = _built(found, "method", name, arguments, {"name": name}, problems)
+            return built
+        reason = f"{kind} is not a subclass of sq.quantize.method.Method"
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = str(error)
+    problems.append(
+        f"method._target_={target}; allowed: the import path of a method's class, such as "
+        f"sq.methods.singlequant.SingleQuant ({reason})"
+    )
+    return None
+
+
+def rounder_of(name: str, arguments: Mapping[str, Any], problems: list[str]) -> Any:
+    """The class of a rounder that takes these arguments; None where there is no such rounder."""
+    if name not in rounder_names():
+        problems.append(f"weights.name={name}; allowed: {' | '.join(rounder_names())}")
+        return None
+    found = rounder_class(name)
+    _built(found, "weights", name, arguments, {"quantizer": None}, problems)
+    return found
+
+
+def _built(
+    kind: Any, place: str, name: str, arguments: Mapping[str, Any], given: dict[str, Any], problems: list[str]
+) -> Any:
+    before = len(problems)
+    if "seed" in arguments and read(Seed, arguments["seed"], f"{place}.seed", problems) is None:
+        arguments = {key: value for key, value in arguments.items() if key != "seed"}
+    good = read_keys(kind, arguments, place, problems, skip=given)
+    try:
+        built = kind(**given, **good)
+    except (TypeError, ValueError) as error:
+        problems.append(f"{place}={name} refuses its arguments: {error}")
+    return built if len(problems) == before else None
