@@ -16,12 +16,7 @@ Kind = Literal["rate", "bandwidth", "speedup", "extra", "latency", "memory"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how the kernels run: Triton on a GPU; torch or the interpreter on a CPU in tests.
-
-    Attributes:
-        device: of all operands.
-        backend: of the kernels under test.
-    """
+    """Device of all operands, and backend of our kernels: a GPU and Triton; in tests, a CPU and torch or Triton."""
 
     device: str
     backend: Backend
@@ -77,8 +72,3 @@ class Row:
     kind: Kind
     yardstick: Case | None = None
     target: str | None = None
-
-
-def untimed(place: Place, seed: int) -> Callable[[], Any]:
-    """`make` of a case that only counts bytes."""
-    raise RuntimeError("rows of kind 'memory' are counted, not timed")

@@ -18,11 +18,10 @@ from ..files import write_json
 from ..tuned.store import shared_folder, slug
 from .case import Row
 from .machine import Machine, find_machine
-from .measure import Result, measure
+from .measure import Result, measure, summary, table
 from .progress import tracked
 from .shapes import FULL, QUICK
 from .suite import suite
-from .table import summary, table
 from .timing import called_once, emptied
 
 RESULTS = Path(__file__).resolve().parent / "results"
