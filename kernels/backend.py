@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .arguments import check_choice
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -26,8 +28,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
     Raises:
         ValueError: an unknown backend, or "triton" where the kernel cannot run.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend is {backend!r}; use one of {', '.join(get_args(Backend))}")
+    check_choice("backend", backend, Backend)
     if backend == "torch" or (backend == "auto" and not x.is_cuda):
         return False
     if x.dtype not in _TRITON_DTYPES:

@@ -8,19 +8,14 @@ from torch import Tensor
 
 
 class HasCodes(Protocol):
-    """Anything with codes, scale and zero: a `Coded`, or a caller's own kind of quantized tensor."""
+    """Anything with codes, scale and zero as `Coded` has them: that, or a caller's own kind of quantized tensor."""
 
     @property
-    def codes(self) -> Tensor:
-        """Integer codes."""
-
+    def codes(self) -> Tensor: ...
     @property
-    def scale(self) -> Tensor:
-        """Of the codes."""
-
+    def scale(self) -> Tensor: ...
     @property
-    def zero(self) -> Tensor | None:
-        """Zero points of asymmetric codes, else None."""
+    def zero(self) -> Tensor | None: ...
 
 
 class Coded(NamedTuple):

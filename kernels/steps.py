@@ -12,12 +12,7 @@ from torch import Tensor
 
 
 class KroneckerStep(NamedTuple):
-    """x (R1 (x) R2): R1^T X R2 for a token viewed as X (n1, n2).
-
-    Attributes:
-        r1: (n1, n1); None for an identity.
-        r2: (n2, n2); None for an identity.
-    """
+    """x (R1 (x) R2): R1^T X R2 for a token viewed as X (n1, n2); r1 (n1, n1), r2 (n2, n2), None for an identity."""
 
     r1: Tensor | None
     r2: Tensor | None
@@ -38,11 +33,7 @@ class LowRankStep(NamedTuple):
 
 
 class DiagonalStep(NamedTuple):
-    """x -> x t.
-
-    Attributes:
-        t: (n,).
-    """
+    """x -> x t, t (n,)."""
 
     t: Tensor
 

@@ -21,19 +21,12 @@ _FIELDS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem
 
 @dataclass(frozen=True)
 class Machine:
-    """What the suite runs on.
+    """What the suite runs on."""
 
-    Attributes:
-        name: of the GPU.
-        place: device and backend.
-        timer: (seconds a case may take, None for as long as it needs) -> a timer.
-        environment: versions, driver, clocks, commit.
-    """
-
-    name: str
+    name: str  # of the GPU
     place: Place
-    timer: Callable[[float | None], Timer]
-    environment: dict[str, Any]
+    timer: Callable[[float | None], Timer]  # from the seconds that a case may take, None for as long as it needs
+    environment: dict[str, Any]  # versions, driver, clocks, commit
 
 
 def find_machine() -> Machine | None:

@@ -19,20 +19,13 @@ _SAMPLES, _MOST_SAMPLES = 5, 50  # at a time, and in all
 
 
 class Timing(NamedTuple):
-    """Seconds of one call.
+    """Seconds of one call."""
 
-    Attributes:
-        seconds: the median of the samples.
-        low, high: their 20th and 80th percentile.
-        samples: replays that were timed.
-        copies: sets of operands that were rotated.
-    """
-
-    seconds: float
-    low: float
-    high: float
-    samples: int
-    copies: int
+    seconds: float  # the median of the samples
+    low: float  # their 20th percentile
+    high: float  # their 80th percentile
+    samples: int  # replays that were timed
+    copies: int  # sets of operands that were rotated
 
 
 Timer = Callable[[Case, Place], Timing]

@@ -33,13 +33,7 @@ def launch(
     out: Tensor,
     decode: bool,
 ) -> None:
-    """int4_matmul of checked arguments, written to out (T, d_out).
-
-    Args:
-        x: T tokens, at least 1: codes uint8 (T, d_in / 2) or int8 (T, 2, d_in / 2), scale (T, 1), zero (T, 1) or None.
-        residual: (T, d_out) or None.
-        decode: which form; decode takes up to tiles.DECODE_TOKENS tokens.
-    """
+    """Arguments as for `int4_matmul_blocked`, with at least one token; decode takes up to tiles.DECODE_TOKENS."""
     packed = x.codes.dtype == torch.uint8
     codes = x.codes.flatten(1).view(torch.int8)
     if codes.stride(1) != 1:
@@ -47,7 +41,7 @@ def launch(
     tokens, (d_out, row_bytes) = len(out), w.codes.shape
     weights = w.codes.contiguous().view(torch.int8)
     optional = (w.zero, w.sums, x.scale, x.zero, bias, residual)
-    w_zero, w_sums, x_scale, x_zero, p_bias, p_residual = (out if i is None else i.contiguous() for i in optional)
+    w_zero, w_sums, x_scale, x_zero, *added = (out if i is None else i.contiguous() for i in optional)
     meta: dict[str, Any] = {
         "T": tokens,
         "stride_x": codes.stride(0),
@@ -67,7 +61,7 @@ def launch(
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
     }
-    pointers = [weights, w.scale.contiguous(), w_zero, w_sums, codes, x_scale, x_zero, p_bias, p_residual, out]
+    pointers = [weights, w.scale.contiguous(), w_zero, w_sums, codes, x_scale, x_zero, *added, out]
     shape, sms = _shape(meta), _sms(out.device)
     if decode:
         launches = tiles.decode_launches(shape, sms, interpreted())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_tensor
 from ..rms_norm import rms_norm
 from ..steps import LowRankStep
 
@@ -66,18 +67,11 @@ def check_front(x: Tensor, front: Front) -> None:
         raise ValueError(f"norm.eps is {norm.eps}; it must be at least 0")
     if up is not None and up.dtype != x.dtype:
         raise ValueError(f"up is {up.dtype} and the gate x is {x.dtype}; they must have one dtype")
-    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"up": (up, tuple(x.shape))}
+    check_tensor("up", up, x.shape, None, x.device)
     if norm is not None:
-        shapes["norm.gain"] = (norm.gain, (n,))
+        check_tensor("norm.gain", norm.gain, (n,), None, x.device)
     if balance is not None:
         rank = balance.basis.shape[0] if balance.basis.dim() == 2 else 0
-        shapes["balance.diagonal"] = (balance.diagonal, (n,))
-        shapes["balance.basis"] = (balance.basis, (rank, n))
-        shapes["balance.change"] = (balance.change, (rank, n))
-    for name, (tensor, shape) in shapes.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating-point {shape}")
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {tensor.device}; move {name} to x's device once")
+        check_tensor("balance.diagonal", balance.diagonal, (n,), None, x.device)
+        check_tensor("balance.basis", balance.basis, (rank, n), None, x.device)
+        check_tensor("balance.change", balance.change, (rank, n), None, x.device)
