@@ -69,7 +69,7 @@ def git_commit() -> str | None:
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is there to ask."""
+    """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is installed."""
     lines = _output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader") or ""
     for line in lines.splitlines():
         values = dict(zip(_FIELDS.split(","), map(str.strip, line.split(",")), strict=False))

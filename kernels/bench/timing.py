@@ -32,12 +32,11 @@ Timer = Callable[[Case, Place], Timing]
 
 
 class GraphTimer:
-    """Medians of a CUDA graph that goes through enough sets of operands to read them from memory.
+    """Medians of a CUDA graph that goes through enough sets of operands to read them from memory (README.md).
 
     Args:
         cuda: torch.cuda.
-        l2_bytes: of the device; operands are rotated over more than four times as much, save where 1,024 sets of them
-            are less: one token's, which are in the cache in real decoding too, just written by the kernel in front.
+        l2_bytes: of the device.
         seconds: that a case may take, at the least five samples; None for 50 samples.
     """
 

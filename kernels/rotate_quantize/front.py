@@ -13,29 +13,18 @@ from ..steps import LowRankStep
 
 
 class Norm(NamedTuple):
-    """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each.
+    """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each."""
 
-    Attributes:
-        eps: at least 0.
-        gain: (n,), used in x's dtype; None where it is folded into what reads the norm.
-    """
-
-    eps: float
-    gain: Tensor | None = None
+    eps: float  # at least 0
+    gain: Tensor | None = None  # (n,), used in x's dtype; None where it is folded into what reads the norm
 
 
 class Front(NamedTuple):
-    """Steps in front of the rotation, in this order; the first two exclude each other.
+    """Steps in front of the rotation, in this order; the first two exclude each other."""
 
-    Attributes:
-        norm: RMSNorm of x.
-        up: x's shape and dtype; x is the gate and becomes silu(x) up, rounded to x's dtype after each.
-        balance: low-rank balance; sums are float32 and rounded to x's dtype once, behind.
-    """
-
-    norm: Norm | None = None
-    up: Tensor | None = None
-    balance: LowRankStep | None = None
+    norm: Norm | None = None  # of x
+    up: Tensor | None = None  # x's shape and dtype; the gate x becomes silu(x) up, rounded to x's dtype after each
+    balance: LowRankStep | None = None  # its sums are float32, and the result is rounded to x's dtype once
 
 
 def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32) -> Tensor:
