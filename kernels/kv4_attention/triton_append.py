@@ -116,5 +116,5 @@ def launch(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, clips: tupl
             CANDIDATES=len(clips),
             INCLUDE_ZERO=cache.include_zero,
             num_warps=1,
-            enable_fp_fusion=cache.scheme != "asymmetric",  # see rotate_quantize
+            enable_fp_fusion=cache.scheme != "asymmetric",  # as in rotate_quantize/triton.py
         )
