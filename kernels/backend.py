@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .arguments import check_choice
+
 Backend = Literal["auto", "torch", "triton"]
+
+# What fits one Hopper or Ampere SM; the kernels run on others as well, with a choice of launch that is less sharp.
+REGISTERS, THREADS, SHARED_BYTES = 65536, 2048, 227 * 1024
+LARGEST_TILE = 32768  # float32 accumulators: half of the registers
+LARGEST_ACCUMULATOR = 128  # 32-bit registers of a thread, of 255: the rest holds operands and addresses
+LEAST_SIDE = 16  # of a tensor-core product
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -26,8 +34,7 @@ def picks_triton(backend: Backend, x: Tensor, obstacle: str | None) -> bool:
     Raises:
         ValueError: an unknown backend, or "triton" where the kernel cannot run.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend is {backend!r}; use one of {', '.join(get_args(Backend))}")
+    check_choice("backend", backend, Backend)
     if backend == "torch" or (backend == "auto" and not x.is_cuda):
         return False
     if x.dtype not in _TRITON_DTYPES:
@@ -52,6 +59,11 @@ def _has_triton() -> bool:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which Triton decides by the environment when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def sm_count(device: torch.device) -> int:
+    """SMs of a GPU; 2 in the interpreter, so that its programs loop as well."""
+    return 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def power_of_two_from(n: int, least: int = 1) -> int:

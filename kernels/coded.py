@@ -8,34 +8,23 @@ from torch import Tensor
 
 
 class HasCodes(Protocol):
-    """Anything with codes, scale and zero: a `Coded`, or a caller's own kind of quantized tensor."""
+    """Anything with codes, scale and zero as `Coded` has them: that, or a caller's own kind of quantized tensor."""
 
     @property
-    def codes(self) -> Tensor:
-        """Integer codes."""
-
+    def codes(self) -> Tensor: ...
     @property
-    def scale(self) -> Tensor:
-        """Of the codes."""
-
+    def scale(self) -> Tensor: ...
     @property
-    def zero(self) -> Tensor | None:
-        """Zero points of asymmetric codes, else None."""
+    def zero(self) -> Tensor | None: ...
 
 
 class Coded(NamedTuple):
     """Codes q, scales s and zero points z of value (q - z) s, or (q + 1/2) s on the mid-rise grid (kernels/grid.py).
 
     One form for activations, weights, keys and values; each operation says which shapes and dtypes it takes.
-
-    Attributes:
-        codes: integers in one of the containers of `rotate_quantize`.
-        scale: floating point.
-        zero: integer-valued, of scale's shape, for asymmetric codes; else None.
-        sums: of a weight, `weight_sums` of int4_matmul; else None.
     """
 
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor | None = None
-    sums: Tensor | None = None
+    codes: Tensor  # integers in one of the containers of `rotate_quantize`
+    scale: Tensor  # floating point
+    zero: Tensor | None = None  # integer-valued, of scale's shape, for asymmetric codes; else None
+    sums: Tensor | None = None  # of a weight, `weight_sums` of int4_matmul; else None

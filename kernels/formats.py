@@ -8,11 +8,10 @@ from .schemes import Scheme
 
 
 class Format(Protocol):
-    """A number format, of any class with these attributes."""
+    """A number format, of any class with these attributes; messages show its name."""
 
     @property
-    def name(self) -> str:
-        """As messages show it."""
+    def name(self) -> str: ...
 
     @property
     def bits(self) -> int:

@@ -12,51 +12,31 @@ from torch import Tensor
 
 
 class KroneckerStep(NamedTuple):
-    """x (R1 (x) R2): R1^T X R2 for a token viewed as X (n1, n2).
-
-    Attributes:
-        r1: (n1, n1); None for an identity.
-        r2: (n2, n2); None for an identity.
-    """
+    """x (R1 (x) R2): R1^T X R2 for a token viewed as X (n1, n2); r1 (n1, n1), r2 (n2, n2), None for an identity."""
 
     r1: Tensor | None
     r2: Tensor | None
 
 
 class LowRankStep(NamedTuple):
-    """x -> v + (v U) C with v = x D: the balance D (I + U (P - I) U^T) of sq/rotation/low_rank.py.
+    """x -> v + (v U) C with v = x D: the balance D (I + U (P - I) U^T) of sq/rotation/low_rank.py."""
 
-    Attributes:
-        diagonal: D's, (n,); None for an identity.
-        basis: U^T, (r, n).
-        change: C = (P - I) U^T, (r, n).
-    """
-
-    diagonal: Tensor | None
-    basis: Tensor
-    change: Tensor
+    diagonal: Tensor | None  # D's, (n,); None for an identity
+    basis: Tensor  # U^T, (r, n)
+    change: Tensor  # C = (P - I) U^T, (r, n)
 
 
 class DiagonalStep(NamedTuple):
-    """x -> x t.
-
-    Attributes:
-        t: (n,).
-    """
+    """x -> x t, t (n,)."""
 
     t: Tensor
 
 
 class HadamardStep(NamedTuple):
-    """x -> (x signs) (H_K (x) H_{2^m}) / sqrt(n), n = K 2^m, with Sylvester's matrix for H_{2^m}.
+    """x -> (x signs) (H_K (x) H_{2^m}) / sqrt(n), n = K 2^m, with Sylvester's matrix for H_{2^m}."""
 
-    Attributes:
-        base: H_K, (K, K), entries +-1.
-        signs: (n,), +-1; None for all +1.
-    """
-
-    base: Tensor
-    signs: Tensor | None
+    base: Tensor  # H_K, (K, K), entries +-1
+    signs: Tensor | None  # (n,), +-1; None for all +1
 
 
 Step: TypeAlias = KroneckerStep | LowRankStep | DiagonalStep | HadamardStep

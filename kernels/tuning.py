@@ -9,12 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import interpreted, power_of_two_from
+from .backend import LARGEST_ACCUMULATOR, REGISTERS, SHARED_BYTES, THREADS, interpreted, power_of_two_from, sm_count
 from .tuned.autotune import stored_autotune
-
-# Of one Hopper or Ampere SM; the kernels run on others as well, with a choice that is less sharp.
-_REGISTERS, _THREADS, _SHARED_BYTES = 65536, 2048, 227 * 1024
-_LARGEST_ACCUMULATOR = 128  # float32 registers of a thread, of 255: the rest holds operands and addresses
 
 
 def configs() -> list[triton.Config]:
@@ -43,10 +39,10 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
         accumulator = tile // threads
         shared = (matrices + config.num_stages * tile) * itemsize
         return bool(
-            4 <= accumulator <= _LARGEST_ACCUMULATOR
-            and threads * programs <= _THREADS
-            and threads * programs * 2 * accumulator <= _REGISTERS
-            and shared * programs <= _SHARED_BYTES
+            4 <= accumulator <= LARGEST_ACCUMULATOR
+            and threads * programs <= THREADS
+            and threads * programs * 2 * accumulator <= REGISTERS
+            and shared * programs <= SHARED_BYTES
         )
 
     widest = max(candidates, key=lambda c: (c.num_warps, -c.num_stages, -c.kwargs["PROGRAMS_PER_SM"]))
@@ -70,11 +66,8 @@ def compute_dtype(x: Tensor) -> tl.dtype:
 
 
 def start(kernel: Any, x: Tensor, work: int, *args: Any, **meta: Any) -> None:
-    """Launch persistent programs: as many per SM as the tuned config says, and no more than `work`.
-
-    The interpreter gets 2 in all, so that its programs loop as well.
-    """
-    sms = 2 if interpreted() else torch.cuda.get_device_properties(x.device).multi_processor_count
+    """Launch persistent programs: as many per SM as the tuned config says, and no more than `work`."""
+    sms = sm_count(x.device)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         kernel[lambda config: (min(work, sms * config["PROGRAMS_PER_SM"]),)](*args, **meta)
 

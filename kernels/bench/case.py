@@ -16,12 +16,7 @@ Kind = Literal["rate", "bandwidth", "speedup", "extra", "latency", "memory"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how the kernels run: Triton on a GPU; torch or the interpreter on a CPU in tests.
-
-    Attributes:
-        device: of all operands.
-        backend: of the kernels under test.
-    """
+    """Device of all operands, and backend of our kernels: a GPU and Triton; in tests, a CPU and torch or Triton."""
 
     device: str
     backend: Backend
@@ -40,45 +35,31 @@ class Place:
 class Case:
     """One thing that is timed.
 
-    Attributes:
-        name: operation, shape and tokens; unique, so that a case several rows need is timed once.
-        make: (place, seed) -> a call on operands of its own, random numbers and never zeros. The timer makes as many
-            as it takes to read from memory and not from a cache.
-        bytes: that a call must at least read and write.
-        flops: operations of a call, 2 for each multiply-add; 0 where bytes decide.
-        tuned: whether it is a kernel of ours, which `--tune` is to tune.
+    `make` takes a place and a seed and returns a call on operands of its own, random numbers and never zeros. The timer
+    makes as many as it takes to read from memory and not from a cache.
     """
 
-    name: str
+    name: str  # operation, shape and tokens; unique, so that a case several rows need is timed once
     make: Callable[[Place, int], Callable[[], Any]] = field(compare=False)
-    bytes: int
-    flops: int = 0
-    tuned: bool = False
+    bytes: int  # that a call must at least read and write
+    flops: int = 0  # operations of a call, 2 for each multiply-add; 0 where bytes decide
+    tuned: bool = False  # whether it is a kernel of ours, which `--tune` is to tune
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the result: a case beside a yardstick.
+    """A line of the result: a case beside a yardstick. Its kind says what its ratio is:
 
-    Attributes:
-        name: what the row says.
-        kind: what its ratio is:
-            "rate": none; the case is a yardstick itself, given in operations (or, without any, bytes) a second.
-            "bandwidth": bytes a second of the case over those of the yardstick.
-            "speedup": time of the yardstick over that of the case; with equal operations also the ratio of rates.
-            "extra": time of the case over that of the yardstick, less 1.
-            "latency": microseconds of the case; no yardstick.
-            "memory": bytes of the yardstick over those of the case; nothing is timed.
-        target: key of targets.TARGETS, None where the row only informs.
+    "rate": none; the case is a yardstick itself, given in operations (or, without any, bytes) a second.
+    "bandwidth": bytes a second of the case over those of the yardstick.
+    "speedup": time of the yardstick over that of the case; with equal operations also the ratio of rates.
+    "extra": time of the case over that of the yardstick, less 1.
+    "latency": microseconds of the case; no yardstick.
+    "memory": bytes of the yardstick over those of the case; nothing is timed.
     """
 
     name: str
     case: Case
     kind: Kind
     yardstick: Case | None = None
-    target: str | None = None
-
-
-def untimed(place: Place, seed: int) -> Callable[[], Any]:
-    """`make` of a case that only counts bytes."""
-    raise RuntimeError("rows of kind 'memory' are counted, not timed")
+    target: str | None = None  # key of targets.TARGETS, None where the row only informs

@@ -16,19 +16,18 @@ import torch
 
 from ..files import write_json
 from ..tuned.store import shared_folder, slug
-from .case import Row
+from .case import Place, Row
 from .machine import Machine, find_machine
-from .measure import Result, measure
+from .measure import Result, measure, summary, table
 from .progress import tracked
 from .shapes import FULL, QUICK
 from .suite import suite
-from .table import summary, table
-from .timing import called_once, emptied
+from .timing import Timer, called_once, emptied
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Seconds that a case, the timing of a tuning and all of it may take. Quick has 52 cases and 24 tunings, each of which
-# compiles as many launches at once as there are CPUs, in some 5 s, before it times them: about 4 minutes.
-_CASE_SECONDS, _QUICK_CASE_SECONDS, _QUICK_TUNING_SECONDS, _QUICK_SECONDS = None, 1.5, 1.5, 285.0
+# With --quick: seconds that a case, the timing of a tuning and the whole run may take. It has 52 cases and 24 tunings,
+# each of which compiles as many launches at once as there are CPUs, in some 5 s, before it times them: about 4 minutes.
+_QUICK_CASE_SECONDS, _QUICK_TUNING_SECONDS, _QUICK_SECONDS = 1.5, 1.5, 285.0
 _REST = (
     "Whole models (7B prefill 2048, decode at batch 1, 16, 64) are measured by: python run.py task=speed "
     "(floors over bfloat16: prefill 1.5x, decode 2.0x, 2.2x, 2.4x; 480 tokens a second at batch 1 on an H200)"
@@ -110,14 +109,10 @@ def collected(results: Iterable[Result], into: list[Result], seconds: float | No
 
 
 def report(document: dict[str, Any], rows: int, status: int, out: Path, text: Callable[[list[Result]], str]) -> int:
-    """Print the table and write the JSON.
+    """Print `text` of the results and write the JSON; return the exit status, from that of `collected`.
 
     Args:
         rows: how many were to be measured.
-        status: of `collected`.
-        text: what is printed of the results.
-
-    Returns: the exit status.
     """
     results = document["results"]
     print(text(results))
@@ -133,24 +128,19 @@ def _measure(rows: list[Row], machine: Machine, quick: bool, out: Path) -> int:
 
     print(f"{machine.name}: {len(rows)} rows")
     known = len(store())
-    results: list[Result] = []
-    timer = machine.timer(_QUICK_CASE_SECONDS if quick else _CASE_SECONDS)
+    timer = machine.timer(_QUICK_CASE_SECONDS if quick else None)
     with tuning_limit(_QUICK_TUNING_SECONDS) if quick else nullcontext(set[str]()) as cut:
-        made = measure(rows, machine.place, timer, between=lambda: emptied(torch.cuda))
-        status = collected(tracked(made, len(rows), "sq-bench"), results, _QUICK_SECONDS if quick else None)
+        results, status = _results(rows, machine.place, timer, "sq-bench", _QUICK_SECONDS if quick else None)
     tuning = {"stored_before": known, "stored_now": len(store()), "cut_short": sorted(cut)}
     document = {"schema": 1, "part": "gpu", "gpu": machine.name, "quick": quick, "tuning": tuning}
-    status = report(document | {"environment": machine.environment, "results": results}, len(rows), status, out, _text)
+    document |= {"environment": machine.environment, "results": results}
+    status = report(document, len(rows), status, out, lambda made: f"{table(made)}\n\n{summary(made)}")
     if "H200" not in machine.name:
         print(f"floors and stretch targets are those of an H200, not of {machine.name}")
     if cut:
         print(f"not fully tuned, so not at their best: {', '.join(sorted(cut))}; `sq-bench --tune` tunes them once")
     print(_REST)
     return status
-
-
-def _text(results: list[Result]) -> str:
-    return f"{table(results)}\n\n{summary(results)}"
 
 
 def _tune(rows: list[Row], machine: Machine) -> int:
@@ -161,15 +151,22 @@ def _tune(rows: list[Row], machine: Machine) -> int:
     cases = {case.name: case for row in rows for case in (row.case, row.yardstick) if case is not None and case.tuned}
     alone = [Row(case.name, case, "rate") for case in cases.values()]
     known = len(store())
-    results: list[Result] = []
-    made = measure(alone, machine.place, called_once, between=lambda: emptied(torch.cuda))
-    status = collected(tracked(made, len(alone), "sq-bench --tune"), results)
+    results, status = _results(alone, machine.place, called_once, "sq-bench --tune")
     failed = [result for result in results if result["status"] == "failed"]
     for result in failed:
         print(f"{result['row']}: {result['reason']}")
     path = store().target / store().file_name
     print(f"{len(results) - len(failed)} of {len(alone)} cases tuned, {len(store()) - known} launches new, in {path}")
     return max(status, int(bool(failed)))
+
+
+def _results(
+    rows: list[Row], place: Place, timer: Timer, what: str, seconds: float | None = None
+) -> tuple[list[Result], int]:
+    """Results of the rows, and the status of `collected`; each case's memory is given back before the next case."""
+    results: list[Result] = []
+    made = measure(rows, place, timer, between=lambda: emptied(torch.cuda))
+    return results, collected(tracked(made, len(rows), what), results, seconds)
 
 
 def mistake(text: str) -> int:

@@ -21,19 +21,12 @@ _FIELDS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem
 
 @dataclass(frozen=True)
 class Machine:
-    """What the suite runs on.
+    """What the suite runs on."""
 
-    Attributes:
-        name: of the GPU.
-        place: device and backend.
-        timer: (seconds a case may take, None for as long as it needs) -> a timer.
-        environment: versions, driver, clocks, commit.
-    """
-
-    name: str
+    name: str  # of the GPU
     place: Place
-    timer: Callable[[float | None], Timer]
-    environment: dict[str, Any]
+    timer: Callable[[float | None], Timer]  # from the seconds that a case may take, None for as long as it needs
+    environment: dict[str, Any]  # versions, driver, clocks, commit
 
 
 def find_machine() -> Machine | None:
@@ -76,7 +69,7 @@ def git_commit() -> str | None:
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is there to ask."""
+    """Driver, clocks, power and temperature of the first GPU of this name, where nvidia-smi is installed."""
     lines = _output("nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader") or ""
     for line in lines.splitlines():
         values = dict(zip(_FIELDS.split(","), map(str.strip, line.split(",")), strict=False))

@@ -1,4 +1,7 @@
-"""From rows to results: every case timed once, ratios, verdicts; what fails becomes a failed row with its reason."""
+"""From rows to results, and results as a table: every case timed once, ratios, verdicts.
+
+What fails becomes a failed row with its reason.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from .targets import TARGETS, verdict
 from .timing import Timer, Timing
 
 Result = dict[str, Any]
+_HEAD = ("", "measured", "yardstick", "ratio", "floor", "moon", "verdict")
 _RATIOS = {
     "rate": "",
     "bandwidth": "of copy bandwidth",
@@ -54,52 +58,51 @@ def _result(row: Row, timed: Callable[[Case], Timing | str]) -> Result:
     result |= dict.fromkeys(("measured", "unit", "against", "yardstick", "yardstick_unit", "ratio"))
     result |= {"ratio_unit": _RATIOS[row.kind], "floor": target and target.floor, "moon": target and target.moon}
     result |= {"better": target and ("higher" if target.higher else "lower"), "verdict": ""}
-    counted = row.kind == "memory"
+    shown: list[tuple[float, str]] = []
+    times = []
     for name, case in (("case", row.case), ("against", row.yardstick)):
         if case is None:
             continue
-        timing = None if counted else timed(case)
         result[name] = {"name": case.name, "bytes": case.bytes, "flops": case.flops}
-        if isinstance(timing, str) and result["status"] == "ok":
-            result |= {"status": "failed", "reason": timing if case is row.case else f"{case.name}: {timing}"}
-        elif isinstance(timing, Timing):
+        timing = None if row.kind == "memory" else timed(case)
+        if isinstance(timing, Timing):
             result[name] |= timing._asdict()
+        elif timing is not None and result["status"] == "ok":
+            result |= {"status": "failed", "reason": timing if case is row.case else f"{case.name}: {timing}"}
+        times.append(timing.seconds if isinstance(timing, Timing) else math.nan)
+        shown.append(_shown(row, case, times[-1]))
     if result["status"] == "failed":
         return result
-    times = [None if result[name] is None else result[name].get("seconds") for name in ("case", "against")]
-    result["measured"], result["unit"] = _shown(row, row.case, times[0])
+    result["measured"], result["unit"] = shown[0]
     if row.yardstick is not None:
-        result["yardstick"], result["yardstick_unit"] = _shown(row, row.yardstick, times[1])
+        result["yardstick"], result["yardstick_unit"] = shown[1]
     ratio = _ratio(row, *times)
-    if ratio is not None and not math.isnan(ratio):
+    if not math.isnan(ratio):
         result |= {"ratio": ratio, "verdict": verdict(ratio, target)}
     return result
 
 
-def _ratio(row: Row, mine: float | None, other: float | None) -> float | None:
-    if row.kind == "memory" and row.yardstick is not None:
-        return row.yardstick.bytes / row.case.bytes
-    if mine is None:
-        return None
+def _ratio(row: Row, mine: float, other: float = math.nan) -> float:
+    """What Row's kinds say, of seconds; NaN for none."""
     if row.kind == "latency":
         return 1e6 * mine
-    if row.yardstick is None or other is None:
-        return None
+    if row.yardstick is None:
+        return math.nan
+    if row.kind == "memory":
+        return row.yardstick.bytes / row.case.bytes
     if row.kind == "bandwidth":
         return row.case.bytes / mine / (row.yardstick.bytes / other)
     return mine / other - 1 if row.kind == "extra" else other / mine
 
 
-def _shown(row: Row, case: Case, seconds: float | None) -> tuple[float | None, str]:
+def _shown(row: Row, case: Case, seconds: float) -> tuple[float, str]:
     """What the table shows of a case: GB, TFLOP/s, TB/s or microseconds."""
     if row.kind == "memory":
         return case.bytes / 1e9, "GB"
-    if seconds is None:
-        return None, ""
-    if row.kind == "bandwidth" or (row.kind == "rate" and not case.flops):
-        return case.bytes / seconds / 1e12, "TB/s"
-    if row.kind == "rate":
+    if row.kind == "rate" and case.flops:
         return case.flops / seconds / 1e12, "TFLOP/s"
+    if row.kind in ("rate", "bandwidth"):
+        return case.bytes / seconds / 1e12, "TB/s"
     return 1e6 * seconds, "us"
 
 
@@ -107,3 +110,49 @@ def _reason(error: Exception) -> str:
     """Kind and first line of an error."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line a row: measured, yardstick, ratio, floor, moon, verdict; every number says its unit."""
+    lines = [_HEAD, *(_cells(result) for result in results)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+
+    def text(line: tuple[str, ...]) -> str:
+        cells = [cell.ljust(width) if i in (0, 6) else cell.rjust(width)
+                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))]  # fmt: skip
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([text(lines[0]), rule, *map(text, lines[1:])])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """How many rows met what, and how many failed."""
+    verdicts = [result["verdict"] for result in results if result["verdict"]]
+    failed = sum(result["status"] == "failed" for result in results)
+    met = sum(v != "below" for v in verdicts)
+    text = f"{len(results)} rows; of {len(verdicts)} with a floor, {met} meet it and "
+    return f"{text}{verdicts.count('met moon')} meet the stretch target; {failed} failed"
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    if result["status"] == "failed":
+        return (result["row"], "", "", "", "", "", f"FAILED {result['reason']}")
+    unit = result["ratio_unit"]
+    share = unit.startswith("of")  # of copy bandwidth, of the time: as percentages
+    return (
+        result["row"],
+        _number(result["measured"], result["unit"]),
+        _number(result["yardstick"], result["yardstick_unit"]),
+        _number(result["ratio"], unit, share),
+        _number(result["floor"], "", share),
+        _number(result["moon"], "", share),
+        result["verdict"],
+    )
+
+
+def _number(value: float | None, unit: str | None, share: bool = False) -> str:
+    if value is None or value != value:
+        return ""
+    text = f"{value:.1%}" if share else f"{value:.4g}"
+    return f"{text} {unit}".strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -47,46 +47,27 @@ FACTORS = {
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a suite sweeps over.
+    """What a suite sweeps over."""
 
-    Attributes:
-        factors: Kronecker factors of every n that is rotated; those of the models' linears among them.
-        rotated: n of the rotate_quantize sweep.
-        tokens: its T.
-        least_tokens: T from which its floors count.
-        side_tokens: T of what is compared with eager torch, of the norm, SwiGLU and Hadamard rows.
-        latencies: n of the rows of one token.
-        norms: n of the rows with RMSNorm in front.
-        block: size of the block Hadamard, and `blocks` the n it is measured at.
-        hadamards: order K of the base for each n of the online Hadamard.
-        models: whose linears and attention are measured.
-        sites: of their linears.
-        prefill, decode: M of both forms of int4_matmul.
-        attention: (batch, positions) of decode attention.
-        memory_batches, memory_positions: of the weight and KV memory.
-        square: side of the yardsticks' matrices.
-        copied: bytes of the copy that measures bandwidth.
-    """
-
-    factors: dict[int, tuple[int, int]]
-    rotated: tuple[int, ...]
-    tokens: tuple[int, ...]
-    least_tokens: int
-    side_tokens: int
-    latencies: tuple[int, ...]
-    norms: tuple[int, ...]
-    block: int
-    blocks: tuple[int, ...]
-    hadamards: dict[int, int]
-    models: tuple[Model, ...]
-    sites: tuple[str, ...]
-    prefill: tuple[int, ...]
-    decode: tuple[int, ...]
-    attention: tuple[tuple[int, int], ...]
-    memory_batches: tuple[int, ...]
+    factors: dict[int, tuple[int, int]]  # Kronecker factors of every n that is rotated, of the linears' among them
+    rotated: tuple[int, ...]  # n of the rotate_quantize sweep
+    tokens: tuple[int, ...]  # its T
+    least_tokens: int  # T from which its floors count
+    side_tokens: int  # T of the rows over eager torch, and of the norm, SwiGLU and Hadamard rows
+    latencies: tuple[int, ...]  # n of the rows of one token
+    norms: tuple[int, ...]  # n of the rows with RMSNorm in front
+    block: int  # size of the block Hadamard
+    blocks: tuple[int, ...]  # n that it is measured at
+    hadamards: dict[int, int]  # order K of the base for each n of the online Hadamard
+    models: tuple[Model, ...]  # whose linears and attention are measured
+    sites: tuple[str, ...]  # of their linears
+    prefill: tuple[int, ...]  # M of this form of int4_matmul
+    decode: tuple[int, ...]  # M of the other form
+    attention: tuple[tuple[int, int], ...]  # (batch, positions) of decode attention
+    memory_batches: tuple[int, ...]  # of the weight and KV memory
     memory_positions: int
-    square: int
-    copied: int
+    square: int  # side of the yardsticks' matrices
+    copied: int  # bytes of the copy that measures bandwidth
 
 
 FULL = Shapes(
@@ -111,24 +92,16 @@ FULL = Shapes(
     copied=2**30,
 )
 
-QUICK = Shapes(
-    factors=FACTORS,
+QUICK = replace(
+    FULL,
     rotated=(4096, 11008),
     tokens=(4096,),
-    least_tokens=4096,
-    side_tokens=4096,
     latencies=(4096,),
     norms=(4096,),
-    block=128,
     blocks=(4096,),
     hadamards={128: 1},
     models=(LLAMA2_7B,),
     sites=("o", "gate_up", "down"),
     prefill=(2048,),
-    decode=(1, 16, 64),
     attention=((32, 2048),),
-    memory_batches=(1, 16, 64),
-    memory_positions=2048,
-    square=4096,
-    copied=2**30,
 )

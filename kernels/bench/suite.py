@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from typing import Any
 
 from . import yardsticks
-from .case import Row
-from .cases import attention, matmul, rotation
+from .case import Case, Row
+from .cases import attention, block_hadamard, linear, matmul, memory, online_hadamard, rotation
 from .shapes import Shapes
+
+_LEAST_WEIGHT_BYTES = 33e6  # of packed weights whose reading is no longer a matter of ramp-up
 
 
 def suite(shapes: Shapes, pattern: str | None = None) -> list[Row]:
-    """The yardsticks' own rates, then the rows of each kernel.
-
-    Args:
-        pattern: keep rows whose name `matches` it.
-    """
-    rows = [*_rates(shapes), *rotation.rows(shapes), *matmul.rows(shapes), *attention.rows(shapes)]
+    """The yardsticks' own rates, then the rows of each kernel; of these, the rows whose name `matches` the pattern."""
+    rows = [*_rates(shapes), *_rotations(shapes), *_matmuls(shapes), *_attentions(shapes)]
     return [row for row in rows if matches(row.name, pattern)]
 
 
@@ -30,9 +29,87 @@ def matches(name: str, pattern: str | None) -> bool:
 
 
 def _rates(shapes: Shapes) -> Iterator[Row]:
-    size = (shapes.square,) * 3
-    square = f"{shapes.square}^3"
     yield Row("copy", yardsticks.copy(shapes.copied), "rate")
-    yield Row(f"bf16 matmul {square}", yardsticks.bf16_matmul(*size), "rate")
-    yield Row(f"_int_mm {square}", yardsticks.int_mm(*size), "rate")
-    yield Row(f"fp8 matmul {square}", yardsticks.fp8_matmul(*size), "rate")
+    products = (("bf16 matmul", yardsticks.bf16_matmul), ("_int_mm", yardsticks.int_mm))
+    for name, product in (*products, ("fp8 matmul", yardsticks.fp8_matmul)):
+        yield Row(f"{name} {shapes.square}^3", product(shapes.square, shapes.square, shapes.square), "rate")
+
+
+def _rotations(shapes: Shapes) -> Iterator[Row]:
+    """rotate_quantize and the online Hadamard."""
+
+    def rotated(n: int, tokens: int = shapes.side_tokens, **options: Any) -> Case:
+        return rotation(tokens, *shapes.factors[n], **options)
+
+    def over_copy(case: Case, target: str | None = None) -> Row:
+        return Row(case.name, case, "bandwidth", yardsticks.copy(shapes.copied), target)
+
+    for n in shapes.rotated:
+        for tokens in shapes.tokens:
+            yield over_copy(rotated(n, tokens), f"rotate_quantize {n}" if tokens >= shapes.least_tokens else None)
+    for n in shapes.latencies:
+        case = rotated(n, 1)
+        yield Row(f"{case.name}, latency", case, "latency", target=f"latency {n}")
+    for n in shapes.rotated:
+        case, eager = rotated(n), yardsticks.eager_rotate_quantize(shapes.side_tokens, *shapes.factors[n])
+        yield Row(f"{case.name} over eager", case, "speedup", eager, "rotate_quantize eager")
+    for n in shapes.norms:
+        case = rotated(n, norm=True)
+        yield Row(f"{case.name}, extra time", case, "extra", rotated(n), "norm")
+    for n in sorted({model.intermediate for model in shapes.models}):
+        yield over_copy(rotated(n, swiglu=True))
+    for n in shapes.norms:
+        yield over_copy(rotated(n, container="int8_planes"))
+    for n in shapes.blocks:
+        yield over_copy(block_hadamard(shapes.side_tokens, n, shapes.block), "block hadamard")
+    for n, order in shapes.hadamards.items():  # a small n gets as many entries
+        yield over_copy(online_hadamard(shapes.side_tokens * max(1, 4096 // n), n, order))
+
+
+def _matmuls(shapes: Shapes) -> Iterator[Row]:
+    """int4_matmul in both forms, and the linear around it; a shape that several models share is measured once."""
+    layers: dict[tuple[int, int], tuple[str, str]] = {}
+    for model in shapes.models:
+        for site, size in model.linears().items():
+            if site in shapes.sites:
+                layers.setdefault(size, (model.name, site))
+    for (d_out, d_in), (model_name, site) in layers.items():
+        for tokens in shapes.decode:
+            yield from _decode(f"{model_name} {site} {d_out}x{d_in} M={tokens}", site, (tokens, d_out, d_in), shapes)
+        for tokens in shapes.prefill:
+            yield from _prefill(f"{model_name} {site} {d_out}x{d_in} M={tokens}", (tokens, d_out, d_in), shapes)
+
+
+def _decode(name: str, site: str, size: tuple[int, int, int], shapes: Shapes) -> Iterator[Row]:
+    (tokens, d_out, d_in), case = size, matmul(*size, "decode")
+    target = f"decode {tokens}" + (" o" if site == "o" else "")
+    yield Row(f"{name} over bf16", case, "speedup", yardsticks.bf16_matmul(*size), target)
+    if tokens == 1:
+        heavy = "decode bandwidth" if d_out * d_in / 2 >= _LEAST_WEIGHT_BYTES else None
+        yield Row(f"{name}, bandwidth", case, "bandwidth", yardsticks.copy(shapes.copied), heavy)
+
+
+def _prefill(name: str, size: tuple[int, int, int], shapes: Shapes) -> Iterator[Row]:
+    (tokens, d_out, d_in), case = size, matmul(*size, "prefill")
+    whole = linear(tokens, d_out, *shapes.factors[d_in])
+    yield Row(f"{name} over _int_mm", case, "speedup", yardsticks.int_mm(*size), "prefill int_mm")
+    yield Row(f"{name} over bf16", case, "speedup", yardsticks.bf16_matmul(*size), "prefill bf16")
+    yield Row(
+        f"{name} over _int_mm + scaling", case, "speedup", yardsticks.int_mm_scaled(*size), "prefill int_mm scaled"
+    )
+    yield Row(f"{name} over fp8", case, "speedup", yardsticks.fp8_matmul(*size))
+    yield Row(f"{name} with rotate_quantize over bf16", whole, "speedup", yardsticks.bf16_matmul(*size), "linear bf16")
+
+
+def _attentions(shapes: Shapes) -> Iterator[Row]:
+    """Attention of every model, then its memory."""
+    for model in shapes.models:
+        for batch, positions in shapes.attention:
+            size = (batch, model.heads, model.kv_heads, model.head_dim, positions)
+            name = f"{model.name} attention B={batch} S={positions} over sdpa"
+            yield Row(name, attention(*size), "speedup", yardsticks.sdpa(*size), "attention")
+    for model in shapes.models:
+        for batch in shapes.memory_batches:
+            ours, theirs = (memory(model, batch, shapes.memory_positions, packed) for packed in (True, False))
+            name = f"{model.name} weights + KV B={batch} S={shapes.memory_positions}"
+            yield Row(name, ours, "memory", theirs, "memory")

@@ -8,7 +8,7 @@ They say nothing about other GPUs, where ratios are printed beside them all the 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 
 class Target(NamedTuple):
@@ -18,8 +18,6 @@ class Target(NamedTuple):
     moon: float
     higher: bool = True
 
-
-Verdict = Literal["met moon", "met floor", "below", ""]
 
 TARGETS: dict[str, Target] = {
     # share of copy bandwidth, T >= 4096
@@ -59,11 +57,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def verdict(ratio: float, target: Target | None) -> Verdict:
-    """Which of the two a ratio meets; "" where there is no target."""
+def verdict(ratio: float, target: Target | None) -> str:
+    """What a ratio meets: "met moon", "met floor" or "below"; "" where there is no target."""
     if target is None:
         return ""
     for bound, met in ((target.moon, "met moon"), (target.floor, "met floor")):
         if ratio >= bound if target.higher else ratio <= bound:
-            return met  # type: ignore[return-value]
+            return met
     return "below"

@@ -19,32 +19,24 @@ _SAMPLES, _MOST_SAMPLES = 5, 50  # at a time, and in all
 
 
 class Timing(NamedTuple):
-    """Seconds of one call.
+    """Seconds of one call."""
 
-    Attributes:
-        seconds: the median of the samples.
-        low, high: their 20th and 80th percentile.
-        samples: replays that were timed.
-        copies: sets of operands that were rotated.
-    """
-
-    seconds: float
-    low: float
-    high: float
-    samples: int
-    copies: int
+    seconds: float  # the median of the samples
+    low: float  # their 20th percentile
+    high: float  # their 80th percentile
+    samples: int  # replays that were timed
+    copies: int  # sets of operands that were rotated
 
 
 Timer = Callable[[Case, Place], Timing]
 
 
 class GraphTimer:
-    """Medians of a CUDA graph that goes through enough sets of operands to read them from memory.
+    """Medians of a CUDA graph that goes through enough sets of operands to read them from memory (README.md).
 
     Args:
         cuda: torch.cuda.
-        l2_bytes: of the device; operands are rotated over more than four times as much, save where 1,024 sets of them
-            are less: one token's, which are in the cache in real decoding too, just written by the kernel in front.
+        l2_bytes: of the device.
         seconds: that a case may take, at the least five samples; None for 50 samples.
     """
 

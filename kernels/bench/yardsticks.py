@@ -59,7 +59,11 @@ def int_mm_scaled(tokens: int, d_out: int, d_in: int) -> Case:
 
         def run() -> Tensor:
             torch._int_mm(x, w.T, out=sums)
-            return _scale(place, sums, x_scale, w_scale, y)
+            if place.backend == "torch":
+                return y.copy_(sums * x_scale * w_scale.T)
+            from .triton_scale import scale
+
+            return scale(sums, x_scale, w_scale, y)
 
         return run
 
@@ -127,11 +131,3 @@ def int4_operands(
         return made.codes, made.scale
 
     return rounded(seed, tokens), rounded(seed + 1, d_out)
-
-
-def _scale(place: Place, sums: Tensor, x_scale: Tensor, w_scale: Tensor, y: Tensor) -> Tensor:
-    if place.backend == "torch":
-        return y.copy_(sums * x_scale * w_scale.T)
-    from .triton_scale import scale
-
-    return scale(sums, x_scale, w_scale, y)

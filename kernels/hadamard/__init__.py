@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import check_out
+from ..arguments import check_tensor
 from ..backend import Backend, picks_triton
 from .reference import hadamard_reference
 from .tiles import tile_obstacle
@@ -56,7 +56,5 @@ def _check(x: Tensor, base: Tensor, out: Tensor | None) -> None:
     powers, rest = divmod(n, k)
     if rest or powers < 1 or powers & (powers - 1):
         raise ValueError(f"hadamard got {n} features and a base of order {k}; features must be {k} times a power of 2")
-    if base.device != x.device:
-        raise ValueError(f"hadamard got x on {x.device} and base on {base.device}; move base to x's device once")
-    if out is not None:
-        check_out("out", out, x.shape, x.dtype, x.device)
+    check_tensor("base", base, (k, k), (base.dtype,), x.device)
+    check_tensor("out", out, x.shape, (x.dtype,), x.device, contiguous=True)

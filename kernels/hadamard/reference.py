@@ -7,14 +7,9 @@ from torch import Tensor
 
 
 def hadamard_reference(x: Tensor, base: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x (H_K (x) H_{2^m}) / sqrt(n), n = K 2^m.
+    """x (H_K (x) H_{2^m}) / sqrt(n), n = K 2^m; arguments as for `hadamard`.
 
-    Args:
-        x: (..., n), floating point.
-        base: H_K, (K, K), entries +-1; K divides n and n / K is a power of two.
-        dtype: arithmetic, float32 by default (float64 for float64 x).
-
-    Returns: (..., n) of x's dtype, or of `dtype` if given.
+    `dtype` is that of the arithmetic, float32 by default (float64 for float64 x), and of the result, x's by default.
     """
     work = dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32)
     k, n = base.shape[0], x.shape[-1]

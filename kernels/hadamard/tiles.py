@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..backend import power_of_two_from
+from ..backend import LARGEST_TILE, LEAST_SIDE, SHARED_BYTES, power_of_two_from
 
 DENSE_LIMIT = 256  # up to this order one product by the whole matrix: up to 512 FLOP an entry, near memory-bound
 DENSE_TOKENS = 64  # at a time, at least: Hopper's wide products have 64 rows
-_LARGEST_TILE = 32768  # float32 accumulators: half of an SM's registers
-_SHARED_BYTES = 227 * 1024  # of an SM, for both factors and one tile; checked by compiling for sm_90
-_LEAST_SIDE = 16  # of a tensor-core product
 
 
 @cache
@@ -24,15 +21,15 @@ def tile_shape(k: int, powers: int, itemsize: int) -> tuple[int, int] | None:
         itemsize: bytes of an entry as the products take it.
     """
     n = k * powers
-    block = power_of_two_from(n, _LEAST_SIDE)
-    if n <= DENSE_LIMIT and block * (block + DENSE_TOKENS) * itemsize <= _SHARED_BYTES:
+    block = power_of_two_from(n, LEAST_SIDE)
+    if n <= DENSE_LIMIT and block * (block + DENSE_TOKENS) * itemsize <= SHARED_BYTES:
         return 1, n
     fitting = []
     n2 = 1
     while n2 <= powers:
-        block_1, block_2 = power_of_two_from(n // n2, _LEAST_SIDE), power_of_two_from(n2, _LEAST_SIDE)
+        block_1, block_2 = power_of_two_from(n // n2, LEAST_SIDE), power_of_two_from(n2, LEAST_SIDE)
         tile = block_1 * block_2
-        if tile <= _LARGEST_TILE and (block_1**2 + block_2**2 + tile) * itemsize <= _SHARED_BYTES:
+        if tile <= LARGEST_TILE and (block_1**2 + block_2**2 + tile) * itemsize <= SHARED_BYTES:
             fitting.append((tile * (block_1 + block_2), n // n2, n2))  # equal work: the smaller left factor
         n2 *= 2
     return min(fitting)[1:] if fitting else None

@@ -125,32 +125,14 @@ def launch(x: Tensor, base: Tensor, out: Tensor | None) -> Tensor:
         "HAS_RIGHT": True,
         "COMPUTE": compute_dtype(x),
     }
+    operands = (rows, base, y)
     if n1 == 1:
         block_1 = max(DENSE_TOKENS, 8192 // common["BLOCK_N2"])
-        start(
-            hadamard_dense_kernel,
-            x,
-            -(-tokens // block_1),
-            *(rows, base, y),
-            N=n,
-            BLOCK_N1=block_1,
-            SCALE=n**-0.5,
-            HAS_LEFT=False,
-            **common,
-        )
-        return y
-    scale_1 = 2.0 ** -((n1.bit_length() + 1) // 2)
-    start(
-        hadamard_tile_kernel,
-        x,
-        tokens,
-        *(rows, base, y),
-        N1=n1,
-        N2=n2,
-        BLOCK_N1=power_of_two_from(n1, 16),
-        SCALE_1=scale_1,
-        SCALE_2=n**-0.5 / scale_1,
-        HAS_LEFT=True,
-        **common,
-    )
+        meta = {"N": n, "BLOCK_N1": block_1, "SCALE": n**-0.5, "HAS_LEFT": False}
+        start(hadamard_dense_kernel, x, -(-tokens // block_1), *operands, **meta, **common)
+    else:
+        scale_1 = 2.0 ** -((n1.bit_length() + 1) // 2)
+        meta = {"N1": n1, "N2": n2, "BLOCK_N1": power_of_two_from(n1, 16), "HAS_LEFT": True}
+        meta |= {"SCALE_1": scale_1, "SCALE_2": n**-0.5 / scale_1}
+        start(hadamard_tile_kernel, x, tokens, *operands, **meta, **common)
     return y

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_out
+from ..arguments import check_choice, check_tensor
 from ..backend import Backend, picks_triton
 from ..coded import Coded, HasCodes
 from ..schemes import Scheme
 from .blocked import int4_matmul_blocked
-from .planes import int8_planes
+from .planes import int8_planes, weight_sums
 from .reference import int4_matmul_reference
 from .takes import LARGEST_D_IN, obstacle
 from .tiles import DECODE_TOKENS
-from .weight import weight_sums
 
 __all__ = ["Form", "int4_matmul", "int4_matmul_reference", "int8_planes", "obstacle", "weight_sums"]
 
@@ -73,8 +72,7 @@ def int4_matmul(
     d_out, d_in = len(w.codes), 2 * w.codes.shape[-1]
     _check_weight(w, w_scheme)
     _check_activations(x, x_scheme, w)
-    if form not in get_args(Form):
-        raise ValueError(f"form is {form!r}; use one of {', '.join(get_args(Form))}")
+    check_choice("form", form, Form)
     count = tokens.numel()
     if form == "decode" and count > DECODE_TOKENS:
         raise ValueError(f'form="decode" got {count} tokens; it takes up to {DECODE_TOKENS}, form="prefill" any number')
@@ -83,23 +81,21 @@ def int4_matmul(
     if out.numel() == 0:
         return out
 
-    codes = x.codes
-    if codes.dtype == torch.uint8:
-        codes = codes.reshape(count, d_in // 2)
-    elif codes.shape == (*tokens, d_in):
-        codes = codes.reshape(count, d_in // 2, 2).transpose(1, 2).contiguous()
+    if x.codes.dtype == torch.uint8:
+        codes = x.codes.reshape(count, d_in // 2)
+    elif x.codes.shape == (*tokens, d_in):
+        codes = x.codes.reshape(count, d_in // 2, 2).transpose(1, 2).contiguous()
     else:
-        codes = codes.reshape(count, 2, d_in // 2)
-    zero = None if x.zero is None else x.zero.reshape(count, 1)
-    rows = Coded(codes, x.scale.reshape(count, 1), zero)
+        codes = x.codes.reshape(count, 2, d_in // 2)
+    rows = Coded(codes, x.scale.reshape(count, 1), None if x.zero is None else x.zero.reshape(count, 1))
     others = None if residual is None else residual.reshape(count, d_out)
+    arguments = (rows, w, x_scheme, w_scheme, bias, others, out.view(count, d_out))
     if triton:
         from .launch import launch
 
-        decode = form == "decode" or (form == "auto" and count <= DECODE_TOKENS)
-        launch(rows, w, x_scheme, w_scheme, bias, others, out.view(count, d_out), decode)
+        launch(*arguments, decode=form == "decode" or (form == "auto" and count <= DECODE_TOKENS))
     else:
-        int4_matmul_blocked(rows, w, x_scheme, w_scheme, bias, others, out.view(count, d_out))
+        int4_matmul_blocked(*arguments)
     return out
 
 
@@ -113,8 +109,7 @@ def _kernel_obstacle(x: HasCodes, w: Coded, x_scheme: Scheme) -> str | None:
 
 
 def _check_weight(w: Coded, scheme: str) -> None:
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"w_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
+    check_choice("w_scheme", scheme, Scheme)
     packed = w.codes.dtype == torch.uint8 and w.codes.dim() == 2
     planes = w.codes.dtype == torch.int8 and w.codes.dim() == 3 and w.codes.shape[1] == 2
     if not (packed or planes) or w.codes.shape[-1] == 0:
@@ -132,15 +127,11 @@ def _check_weight(w: Coded, scheme: str) -> None:
             f"features, d_in = {d_in}"
         )
     _check_zero("w", w.zero, w.scale, scheme)
-    if w.sums is not None and (w.sums.shape != (d_out,) or w.sums.dtype != torch.float32):
-        raise ValueError(
-            f"w.sums is {w.sums.dtype} {tuple(w.sums.shape)}; it must be float32 {(d_out,)} of weight_sums"
-        )
+    check_tensor("w.sums", w.sums, (d_out,), (torch.float32,), w.codes.device, of="w.codes")
 
 
 def _check_activations(x: HasCodes, scheme: str, w: Coded) -> None:
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"x_scheme is {scheme!r}; use one of {', '.join(get_args(Scheme))}")
+    check_choice("x_scheme", scheme, Scheme)
     tokens, d_in = x.scale.shape[:-1], 2 * w.codes.shape[-1]
     if x.scale.dim() == 0 or x.scale.shape[-1] != 1 or not x.scale.is_floating_point():
         raise ValueError(f"x.scale is {x.scale.dtype} {tuple(x.scale.shape)}; it must be floating-point (..., 1)")
@@ -154,7 +145,8 @@ def _check_activations(x: HasCodes, scheme: str, w: Coded) -> None:
     _check_zero("x", x.zero, x.scale, scheme)
     if x.zero is not None and w.sums is None:
         raise ValueError("activations with zeros need w.sums; compute weight_sums(w, w_scheme) once")
-    for name, tensor in (("x.codes", x.codes), ("x.scale", x.scale), ("w.scale", w.scale), ("w.sums", w.sums)):
+    parts = {"x.codes": x.codes, "x.scale": x.scale, "x.zero": x.zero, "w.scale": w.scale, "w.zero": w.zero}
+    for name, tensor in parts.items():
         if tensor is not None and tensor.device != w.codes.device:
             raise ValueError(f"{name} is on {tensor.device} and w.codes on {w.codes.device}; use one device")
 
@@ -165,11 +157,8 @@ def _check_zero(name: str, zero: Tensor | None, scale: Tensor, scheme: str) -> N
             f"{name}.zero is {'given' if zero is not None else 'None'} for {name}_scheme={scheme!r}; asymmetric codes "
             "have one, others none"
         )
-    if zero is not None and (zero.shape != scale.shape or zero.device != scale.device):
-        raise ValueError(
-            f"{name}.zero is {tuple(zero.shape)} on {zero.device}; it must be as {name}.scale, "
-            f"{tuple(scale.shape)} on {scale.device}"
-        )
+    if zero is not None and zero.shape != scale.shape:
+        raise ValueError(f"{name}.zero is {tuple(zero.shape)}; it must be as {name}.scale, {tuple(scale.shape)}")
 
 
 def _checked_output(
@@ -181,20 +170,14 @@ def _checked_output(
     residual: Tensor | None,
 ) -> Tensor:
     """What is written; bias and residual checked as well."""
-    for name, tensor, want in (("bias", bias, shape[-1:]), ("residual", residual, shape)):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != want or tensor.device != device or not tensor.is_floating_point():
-            raise ValueError(
-                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; it must be floating-point {want} "
-                f"on {device}"
-            )
+    check_tensor("bias", bias, shape[-1:], None, device, of="w.codes")
+    check_tensor("residual", residual, shape, None, device, of="w.codes")
     dtype = dtype if out is None else out.dtype
     if dtype not in _OUTPUTS:
         raise ValueError(f"the output is {dtype}; use one of {', '.join(map(str, _OUTPUTS))}")
     if out is None:
         return torch.empty(shape, dtype=dtype, device=device)
-    check_out("out", out, shape, dtype, device)
+    check_tensor("out", out, shape, (dtype,), device, of="w.codes", contiguous=True)
     if residual is not None and out.data_ptr() == residual.data_ptr() and out.numel():
         raise ValueError("out is the residual; use another buffer: tuning runs a kernel repeatedly")
     return out

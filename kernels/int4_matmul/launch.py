@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..backend import interpreted
+from ..backend import interpreted, sm_count
 from ..coded import Coded
 from ..schemes import Scheme
 from ..tuned.autotune import stored_autotune
@@ -33,13 +33,7 @@ def launch(
     out: Tensor,
     decode: bool,
 ) -> None:
-    """int4_matmul of checked arguments, written to out (T, d_out).
-
-    Args:
-        x: T tokens, at least 1: codes uint8 (T, d_in / 2) or int8 (T, 2, d_in / 2), scale (T, 1), zero (T, 1) or None.
-        residual: (T, d_out) or None.
-        decode: which form; decode takes up to tiles.DECODE_TOKENS tokens.
-    """
+    """Arguments as for `int4_matmul_blocked`, with at least one token; decode takes up to tiles.DECODE_TOKENS."""
     packed = x.codes.dtype == torch.uint8
     codes = x.codes.flatten(1).view(torch.int8)
     if codes.stride(1) != 1:
@@ -47,7 +41,7 @@ def launch(
     tokens, (d_out, row_bytes) = len(out), w.codes.shape
     weights = w.codes.contiguous().view(torch.int8)
     optional = (w.zero, w.sums, x.scale, x.zero, bias, residual)
-    w_zero, w_sums, x_scale, x_zero, p_bias, p_residual = (out if i is None else i.contiguous() for i in optional)
+    w_zero, w_sums, x_scale, x_zero, *added = (out if i is None else i.contiguous() for i in optional)
     meta: dict[str, Any] = {
         "T": tokens,
         "stride_x": codes.stride(0),
@@ -67,8 +61,8 @@ def launch(
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
     }
-    pointers = [weights, w.scale.contiguous(), w_zero, w_sums, codes, x_scale, x_zero, p_bias, p_residual, out]
-    shape, sms = _shape(meta), _sms(out.device)
+    pointers = [weights, w.scale.contiguous(), w_zero, w_sums, codes, x_scale, x_zero, *added, out]
+    shape, sms = _shape(meta), sm_count(out.device)
     if decode:
         launches = tiles.decode_launches(shape, sms, interpreted())
         entries = tiles.workspace_entries(launches, d_out)
@@ -99,7 +93,7 @@ def _tuned(decode: bool) -> Any:
 
     def prune(configs: list[triton.Config], named_args: dict[str, Any], **meta: Any) -> list[triton.Config]:
         find = tiles.decode_launches if decode else tiles.prefill_launches
-        fitting = set(find(_shape(meta), _sms(named_args["p_w"].device)))
+        fitting = set(find(_shape(meta), sm_count(named_args["p_w"].device)))
         return [config for config in configs if known[config] in fitting]
 
     key = [name for name in kernel.arg_names if name.isupper() and name not in ("T", *_TUNED)]
@@ -134,11 +128,6 @@ def _unpacking(scheme: Scheme) -> str:
     high = f"lop3.b32 $1, $2, 0xF0F0F0F0, {flips:#x}, 0x6A;"
     low = f"shl.b32 t, $2, 4; {high} lop3.b32 $0, t, 0xF0F0F0F0, {flips:#x}, 0x6A;"
     return f"{{ .reg .b32 t; {low} }}"
-
-
-def _sms(device: torch.device) -> int:
-    """2 in the interpreter, so that its programs loop."""
-    return 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 _shared_counters: dict[tuple[torch.device, int | None], Tensor] = {}

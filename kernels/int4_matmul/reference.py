@@ -20,16 +20,10 @@ def int4_matmul_reference(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """y = X W^T + bias + residual of the decoded matrices, (..., d_out), arguments as for `int4_matmul`.
-
-    Args:
-        dtype: of the arithmetic and of the result.
-    """
+    """y = X W^T + bias + residual of the decoded matrices, in `dtype`; arguments as for `int4_matmul`."""
     d_in = 2 * w.codes.shape[-1]
     tokens = x.scale.shape[:-1]
-    weight = _decoded(w.codes, w.scale, w.zero, w_scheme, (len(w.codes), d_in), dtype)
-    values = _decoded(x.codes, x.scale, x.zero, x_scheme, (*tokens, d_in), dtype)
-    y = values @ weight.T
+    y = _decoded(x, x_scheme, (*tokens, d_in), dtype) @ _decoded(w, w_scheme, (len(w.codes), d_in), dtype).T
     if bias is not None:
         y += bias.to(dtype)
     if residual is not None:
@@ -37,10 +31,9 @@ def int4_matmul_reference(
     return y
 
 
-def _decoded(
-    codes: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor:
+def _decoded(coded: HasCodes, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """(q - z) s, or (q + 1/2) s, of codes in any container; scale (..., G) covers consecutive groups of features."""
+    codes, scale, zero = coded.codes, coded.scale, coded.zero
     if codes.dtype == torch.uint8:
         levels = unpack_nibbles(codes, signed=scheme != "asymmetric").to(dtype)
     elif codes.shape != shape:  # in planes

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import power_of_two_from
+from ..backend import LARGEST_ACCUMULATOR, REGISTERS, SHARED_BYTES, THREADS, power_of_two_from
 
 DECODE_TOKENS = 64  # up to these the time is that of reading the weights
 LARGEST_SUM = 2**31 - 1  # of int32 accumulators, whose products reach 2^14: both nibbles count in sixteenths
 LARGEST_SPLIT_ROWS = 1024  # blocks of output features that may be split: each has a counter
-_REGISTERS, _THREADS, _SHARED_BYTES = 65536, 2048, 227 * 1024  # of a Hopper SM
-_LARGEST_ACCUMULATOR = 128  # 32-bit registers of a thread, of 255
 _LEAST_DEPTH = 32  # bytes of a row that a tensor-core product of int8 takes
 
 
@@ -27,21 +25,14 @@ class Launch(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What decides which launches fit.
-
-    Attributes:
-        tokens: T, rounded up to a power of two.
-        group_bytes: bytes of a row that share a scale.
-        x_packed: activations are packed too.
-        float_sums: sums of products are added in float32: a second accumulator.
-    """
+    """What decides which launches fit."""
 
     d_out: int
     row_bytes: int
-    group_bytes: int
-    tokens: int
-    x_packed: bool
-    float_sums: bool
+    group_bytes: int  # of a row, those that share a scale
+    tokens: int  # T, rounded up to a power of two
+    x_packed: bool  # activations are packed too
+    float_sums: bool  # sums of products are added in float32: a second accumulator
 
 
 PREFILL = [
@@ -141,8 +132,8 @@ def _fits(launch: Launch, shape: Shape) -> bool:
         if blocks < 2 or -(-shape.d_out // launch.block_o) > LARGEST_SPLIT_ROWS:
             return False
     return (
-        accumulator <= _LARGEST_ACCUMULATOR
-        and launch.programs_per_sm * threads <= _THREADS
-        and launch.programs_per_sm * threads * 2 * accumulator <= _REGISTERS
-        and launch.programs_per_sm * shared <= _SHARED_BYTES
+        accumulator <= LARGEST_ACCUMULATOR
+        and launch.programs_per_sm * threads <= THREADS
+        and launch.programs_per_sm * threads * 2 * accumulator <= REGISTERS
+        and launch.programs_per_sm * shared <= SHARED_BYTES
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..arguments import check_out, clip_factors
+from ..arguments import check_tensor, clip_factors
 from ..backend import Backend, picks_triton
 from .cache import Kv4Cache, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
@@ -28,6 +28,7 @@ __all__ = [
 
 _HEAD_DIMS = (32, 64, 128, 256)
 _LARGEST_GROUP = 128
+_FLOAT32 = (torch.float32,)
 
 
 @torch.no_grad()
@@ -67,7 +68,7 @@ def kv4_attention(
         ValueError: shapes, dtypes or devices that do not fit each other, or backend="triton" where it cannot run.
     """
     _check_cache(cache, q.device)
-    kv_heads, _, head_dim = _cache_sizes(cache)
+    kv_heads, capacity, head_dim = _cache_sizes(cache)
     if q.dim() != 3 or not q.is_floating_point() or q.shape[2] != head_dim or q.shape[1] % kv_heads:
         raise ValueError(
             f"q is {q.dtype} {tuple(q.shape)}; it must be floating-point (B, H, {head_dim}) with H a multiple of the "
@@ -75,10 +76,11 @@ def kv4_attention(
         )
     batch, heads = q.shape[:2]
     _check_batch(cache, batch, {"lengths": lengths, "starts": starts}, q.device)
-    if out is not None:
-        check_out("out", out, q.shape, q.dtype, q.device)
+    check_tensor("out", out, q.shape, (q.dtype,), q.device, of="q", contiguous=True)
     if partials is not None:
-        _check_partials(partials, q)
+        splits = partials.lse.shape[-1] if partials.lse.dim() == 3 else 0
+        check_tensor("partials.values", partials.values, (batch, heads, splits, head_dim), _FLOAT32, q.device, of="q")
+        check_tensor("partials.lse", partials.lse, (batch, heads, max(1, splits)), _FLOAT32, q.device, of="q")
     scale = head_dim**-0.5 if scale is None else scale
     triton = picks_triton(backend, q, _kernel_obstacle(head_dim, heads // kv_heads))
     if q.numel() == 0:
@@ -89,14 +91,11 @@ def kv4_attention(
 
     from .triton import launch
 
-    if partials is None:
-        splits = split_count(batch * kv_heads, cache.keys.scale.shape[2], q.device)
-    else:
-        splits = partials.lse.shape[-1]
-    if splits > 1 and partials is None:
+    if partials is None and (splits := split_count(batch * kv_heads, capacity, q.device)) > 1:
         partials = kv4_partials(q, splits)
+    several = partials is not None and partials.lse.shape[-1] > 1
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    launch(q, cache, lengths, starts, scale, partials if splits > 1 else None, out)
+    launch(q, cache, lengths, starts, scale, partials if several else None, out)
     return out
 
 
@@ -129,12 +128,8 @@ def kv4_append(
     _check_cache(cache, k.device)
     kv_heads, capacity, head_dim = _cache_sizes(cache)
     expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)
-    for name, x in (("k", k), ("v", v)):
-        if tuple(x.shape) != expected or not x.is_floating_point() or (x.dtype, x.device) != (k.dtype, k.device):
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}; k and v must be (B, H_kv, N, D) = {expected} of "
-                f"one floating dtype on {k.device}"
-            )
+    check_tensor("k", k, expected, None, k.device)
+    check_tensor("v", v, expected, (k.dtype,), k.device, of="k")
     _check_batch(cache, len(k), {"positions": positions}, k.device)
     triton = picks_triton(backend, k, None)
     if k.numel() == 0:
@@ -168,49 +163,23 @@ def _cache_sizes(cache: Kv4Cache) -> tuple[int, int, int]:
 
 
 def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
-    shape = tuple(cache.keys.codes.shape)
+    shape, zeros = tuple(cache.keys.codes.shape), cache.scheme == "asymmetric"
     if len(shape) != 4:
         raise ValueError(f"cache.keys.codes has shape {shape}; it must be (B, H_kv, S, D / 2)")
-    zeros = cache.scheme == "asymmetric"
+    zero_dtypes = (zero_dtype(cache.include_zero),)
     for name, side in (("keys", cache.keys), ("values", cache.values)):
-        for part, tensor in (("codes", side.codes), ("scale", side.scale), ("zero", side.zero)):
-            if tensor is None and part == "zero" and not zeros:
-                continue
-            dtype = {"codes": torch.uint8, "scale": torch.float32, "zero": zero_dtype(cache.include_zero)}[part]
-            expected = shape if part == "codes" else shape[:3]
-            if (
-                tensor is None
-                or (part == "zero" and not zeros)
-                or (tuple(tensor.shape), tensor.dtype, tensor.device) != (expected, dtype, device)
-                or not tensor.is_contiguous()
-            ):
-                got = "None" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-                raise ValueError(
-                    f"cache.{name}.{part} is {got}; for the {cache.scheme} scheme it must be "
-                    f"{'None' if part == 'zero' and not zeros else f'{dtype} {expected} on {device}, contiguous'}"
-                )
+        if (side.zero is not None) != zeros:
+            raise ValueError(
+                f"cache.{name}.zero is {'None' if side.zero is None else side.zero.dtype}; for the {cache.scheme} "
+                f"scheme it must be {'a tensor' if zeros else 'None'}"
+            )
+        parts = {"codes": (side.codes, shape, (torch.uint8,)), "scale": (side.scale, shape[:3], _FLOAT32)}
+        for part, (tensor, expected, dtypes) in (parts | {"zero": (side.zero, shape[:3], zero_dtypes)}).items():
+            check_tensor(f"cache.{name}.{part}", tensor, expected, dtypes, device, of="the input", contiguous=True)
 
 
 def _check_batch(cache: Kv4Cache, batch: int, indices: dict[str, Tensor | None], device: torch.device) -> None:
     if cache.keys.codes.shape[0] != batch:
         raise ValueError(f"the cache has {cache.keys.codes.shape[0]} rows and the arguments have {batch}")
     for name, index in indices.items():
-        if index is None:
-            continue
-        if index.shape != (batch,) or index.dtype not in (torch.int32, torch.int64) or index.device != device:
-            raise ValueError(
-                f"{name} is {index.dtype} {tuple(index.shape)} on {index.device}; it must be int32 or int64 ({batch},) "
-                f"on {device}"
-            )
-
-
-def _check_partials(partials: Kv4Partials, q: Tensor) -> None:
-    splits = partials.lse.shape[-1] if partials.lse.dim() == 3 else 0
-    batch, heads, head_dim = q.shape
-    shapes = {"values": (batch, heads, splits, head_dim), "lse": (batch, heads, splits)}
-    for (name, shape), tensor in zip(shapes.items(), partials, strict=True):
-        if splits < 1 or (tuple(tensor.shape), tensor.dtype, tensor.device) != (shape, torch.float32, q.device):
-            raise ValueError(
-                f"partials.{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
-                "make the buffers with kv4_partials(q, splits)"
-            )
+        check_tensor(name, index, (batch,), (torch.int32, torch.int64), device, of="the input")

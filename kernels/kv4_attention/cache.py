@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_choice
 from ..coded import Coded, HasCodes
 from ..nibbles import pack_nibbles, unpack_nibbles
 from ..rotate_quantize.reference import quantize
@@ -53,8 +54,7 @@ def kv4_cache(
     Raises:
         ValueError: an unknown scheme, a size below 1 or an odd head_dim.
     """
-    if scheme not in CONSTANT_ZERO:
-        raise ValueError(f"scheme is {scheme!r}; use one of {', '.join(CONSTANT_ZERO)}")
+    check_choice("scheme", scheme, Scheme)
     if min(batch, kv_heads, capacity, head_dim) < 1 or head_dim % 2:
         raise ValueError(
             f"kv4_cache got batch={batch}, kv_heads={kv_heads}, capacity={capacity}, head_dim={head_dim}; "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backend import interpreted
+from ..backend import sm_count
 
 _LEAST_POSITIONS = 256  # of a part, where the cache is full: fewer would leave a program nothing to overlap
 _PROGRAMS_PER_SM = 4
@@ -15,15 +15,10 @@ _MOST_SPLITS = 64
 
 
 class Kv4Partials(NamedTuple):
-    """What the parts of a split attention leave for the second pass; contents mean nothing afterwards.
+    """What the parts of a split attention leave for the second pass; contents mean nothing afterwards."""
 
-    Attributes:
-        values: float32 (B, H, splits, D), a part's normalized output.
-        lse: float32 (B, H, splits), log2 of its sum of exponentials.
-    """
-
-    values: Tensor
-    lse: Tensor
+    values: Tensor  # float32 (B, H, splits, D), a part's normalized output
+    lse: Tensor  # float32 (B, H, splits), log2 of its sum of exponentials
 
 
 def kv4_partials(q: Tensor, splits: int) -> Kv4Partials:
@@ -38,6 +33,5 @@ def split_count(rows: int, capacity: int, device: torch.device) -> int:
 
     So a CUDA graph that was captured at one length serves all.
     """
-    sms = 2 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = -(-_PROGRAMS_PER_SM * sms // rows)
+    wanted = -(-_PROGRAMS_PER_SM * sm_count(device) // rows)
     return max(1, min(wanted, -(-capacity // _LEAST_POSITIONS), _MOST_SPLITS))

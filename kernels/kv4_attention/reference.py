@@ -10,32 +10,18 @@ from .cache import Kv4Cache, dequantized
 
 
 def kv4_attention_reference(
-    q: Tensor,
-    cache: Kv4Cache,
-    lengths: Tensor,
-    starts: Tensor | None,
-    scale: float,
-    dtype: torch.dtype = torch.float32,
+    q: Tensor, cache: Kv4Cache, lengths: Tensor, starts: Tensor | None, scale: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """softmax(scale q K^T) V of each query head over positions starts[b]..lengths[b] - 1, (B, H, D) in `dtype`.
-
-    Args:
-        q: (B, H, D); head h reads KV head h // (H / H_kv).
-        lengths, starts: (B,), integers; None starts at 0. A row without positions yields zeros.
-    """
+    """softmax(scale q K^T) V, (B, H, D), computed in `dtype`; arguments as for `kv4_attention`."""
     batch, heads, head_dim = q.shape
     kv_heads = cache.keys.scale.shape[1]
     last = lengths.max() if q.device.type == "cpu" else cache.keys.scale.shape[2]  # a GPU would be waited for
-    keys, values = (
-        dequantized(
-            Coded(
-                side.codes[:, :, :last], side.scale[:, :, :last], None if side.zero is None else side.zero[:, :, :last]
-            ),
-            cache.scheme,
-            dtype,
-        )
-        for side in (cache.keys, cache.values)
-    )
+
+    def decoded(side: Coded) -> Tensor:
+        zero = None if side.zero is None else side.zero[:, :, :last]
+        return dequantized(Coded(side.codes[:, :, :last], side.scale[:, :, :last], zero), cache.scheme, dtype)
+
+    keys, values = decoded(cache.keys), decoded(cache.values)
     position = torch.arange(keys.shape[2], device=q.device)
     seen = position < lengths[:, None]
     if starts is not None:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..backend import interpreted, power_of_two_from
+from ..backend import LARGEST_ACCUMULATOR, SHARED_BYTES, interpreted, power_of_two_from
 from ..rotate_quantize.triton_front import rounded
 from ..tuned.autotune import stored_autotune
 from ..tuning import compute_dtype
@@ -20,8 +20,6 @@ from .cache import CONSTANT_ZERO, Kv4Cache
 from .partials import Kv4Partials
 from .triton_nibbles import nibbles
 
-_SHARED_BYTES = 227 * 1024
-_LARGEST_ACCUMULATOR = 128  # float32 registers of a thread
 _LOG2_E = 1.4426950408889634
 
 
@@ -43,9 +41,9 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
     def fits(config: triton.Config) -> bool:
         threads, block = 32 * config.num_warps, config.kwargs["BLOCK_S"]
         return bool(
-            meta["BLOCK_G"] * (meta["D"] + block) <= threads * _LARGEST_ACCUMULATOR
-            and block * meta["D"] <= threads * 2 * _LARGEST_ACCUMULATOR  # a side's unpacked tile, two to a register
-            and block * meta["D"] * (config.num_stages + 2) <= _SHARED_BYTES
+            meta["BLOCK_G"] * (meta["D"] + block) <= threads * LARGEST_ACCUMULATOR
+            and block * meta["D"] <= threads * 2 * LARGEST_ACCUMULATOR  # a side's unpacked tile, two to a register
+            and block * meta["D"] * (config.num_stages + 2) <= SHARED_BYTES
         )
 
     widest = max(candidates, key=lambda c: (c.num_warps, -c.kwargs["BLOCK_S"], -c.num_stages))

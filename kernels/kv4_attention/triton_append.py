@@ -53,32 +53,10 @@ def kv4_append_kernel(
     p_key = p_k + i_b * stride_k_b + i_h * stride_k_h + i_n.to(tl.int64) * stride_k_n
     p_value = p_v + i_b * stride_v_b + i_h * stride_v_h + i_n.to(tl.int64) * stride_v_n
     _write_row(
-        p_key,
-        p_clips,
-        p_k_codes,
-        p_k_scale,
-        p_k_zero,
-        i_row,
-        inside,
-        D,
-        BLOCK_H,
-        SCHEME,
-        CANDIDATES,
-        INCLUDE_ZERO,
+        p_key, p_clips, p_k_codes, p_k_scale, p_k_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES, INCLUDE_ZERO
     )
     _write_row(
-        p_value,
-        p_clips,
-        p_v_codes,
-        p_v_scale,
-        p_v_zero,
-        i_row,
-        inside,
-        D,
-        BLOCK_H,
-        SCHEME,
-        CANDIDATES,
-        INCLUDE_ZERO,
+        p_value, p_clips, p_v_codes, p_v_scale, p_v_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES, INCLUDE_ZERO
     )
 
 
@@ -138,6 +116,5 @@ def launch(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, clips: tupl
             CANDIDATES=len(clips),
             INCLUDE_ZERO=cache.include_zero,
             num_warps=1,
-            enable_fp_fusion=cache.scheme
-            != "asymmetric",  # high * clip - low * clip rounds each product, as torch does
+            enable_fp_fusion=cache.scheme != "asymmetric",  # as in rotate_quantize/triton.py
         )

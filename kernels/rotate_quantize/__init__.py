@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_out, clip_factors
+from ..arguments import check_choice, check_tensor, clip_factors
 from ..backend import Backend, picks_triton
 from ..coded import Coded
 from ..schemes import Scheme
@@ -127,14 +126,8 @@ def _factor_sizes(x: Tensor, r1: Tensor | None, r2: Tensor | None) -> tuple[int,
             f"rotate_quantize got x of {x.dtype} {tuple(x.shape)}; it takes floating-point (..., n), n > 0"
         )
     for name, factor in (("r1", r1), ("r2", r2)):
-        if factor is None:
-            continue
-        if factor.dim() != 2 or factor.shape[0] != factor.shape[1] or not factor.is_floating_point():
-            raise ValueError(
-                f"{name} is {factor.dtype} {tuple(factor.shape)}; it must be a square floating-point matrix"
-            )
-        if factor.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {factor.device}; move {name} to x's device once")
+        if factor is not None:
+            check_tensor(name, factor, 2 * factor.shape[:1] or (1, 1), None, x.device)
     n = x.shape[-1]
     known = (r1.shape[0] if r1 is not None else 1) * (r2.shape[0] if r2 is not None else 1)
     both = r1 is not None and r2 is not None
@@ -150,9 +143,8 @@ def _factor_sizes(x: Tensor, r1: Tensor | None, r2: Tensor | None) -> tuple[int,
 
 
 def _check(scheme: str, ends: tuple[float, float], container: str, n: int) -> None:
-    for name, value, known in (("scheme", scheme, get_args(Scheme)), ("container", container, get_args(Container))):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; use one of {', '.join(known)}")
+    check_choice("scheme", scheme, Scheme)
+    check_choice("container", container, Container)
     if len(ends) != 2 or not all(0 < end <= 1 for end in ends):
         raise ValueError(f"ends is {ends}; use a pair of numbers in (0, 1], for the low and the high end of the range")
     if container == "int8_planes" and n % 2:
@@ -169,9 +161,8 @@ def _empty(x: Tensor, scheme: Scheme, container: Container, device: str | torch.
 
 def _checked_out(out: Coded, expected: Coded, device: torch.device) -> Coded:
     for name, got, want in zip(out._fields, out, expected, strict=True):
-        if got is None and want is None:
-            continue
-        if got is None or want is None:
+        if (got is None) != (want is None):
             raise ValueError(f"out.{name} must be {'None' if want is None else 'a tensor'} for this scheme")
-        check_out(f"out.{name}", got, want.shape, want.dtype, device)
+        if want is not None:
+            check_tensor(f"out.{name}", got, want.shape, (want.dtype,), device, contiguous=True)
     return out

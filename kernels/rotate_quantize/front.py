@@ -7,34 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import check_tensor
 from ..rms_norm import rms_norm
 from ..steps import LowRankStep
 
 
 class Norm(NamedTuple):
-    """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each.
+    """RMSNorm: x / sqrt(mean(x^2) + eps), then times the gain. Computed in float32, rounded to x's dtype after each."""
 
-    Attributes:
-        eps: at least 0.
-        gain: (n,), used in x's dtype; None where it is folded into what reads the norm.
-    """
-
-    eps: float
-    gain: Tensor | None = None
+    eps: float  # at least 0
+    gain: Tensor | None = None  # (n,), used in x's dtype; None where it is folded into what reads the norm
 
 
 class Front(NamedTuple):
-    """Steps in front of the rotation, in this order; the first two exclude each other.
+    """Steps in front of the rotation, in this order; the first two exclude each other."""
 
-    Attributes:
-        norm: RMSNorm of x.
-        up: x's shape and dtype; x is the gate and becomes silu(x) up, rounded to x's dtype after each.
-        balance: low-rank balance; sums are float32 and rounded to x's dtype once, behind.
-    """
-
-    norm: Norm | None = None
-    up: Tensor | None = None
-    balance: LowRankStep | None = None
+    norm: Norm | None = None  # of x
+    up: Tensor | None = None  # x's shape and dtype; the gate x becomes silu(x) up, rounded to x's dtype after each
+    balance: LowRankStep | None = None  # its sums are float32, and the result is rounded to x's dtype once
 
 
 def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,18 +56,11 @@ def check_front(x: Tensor, front: Front) -> None:
         raise ValueError(f"norm.eps is {norm.eps}; it must be at least 0")
     if up is not None and up.dtype != x.dtype:
         raise ValueError(f"up is {up.dtype} and the gate x is {x.dtype}; they must have one dtype")
-    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"up": (up, tuple(x.shape))}
+    check_tensor("up", up, x.shape, None, x.device)
     if norm is not None:
-        shapes["norm.gain"] = (norm.gain, (n,))
+        check_tensor("norm.gain", norm.gain, (n,), None, x.device)
     if balance is not None:
         rank = balance.basis.shape[0] if balance.basis.dim() == 2 else 0
-        shapes["balance.diagonal"] = (balance.diagonal, (n,))
-        shapes["balance.basis"] = (balance.basis, (rank, n))
-        shapes["balance.change"] = (balance.change, (rank, n))
-    for name, (tensor, shape) in shapes.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it must be floating-point {shape}")
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {tensor.device}; move {name} to x's device once")
+        check_tensor("balance.diagonal", balance.diagonal, (n,), None, x.device)
+        check_tensor("balance.basis", balance.basis, (rank, n), None, x.device)
+        check_tensor("balance.change", balance.change, (rank, n), None, x.device)

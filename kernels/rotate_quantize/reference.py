@@ -31,12 +31,9 @@ def rotate_quantize_reference(
     container: Container = "int4",
     dtype: torch.dtype = torch.float32,
 ) -> Coded:
-    """Codes in their container, scale (..., 1) float32, zero (..., 1) float32 or None.
+    """Arguments and result as for `rotate_quantize`, with at least one clip in `clips`.
 
-    Args:
-        x: (..., n). The factors and what the front yields are rounded to x's dtype, the rest is computed in `dtype`.
-        clips: candidates; the first of least squared error is taken, per token.
-        ends: factors on the low and the high end of each token's range.
+    The factors and what the front yields are rounded to x's dtype, the rest is computed in `dtype`.
     """
     y = rotate(front_reference(x, front, dtype).to(x.dtype), r1, r2, dtype)
     codes, scale, zero, _ = quantize(y, scheme, clips, ends)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import power_of_two_from
-
-_LARGEST_TILE = 32768  # float32 accumulators: half of an SM's registers
-_SHARED_BYTES = 227 * 1024  # of an SM, for both factors and one token
-_LEAST_SIDE = 16  # of a tensor-core product
+from ..backend import LARGEST_TILE, LEAST_SIDE, SHARED_BYTES, power_of_two_from
 
 
 def block_sizes(n1: int, n2: int, rotates: bool) -> tuple[int, int]:
     """(BLOCK_N1, BLOCK_N2): powers of two; with a product, BLOCK_N1 and BLOCK_N2 / 2 are at least 16."""
-    least = _LEAST_SIDE if rotates else 1
+    least = LEAST_SIDE if rotates else 1
     return power_of_two_from(n1, least), 2 * power_of_two_from(n2 // 2, least)
 
 
@@ -22,6 +18,6 @@ def tile_obstacle(n1: int, n2: int, has_r1: bool, has_r2: bool, itemsize: int) -
     block_1, block_2 = block_sizes(n1, n2, has_r1 or has_r2)
     tile = block_1 * block_2
     shared = (block_1**2 * has_r1 + block_2**2 * has_r2 + tile * (has_r1 or has_r2)) * itemsize
-    if tile > _LARGEST_TILE or shared > _SHARED_BYTES:
+    if tile > LARGEST_TILE or shared > SHARED_BYTES:
         return f"{n1} x {n2} features, padded to {block_1} x {block_2}, do not fit an SM at {itemsize} bytes an entry"
     return None

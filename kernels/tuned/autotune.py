@@ -83,7 +83,8 @@ class _Tuning:
     def candidates(self, configs: list[triton.Config], named_args: dict[str, Any], **meta: Any) -> list[triton.Config]:
         arguments = {**named_args, **meta}
         fitting = self.prune(configs, named_args, **meta)
-        self.key = {k: _plain(arguments[k]) for k in self.keys if k in arguments}
+        values = {k: arguments[k] for k in self.keys if k in arguments}
+        self.key = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in values.items()}
         tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
         self.key["dtypes"] = " ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
         launch = store().find(self.name, self.key)
@@ -152,9 +153,4 @@ def benchmark(call: Callable[[], Any], quantiles: Sequence[float]) -> list[float
 
 def _spread(configs: list[triton.Config]) -> list[triton.Config]:
     """All of them, far apart first: by the fraction of i times the golden ratio."""
-    order = sorted(range(len(configs)), key=lambda i: i * 0.6180339887498949 % 1)
-    return [configs[i] for i in order]
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str)) else str(value)
+    return [configs[i] for i in sorted(range(len(configs)), key=lambda i: i * 0.6180339887498949 % 1)]

@@ -16,24 +16,16 @@ from ..files import write_json
 PACKAGED = Path(__file__).resolve().parent  # what comes with the package
 FOLDER_VARIABLE = "SINGLEQUANT_TUNED"  # a folder of the user's, read first and written to
 _SCHEMA = 1
+_REMEDY = "delete that file, then tune anew with `sq-bench --tune`"
 
 Launch = dict[str, int]  # a config's parameters, with num_warps and num_stages
 
 
 class Store:
-    """What was tuned on one GPU under one Triton version.
+    """What was tuned on one GPU, by the name that CUDA reports, under one Triton version.
 
-    Read from the user's folder and from the package; where both know a launch, the user's counts.
-
-    Args:
-        gpu: the device's name, as CUDA reports it.
-        triton: its version.
-
-    Attributes:
-        target: the folder that `add` writes to; the user's, until set.
-
-    Raises:
-        ValueError: a file that is damaged, of another schema, or of another GPU or Triton version.
+    It is read from the user's folder and from the package; where both know a launch, the user's counts. `add` writes to
+    the folder `target`, the user's until it is set. Raises ValueError for a file that `read` refuses.
     """
 
     def __init__(self, gpu: str, triton: str) -> None:
@@ -53,8 +45,7 @@ class Store:
     def find(self, kernel: str, key: Mapping[str, Any]) -> Launch | None:
         """The launch of a kernel for these key values, None where it was not tuned.
 
-        Raises:
-            ValueError: the kernel's launches were stored under other key names, by another version of it.
+        Raises ValueError where the kernel's launches have other key names: another version of it stored them.
         """
         found = self._entries.get(_name(kernel, key))
         if found is not None:
@@ -63,7 +54,7 @@ class Store:
             if entry["kernel"] == kernel and entry["key"].keys() != key.keys():
                 raise ValueError(
                     f"launches of {kernel} in {self._places()} have the key {sorted(entry['key'])}, and the kernel has "
-                    f"{sorted(key)}: they are of another version of it; {self._remedy()}"
+                    f"{sorted(key)}: they are of another version of it; {_REMEDY}"
                 )
         return None
 
@@ -71,7 +62,7 @@ class Store:
         """The error of a stored launch that is not one of the kernel's candidates."""
         return ValueError(
             f"the launch {launch} of {kernel} in {self._places()} is none of its {candidates} candidates for this "
-            f"shape; {self._remedy()}"
+            f"shape; {_REMEDY}"
         )
 
     def add(self, kernel: str, key: Mapping[str, Any], launch: Launch, microseconds: float) -> None:
@@ -96,9 +87,6 @@ class Store:
     def _places(self) -> str:
         return " or ".join(map(str, self.sources)) or "memory"
 
-    def _remedy(self) -> str:
-        return "delete that file, then tune anew with `sq-bench --tune`"
-
 
 def user_folder() -> Path:
     """$SINGLEQUANT_TUNED, else singlequant/tuned in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
@@ -113,46 +101,35 @@ def shared_folder() -> Path:
 
 
 def read(path: Path, gpu: str, triton: str) -> dict[str, dict[str, Any]]:
-    """Entries of a file, by kernel and key.
-
-    Raises:
-        ValueError: with the path, what is wrong and what to do.
-    """
-
-    def refused(reason: str) -> ValueError:
-        return ValueError(
-            f"{path} cannot be used as tuned launches: {reason}; delete it, then tune anew with `sq-bench --tune`"
-        )
-
+    """Entries of a file, by kernel and key. Raises ValueError with the path, what is wrong and what to do."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        mistake = _mistake(content, {"schema": _SCHEMA, "gpu": gpu, "triton": triton})
     except (OSError, ValueError) as error:
-        raise refused(f"it is damaged ({error})") from error
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        got = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise refused(f"its schema is {got!r}, and this version reads {_SCHEMA}")
-    for name, want in (("gpu", gpu), ("triton", triton)):
+        mistake = f"it is damaged ({error})"
+    if mistake is not None:
+        raise ValueError(f"{path} cannot be used as tuned launches: {mistake}; {_REMEDY}")
+    return {_name(entry["kernel"], entry["key"]): entry for entry in content["entries"]}
+
+
+def _mistake(content: Any, head: dict[str, Any]) -> str | None:
+    """Why a file's content cannot be used, or None."""
+    if not isinstance(content, dict):
+        return f"its schema is {type(content).__name__!r}, and this version reads {_SCHEMA}"
+    for name, want in head.items():
         if content.get(name) != want:
-            raise refused(f"it is foreign, of {name} {content.get(name)!r}, and this is {want!r}")
-    entries = content.get("entries")
-    if not isinstance(entries, list):
-        raise refused("it has no list of entries")
-    found = {}
-    for number, entry in enumerate(entries):
-        if (mistake := _mistake(entry)) is not None:
-            raise refused(f"entry {number} {mistake}")
-        found[_name(entry["kernel"], entry["key"])] = entry
-    return found
-
-
-def _mistake(entry: Any) -> str | None:
-    if not isinstance(entry, dict) or entry.keys() != {"kernel", "key", "launch", "microseconds"}:
-        return "must have kernel, key, launch and microseconds"
-    if not isinstance(entry["kernel"], str) or not isinstance(entry["key"], dict):
-        return "must name a kernel and its key values"
-    launch = entry["launch"]
-    if not isinstance(launch, dict) or not launch or not all(type(v) is int and v > 0 for v in launch.values()):
-        return f"must have a launch of positive integers, and it has {launch!r}"
+            other = "its schema is" if name == "schema" else f"it is foreign, of {name}"
+            return f"{other} {content.get(name)!r}, and this is {want!r}"
+    if not isinstance(content.get("entries"), list):
+        return "it has no list of entries"
+    for number, entry in enumerate(content["entries"]):
+        if not isinstance(entry, dict) or entry.keys() != {"kernel", "key", "launch", "microseconds"}:
+            return f"entry {number} must have kernel, key, launch and microseconds"
+        if not isinstance(entry["kernel"], str) or not isinstance(entry["key"], dict):
+            return f"entry {number} must name a kernel and its key values"
+        launch = entry["launch"]
+        if not isinstance(launch, dict) or not launch or not all(type(v) is int and v > 0 for v in launch.values()):
+            return f"entry {number} must have a launch of positive integers, and it has {launch!r}"
     return None
 
 

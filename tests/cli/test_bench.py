@@ -160,7 +160,7 @@ import torch
 torch.cuda.is_available = lambda: False
 sys.argv = ["sq-bench"]
 from sq.kernels.bench.cli import main
-import sq.kernels.bench.cases.attention, sq.kernels.bench.cases.matmul, sq.kernels.bench.cases.rotation
+import sq.kernels.bench.cases
 import sq.kernels.bench.progress as progress
 assert list(progress.tracked([1, 2], 2, "counting")) == [1, 2]
 known = ("sq.kernels", "sq.checkpoint")

@@ -21,10 +21,9 @@ from sq.kernels.bench import cli, progress
 from sq.kernels.bench import machine as module
 from sq.kernels.bench.case import Case, Place
 from sq.kernels.bench.machine import Machine, environment
-from sq.kernels.bench.measure import measure
+from sq.kernels.bench.measure import measure, summary, table
 from sq.kernels.bench.shapes import FULL, LLAMA2_7B, LLAMA2_70B, LLAMA3_8B, QUICK, Model, Shapes
 from sq.kernels.bench.suite import suite
-from sq.kernels.bench.table import summary, table
 from sq.kernels.bench.targets import TARGETS, Target, verdict
 from sq.kernels.bench.timing import GraphTimer, Timing
 from sq.kernels.hadamard.tiles import tile_shape

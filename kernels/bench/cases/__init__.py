@@ -1,1 +1,0 @@
-"""The rows of each kernel, one file an operation."""
