@@ -166,9 +166,8 @@ def test_the_commands_of_readme_run(places: dict[str, str], tmp_path: Path) -> N
 
 
 def test_every_table_that_is_printed_exists() -> None:
-    from sq.config.choices import exists
-
     from sq.analysis.tables.__main__ import TABLES
+    from sq.config.choices import exists
 
     example = "agreement"  # docs/extend.md adds it
     for words in all_commands():

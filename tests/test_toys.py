@@ -44,7 +44,7 @@ def test_a_registered_format_is_quantized_packed_and_loaded(tmp_path: Path, weig
     with torch.no_grad():
         expected, found = fake.model(ids).logits, packed.model(ids).logits
         # A float32 sum may put an activation into the next cell: the weights are the same, few activations differ.
-        assert float((found - expected).abs().median()) < 1e-2 * float(expected.square().mean().sqrt())
+        assert float((found - expected).abs().median()) < 3e-2 * float(expected.square().mean().sqrt())
         sq.save_packed(packed.model, tmp_path / "packed", packed.tokenizer)
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")(ids).logits
     torch.testing.assert_close(again, found, rtol=0, atol=0)
