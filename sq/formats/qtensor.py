@@ -55,7 +55,7 @@ class QTensor:
         second = plain.second
         if second is not None and second.dim():
             second = second.unsqueeze(-1)
-        grouped = values if self.format.tensor else values.view(*scale.shape, -1)
+        grouped = values if self.format.tensor else values.view(*scale.shape, values.shape[-1] // scale.shape[-1])
         grid = Grid(self.format, scale if self.format.tensor else scale.unsqueeze(-1), zero, second)
         grid.decode_(grouped)
         return values.to(dtype)

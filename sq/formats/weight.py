@@ -65,7 +65,7 @@ class WeightQuantizer:
         self.check(w)
         second = self.second(w) if second is None else second
         rows, each = self.rows(w, second)
-        groups = max(1, len(rows) // len(w))
+        groups = self.format.groups(w.shape[1])
         scale = torch.empty(rows.shape[0], 1, device=w.device)
         zero = torch.empty_like(scale) if self.format.element.has_zero else None
         for part in row_chunks(rows.shape[0], rows.shape[1], w.device):
@@ -98,6 +98,8 @@ class WeightQuantizer:
 
     def second(self, w: Tensor) -> Tensor | None:
         """The second scale of a weight (d_out, 1), of a format that has one."""
+        if not self.format.second:
+            return None
         return second_scale(w.abs().amax().float().reshape(1, 1).expand(len(w), 1), self.format)
 
     def check(self, w: Tensor) -> None:

@@ -12,6 +12,7 @@ from sq.formats.activation import ActivationQuantizer
 from sq.kernels.kv4_attention import obstacle
 from sq.models.attention import ATTENTION
 from sq.models.families import FAMILIES, ModelDimensions, family_of
+from sq.nn.hooks import attention_input
 from sq.nn.kv_layer import Int4Layer
 from sq.nn.mask_runs import MaskRuns
 
@@ -102,4 +103,4 @@ def int4_obstacle(model: PreTrainedModel) -> str | None:
 def _inputs(model: PreTrainedModel) -> list[Any]:
     family = family_of(model.config)
     layers = (model.get_submodule(f"{family.layers}.{index}") for index in range(model.config.num_hidden_layers))
-    return [getattr(layer.get_submodule(family.attention), "attention_input", None) for layer in layers]
+    return [attention_input(family, layer) for layer in layers]

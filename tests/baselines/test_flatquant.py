@@ -12,25 +12,25 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor
 
 from sq.baselines.flatquant import FlatLayer, FlatQuant, factor_pair, initial_scale
 from sq.errors import QuantizationError, TrainingError
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.models.families import SITES, ModelDimensions
 from sq.models.stream import DecoderStream
 from sq.quantize.method import LayerPlan, LayerView
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.quantize.training_log import TrainingLog
 from sq.rotation import Kronecker
 
-FOUR, CACHE = ActivationQuantizer(4), ActivationQuantizer(4, "asymmetric", group_size=12)
+FOUR, CACHE = activation_quantizer(4), activation_quantizer(4, "asymmetric", group_size=12)
 
 
 def recipe_of(bits: int = 4, activations: ActivationQuantizer | None = FOUR, **inside: Any) -> Recipe:
-    return Recipe(WeightRecipe("rtn", WeightQuantizer(bits), propagate="full_precision"), activations, **inside)
+    return Recipe(rounder("rtn", weight_quantizer(bits)), activations, **inside, propagate="full_precision")
 
 
 W4A4, W4A4KV4 = recipe_of(), recipe_of(keys=CACHE, values=CACHE)
@@ -87,7 +87,7 @@ def test_what_is_trained_is_what_is_installed(family: str, tmp_path: Path) -> No
     """Float64 layers, so that no value sits between two codes by rounding alone; the quantizers work in float32."""
     save_random(tmp_path, family, num_hidden_layers=2)
     group = 10 if family in ("llama_bias", "qwen2") else 12
-    cache = ActivationQuantizer(4, "asymmetric", group_size=group)
+    cache = activation_quantizer(4, "asymmetric", group_size=group)
     run = quantize(tmp_path, recipe_of(keys=cache, values=cache, queries=cache), torch.float64)
     for trained, installed in zip(run.method.outputs, run.installed, strict=True):
         torch.testing.assert_close(trained, installed, rtol=1e-6, atol=1e-6)
@@ -98,10 +98,10 @@ def test_what_is_trained_is_what_is_installed(family: str, tmp_path: Path) -> No
     [
         recipe_of(4, None),
         recipe_of(16, FOUR),
-        recipe_of(4, ActivationQuantizer(4, "midrise", clip="search")),
+        recipe_of(4, activation_quantizer(4, "midrise", clip="search")),
         Recipe(
-            WeightRecipe("rtn", WeightQuantizer(3, "asymmetric", group_size=6)),
-            ActivationQuantizer(4, "asymmetric", group_size=12),
+            rounder("rtn", weight_quantizer(3, "asymmetric", group_size=6)),
+            activation_quantizer(4, "asymmetric", group_size=12),
         ),
     ],
     ids=["w4a16", "w16a4", "midrise", "groups"],
@@ -111,7 +111,7 @@ def test_so_it_is_with_other_quantizers_and_without_learned_clips(recipe: Recipe
     run = quantize(llama, recipe, torch.float64, weight_clip=learn, activation_clip=learn, diagonal=learn, epochs=1)
     for trained, installed, plan in zip(run.method.outputs, run.installed, run.method.plans, strict=True):
         torch.testing.assert_close(trained, installed, rtol=1e-6, atol=1e-6)
-        assert bool(plan.weight_ranges) == (learn and recipe.weights.quantizer.bits < 16)
+        assert bool(plan.weight_ranges) == (learn and recipe.weights is not None)
         assert bool(plan.activation_clips) == (learn and recipe.activations is not None)
         assert (plan.sites["qkv"].folded is not None) == learn
 
@@ -236,17 +236,17 @@ def test_a_rounded_cache_alone_gets_its_own_transforms_alone(
 
 
 def test_nothing_is_trained_where_nothing_is_rounded(llama: Path) -> None:
-    run = quantize(llama, recipe_of(16, None, keys=ActivationQuantizer(16)))
+    run = quantize(llama, recipe_of(16, None))
     assert not run.log.records
     for plan in run.method.plans:
         assert set(plan.sites) == set(SITES)
-        assert plan.keys is not None
+        assert plan.keys is None
         assert not plan.weight_ranges
         assert not plan.activation_clips
 
 
 def test_gptq_rounds_the_clamped_weights(llama: Path) -> None:
-    gptq = replace(W4A4, weights=WeightRecipe("gptq", WeightQuantizer(4)))
+    gptq = replace(W4A4, weights=rounder("gptq", weight_quantizer(4)))
     run = quantize(llama, gptq)
     assert run.method.plans[0].weight_ranges
     assert all(bool(torch.isfinite(out).all()) for out in run.installed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
+from quantizers import rounder, weight_quantizer
 
 from sq.baselines.duquant import DuQuant
 from sq.baselines.flatquant import FlatQuant
@@ -16,11 +18,21 @@ from sq.baselines.omniquant import OmniQuant
 from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
 from sq.baselines.spinquant import SpinQuant
+from sq.quantize.recipe import Recipe
 
 # Hadamard matrices exist for 4 heads of 12, hidden 60 and intermediate 84; for the families' own 6 heads there is none.
 FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
 UNGROUPED = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
 HAAR: dict[str, Any] = {"residual": "orthogonal", "head": "orthogonal", "down": "orthogonal", "keys": "orthogonal"}
+
+
+class FourBitTraining(SpinQuant):
+    """Rotations are learned for weights of 4 bits, for a pipeline that rounds nothing."""
+
+    def trained_on(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, weights=rounder("rtn", weight_quantizer(4)))
+
+
 METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "smoothquant": (SmoothQuant(), {}),
     "quarot": (QuaRot(), FOUR_HEADS),
@@ -29,8 +41,8 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
         QuaRot(**dict.fromkeys(PLACES, "orthogonal")),
         {},
     ),
-    "spinquant": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2), FOUR_HEADS),
-    "spinquant, random orthogonal": (SpinQuant(steps=2, batch=2, train_bits="w4a16", clip_interval=2, **HAAR), {}),
+    "spinquant": (FourBitTraining(steps=2, batch=2, clip_interval=2), FOUR_HEADS),
+    "spinquant, random orthogonal": (FourBitTraining(steps=2, batch=2, clip_interval=2, **HAAR), {}),
     "omniquant": (OmniQuant(epochs=2, let_lr=0.1), {}),
     "omniquant, a KV head for each query head": (OmniQuant(epochs=1, batch=3, alpha=0.8), UNGROUPED),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),

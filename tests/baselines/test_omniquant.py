@@ -11,21 +11,20 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, save_random
 from models.test_invariance import exact_norms  # noqa: F401
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor
 
 from sq.baselines import omniquant
 from sq.baselines.omniquant import KEYS, LearnedLayer, OmniQuant, initial_scales
 from sq.errors import QuantizationError, TrainingError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import Scheme
-from sq.formats.weight import WeightQuantizer
+from sq.formats.elements import Scheme
 from sq.models.families import SITES, ModelDimensions
 from sq.models.stream import DecoderStream
 from sq.nn.attention import AttentionInput
-from sq.quantize.collect import StackedWeights, capture
+from sq.quantize.collect import StackedWeights, collect
 from sq.quantize.method import LayerPlan, LayerView, SiteStatistics
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
 from sq.rotation import Diagonal
@@ -35,9 +34,9 @@ def recipe_of(
     scheme: Scheme = "symmetric", *, weights: int = 4, activations: int = 4, inside: bool = False, **options: Any
 ) -> Recipe:
     """All at 4 bits; `inside` rounds queries, keys and values too."""
-    rounding = WeightRecipe("rtn", WeightQuantizer(weights, scheme, **options))
-    head = ActivationQuantizer(4, "asymmetric") if inside else None
-    return Recipe(rounding, ActivationQuantizer(activations, scheme), head, head, head)
+    rounding = rounder("rtn", weight_quantizer(weights, scheme, **options))
+    head = activation_quantizer(4, "asymmetric") if inside else None
+    return Recipe(rounding, activation_quantizer(activations, scheme), head, head, head)
 
 
 def layer_of(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32, tokens: int = 9) -> LayerView:
@@ -53,7 +52,7 @@ def layer_of(folder: Path, recipe: Recipe, dtype: torch.dtype = torch.float32, t
         return stream.forward(1, call, hidden)
 
     with torch.no_grad():
-        statistics, _ = capture(stream.family, layer, lambda batch: run(layer, batch), inputs, index=1, sites=SITES)
+        statistics, _ = collect(stream.family, layer, lambda batch: run(layer, batch), inputs, index=1, sites=SITES)
     log = TrainingLog(None, "omniquant")
     block = TrainingBlock(1, layer, run, stream.family, stream.dimensions, recipe, inputs, reference, log)
     return LayerView(1, statistics, StackedWeights(stream.family, layer), stream.dimensions, block)
@@ -131,7 +130,7 @@ def test_any_scales_leave_the_layer_unchanged(family: str, tmp_path: Path) -> No
 def test_lwc_starts_as_plain_clipping_with_sigmoid_of_4(scheme: Scheme, tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
     learned = learned_of(layer_of(tmp_path, recipe_of(scheme)), let=False)
-    plain = WeightQuantizer(4, scheme, clip=1 / (1 + exp(-4.0)))
+    plain = weight_quantizer(4, scheme, clip=1 / (1 + exp(-4.0)))
     for name, weight in learned.rounded().items():
         torch.testing.assert_close(weight, plain(learned.block.weight(name.removesuffix(".weight"))))
 

@@ -13,12 +13,11 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, random_model, save_random
 from models.test_invariance import exact_norms  # noqa: F401
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor
 
 from sq.baselines.spinquant import LEARNED, STATE, SpinQuant
 from sq.errors import CheckpointError, QuantizationError, TrainingError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.learn.cayley import skew
 from sq.learn.rotated_model import RotatedModel
 from sq.learn.rotations import Rotations
@@ -27,15 +26,15 @@ from sq.models.fold import fold_site, rotate_residual
 from sq.models.stream import DecoderStream
 from sq.quantize.method import LayerView
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.quantize.training import Training
 from sq.quantize.training_log import TRAINING, TrainingLog
 from sq.rotation import Dense, Hadamard, PerHead, random_orthogonal
 
 FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
-FULL = Recipe(WeightRecipe("rtn", WeightQuantizer(16)))
-W4A4 = Recipe(WeightRecipe("rtn", WeightQuantizer(4, clip=1.0)), ActivationQuantizer(4))
-KV4 = replace(W4A4, **{part: ActivationQuantizer(4, "asymmetric", group_size=12) for part in ("keys", "values")})
+FULL = Recipe()
+W4A4 = Recipe(rounder("rtn", weight_quantizer(4, clip=1.0)), activation_quantizer(4))
+KV4 = replace(W4A4, **{part: activation_quantizer(4, "asymmetric", group_size=12) for part in ("keys", "values")})
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +230,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
 ) -> None:
     """Clips are searched at every 5th step and states saved after every 4th, so that factors are held across them."""
     folder, ids = small
-    recipe = replace(W4A4, weights=WeightRecipe("rtn", WeightQuantizer(4)))
+    recipe = replace(W4A4, weights=rounder("rtn", weight_quantizer(4)))
     options: dict[str, Any] = {"steps": 12, "batch": 3, "lr": 0.5, "clip_interval": 5, "checkpoint_interval": 4}
 
     def progress(text: str, done: int, total: int) -> None:
@@ -312,10 +311,11 @@ def test_rotations_of_another_model_are_refused(small: tuple[Path, Tensor], tmp_
 def test_what_is_rounded_in_training(
     weights: str, other: dict[str, int], asked: str, expected: tuple[str, str, str]
 ) -> None:
-    quantizers = {part: ActivationQuantizer(bits) for part, bits in other.items()}
-    recipe = Recipe(WeightRecipe(weights, WeightQuantizer(4)), **quantizers)
+    quantizers = {part: activation_quantizer(bits) for part, bits in other.items()}
+    recipe = Recipe(rounder(weights, weight_quantizer(4)), **quantizers)
     found = SpinQuant(train_bits=asked).trained_on(recipe)
-    bits = (found.weights.quantizer.bits, *(16 if q is None else q.bits for q in (found.activations, found.keys)))
+    parts = (found.weight_quantizer, found.activations, found.keys)
+    bits = (16 if part is None else part.format.bits for part in parts)
     assert tuple(map(str, bits)) == expected
 
 
@@ -389,7 +389,7 @@ def test_rotations_are_asked_for_after_learning(dimensions_of: Callable[..., Mod
         ({"lr": 0.0}, r"lr=0\.0 \(more than 0\)"),
         ({"lr": float("nan")}, r"lr=nan"),
         ({"rotations": "/no/such/R.bin"}, r"rotations='/no/such/R\.bin' \(a file that exists, or null to train\)"),
-        ({"train_bits": "w4"}, r"bits 'w4'; use w<bits>a<bits>"),
+        ({"train_bits": "w4"}, r"bits=w4 is not a label; write w<format>a<format>"),
         ({"clip_interval": 0, "checkpoint_interval": 0}, r"clip_interval=0 .*checkpoint_interval=0"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,14 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import sq
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
@@ -35,9 +34,9 @@ def ids_of(count: int = 4, length: int = 12) -> Tensor:
 
 
 def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
-    cache = ActivationQuantizer(4, "asymmetric", group_size=head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(bits))
-    return Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+    cache = activation_quantizer(4, "asymmetric", group_size=head_dim)
+    weights = rounder("rtn", weight_quantizer(bits))
+    return Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
 
 
 def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4) -> Path:
@@ -214,6 +213,14 @@ def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
     path.write_text(json.dumps(config))
 
 
+def _as_format(folder: Path, data: dict[str, object]) -> None:
+    _edit(folder, {"format": data}, layer=True)
+
+
+def integers(bits: int) -> dict[str, object]:
+    return {"bits": bits, "scheme": "symmetric", "group": None}
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -223,11 +230,18 @@ def _edit(folder: Path, change: dict[str, object], layer: bool = False) -> None:
         (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
         (lambda folder: _edit(folder, {"format": 2, "version": "9.9"}), "format 2, written by version 9.9"),
         (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
-        (lambda folder: _edit(folder, {"bits": 8}, layer=True), r"weight_packed' has shape \(84, 30\).*\(84, 60\)"),
-        (lambda folder: _edit(folder, {"bits": 11}, layer=True), "cannot be used"),
+        (
+            lambda folder: _edit(folder, {"format": integers(8)}, layer=True),
+            r"weight_packed' has shape \(84, 30\).*\(84, 60\)",
+        ),
+        (lambda folder: _as_format(folder, integers(11)), "cannot be used.*integers of 11 bits"),
+        (
+            lambda folder: _edit(folder, {"format": {"name": "nf4"}}, layer=True),
+            "cannot be used.*format 'nf4' is unknown",
+        ),
         (lambda folder: _edit(folder, {"shape": [84, 61]}, layer=True), r"mlp\.up_proj has shape \(84, 61\)"),
     ],
-    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "sizes"],
+    ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "no format", "sizes"],
 )
 def test_damage_is_refused_with_the_reason(saved: Path, tmp_path: Path, damage: object, said: str) -> None:
     folder = tmp_path / "damaged"

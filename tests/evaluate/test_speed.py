@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,8 +25,6 @@ from sq.config.compose import compose
 from sq.config.parse import options
 from sq.evaluate.speed import fake_of, full_precision, kinds, linear_bytes, measure, measure_speed, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
@@ -33,7 +32,7 @@ from sq.nn.assemble import assemble
 from sq.nn.linear import QuantizedLinear
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.runs.execute import execute
 
 ONLINE = SingleQuant(order=("orthogonal", "urt"), rank=3)
@@ -45,9 +44,9 @@ def ids_of(count: int = 4, length: int = 12) -> Tensor:
 
 def quantized(folder: Path, *, packed: bool, method: Method = ONLINE) -> tuple[DecoderStream, PreTrainedModel]:
     stream = DecoderStream(folder, dtype=torch.float32)
-    cache = ActivationQuantizer(4, "asymmetric", group_size=stream.dimensions.head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(4))
-    recipe = Recipe(weights, ActivationQuantizer(4, "midrise", clip="search"), keys=cache, values=cache)
+    cache = activation_quantizer(4, "asymmetric", group_size=stream.dimensions.head_dim)
+    weights = rounder("rtn", weight_quantizer(4))
+    recipe = Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
     pipeline = Pipeline(stream, method, recipe, ids_of(), batch=2, packed=packed)
     pipeline.prepare()
     return stream, assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)

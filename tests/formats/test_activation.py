@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quantizers import activation_quantizer, row_format
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.activation import ActivationQuantizer, clip_candidates, shared_clip
-from sq.formats.grid import SCHEMES, Scheme, row_grid
+from sq.formats.activation import clip_candidates, shared_clip
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.format import integer
+from sq.formats.grid import row_grid
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -20,15 +23,15 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("group_size", [None, 8])
 def test_clip_search_finds_the_least_squared_error(scheme: Scheme, bits: int, group_size: int | None) -> None:
     x = tokens(37, 40, seed=bits)
-    result = ActivationQuantizer(bits, scheme, "search", group_size)(x)
+    result = activation_quantizer(bits, scheme, "search", group_size)(x)
     groups = x if group_size is None else x.reshape(-1, group_size)
     errors = torch.stack(
         [
-            (row_grid(groups, bits, scheme, clip, include_zero=group_size is None).fake(groups) - groups)
+            (row_grid(groups, row_format(bits, scheme, group_size is None), clip).fake(groups) - groups)
             .double()
             .square()
             .sum(1)
-            for clip in clip_candidates(bits, 9)
+            for clip in clip_candidates(integer(bits), 9)
         ]
     )
     found = (result.reshape(groups.shape) - groups).double().square().sum(1)
@@ -36,12 +39,15 @@ def test_clip_search_finds_the_least_squared_error(scheme: Scheme, bits: int, gr
 
 
 def test_candidates_span_the_useful_range() -> None:
-    assert clip_candidates(4, 9) == pytest.approx([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6])
+    assert clip_candidates(integer(4), 9) == pytest.approx([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6])
     x = tokens(200, 768)
     fine = torch.stack(
-        [(row_grid(x, 4, "midrise", c).fake(x) - x).square().sum(1) for c in torch.linspace(1, 0.3, 141).tolist()]
+        [
+            (row_grid(x, integer(4, "midrise"), c).fake(x) - x).square().sum(1)
+            for c in torch.linspace(1, 0.3, 141).tolist()
+        ]
     )
-    nine = (ActivationQuantizer(4, "midrise", "search")(x) - x).square().sum()
+    nine = (activation_quantizer(4, "midrise", "search")(x) - x).square().sum()
     assert nine <= 1.015 * fine.min(0).values.sum()
 
 
@@ -53,8 +59,9 @@ def test_codes_stand_for_the_fake_quantized_values(
     scheme: Scheme, clip: float, group_size: int | None, dtype: torch.dtype
 ) -> None:
     x = tokens(2, 3, 15).to(dtype)
-    quantizer = ActivationQuantizer(4, scheme, clip, group_size)
-    codes, scale, zero = quantizer.codes(x)
+    quantizer = activation_quantizer(4, scheme, clip, group_size)
+    made = quantizer.encode(x)
+    codes, scale, zero = made.codes, made.scale, made.zero
     assert codes.shape == x.shape
     assert scale.shape == (2, 3, 1 if group_size is None else 3)
     assert (zero is not None) == (scheme == "asymmetric")
@@ -66,18 +73,19 @@ def test_codes_stand_for_the_fake_quantized_values(
     result = quantizer(x)
     assert result.dtype == dtype
     assert torch.equal((grouped * scale[..., None]).reshape(x.shape).to(dtype), result)
+    assert torch.equal(made.dequantize(dtype), result)
 
 
 def test_a_group_does_not_hold_zero_and_a_token_does() -> None:
     x = tokens(4, 16).abs() + 100
-    per_token = (ActivationQuantizer(4, "asymmetric")(x) - x).abs().max()
-    per_group = (ActivationQuantizer(4, "asymmetric", group_size=8)(x) - x).abs().max()
+    per_token = (activation_quantizer(4, "asymmetric")(x) - x).abs().max()
+    per_group = (activation_quantizer(4, "asymmetric", group_size=8)(x) - x).abs().max()
     assert per_group < 0.2 < 1 < per_token
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = tokens(50, 24)
-    quantizer = ActivationQuantizer(4, "midrise", "search")
+    quantizer = activation_quantizer(4, "midrise", "search")
     whole = quantizer(x)
     monkeypatch.setattr("sq.formats.clip_search._CPU_CHUNK", 7 * 24)
     assert torch.equal(quantizer(x), whole)
@@ -87,24 +95,22 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("clip", [1.0, "search"])
 def test_any_shape(shape: tuple[int, ...], clip: float) -> None:
     x = torch.randn(shape)
-    quantizer = ActivationQuantizer(4, "midrise", clip)
+    quantizer = activation_quantizer(4, "midrise", clip)
     assert quantizer(x).shape == x.shape
-    assert quantizer.codes(x)[0].shape == x.shape
+    assert quantizer.encode(x).codes.shape == x.shape
 
 
 def test_strided_input_and_input_untouched() -> None:
     x = tokens(16, 12)
     before = x.clone()
-    quantizer = ActivationQuantizer(4, "asymmetric", "search")
+    quantizer = activation_quantizer(4, "asymmetric", "search")
     assert torch.equal(quantizer(x.T), quantizer(x.T.contiguous()))
     assert torch.equal(x, before)
 
 
-def test_sixteen_bits_is_the_identity() -> None:
-    x = tokens(3, 4)
-    assert ActivationQuantizer(16)(x) is x
-    with pytest.raises(QuantizationError, match="16-bit"):
-        ActivationQuantizer(16).codes(x)
+def test_sixteen_bits_are_no_format() -> None:
+    with pytest.raises(QuantizationError, match="integers of 16 bits; use 2 to 8"):
+        integer(16)
 
 
 @pytest.mark.parametrize("clip", [1.0, "search"])
@@ -112,7 +118,7 @@ def test_sixteen_bits_is_the_identity() -> None:
 def test_a_token_with_nan_shows_it_and_the_others_do_not(scheme: Scheme, clip: float) -> None:
     x = tokens(4, 16)
     x[1, 3], x[2, 5] = torch.nan, torch.inf
-    result = ActivationQuantizer(4, scheme, clip)(x)
+    result = activation_quantizer(4, scheme, clip)(x)
     assert not result[1:3].isfinite().any()
     assert result[[0, 3]].isfinite().all()
 
@@ -120,7 +126,7 @@ def test_a_token_with_nan_shows_it_and_the_others_do_not(scheme: Scheme, clip: f
 def test_gradient_passes_straight_through() -> None:
     x = tokens(3, 8).requires_grad_()
     weight = tokens(3, 8, seed=1)
-    quantizer = ActivationQuantizer(4, "symmetric", 0.5)
+    quantizer = activation_quantizer(4, "symmetric", 0.5)
     (quantizer(x) * weight).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, weight)
@@ -130,23 +136,23 @@ def test_gradient_passes_straight_through() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"bits": 1}, "bits is 1"),
+        ({"bits": 1}, "integers of 1 bits"),
         ({"bits": 4, "scheme": "fp4"}, "fp4"),
         ({"bits": 4, "clip": 0.0}, "clip is 0.0"),
         ({"bits": 4, "clip": 1.5}, "clip is 1.5"),
         ({"bits": 4, "clip": "mse"}, "mse"),
-        ({"bits": 4, "group_size": 0}, "group_size is 0"),
+        ({"bits": 4, "group_size": 0}, "group=0"),
         ({"bits": 4, "candidates": 1}, "candidates is 1"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], text: str) -> None:
     with pytest.raises(QuantizationError, match=text):
-        ActivationQuantizer(**arguments)  # type: ignore[arg-type]
+        activation_quantizer(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_group_that_does_not_divide_is_an_error() -> None:
-    with pytest.raises(QuantizationError, match="5 does not divide the 12"):
-        ActivationQuantizer(4, group_size=5)(tokens(2, 12))
+    with pytest.raises(QuantizationError, match="groups of 5, which do not divide 12 features"):
+        activation_quantizer(4, group_size=5)(tokens(2, 12))
 
 
 def test_shared_clip_is_the_candidate_of_least_relative_error() -> None:
@@ -154,10 +160,10 @@ def test_shared_clip_is_the_candidate_of_least_relative_error() -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(40, 32, generator=generator)
     x[7] *= 1000
-    quantizer = ActivationQuantizer(4)
+    quantizer = activation_quantizer(4)
     errors = {}
-    for clip in clip_candidates(4, 9):
-        rounded = ActivationQuantizer(4, clip=clip)(x)
+    for clip in clip_candidates(integer(4), 9):
+        rounded = activation_quantizer(4, clip=clip)(x)
         errors[clip] = sum(float((rounded[t] - x[t]).square().mean() / x[t].square().mean()) for t in range(40))
     assert shared_clip(x, quantizer) == min(errors, key=lambda clip: errors[clip])
     assert shared_clip(x, quantizer) < 1
@@ -166,7 +172,7 @@ def test_shared_clip_is_the_candidate_of_least_relative_error() -> None:
 def test_a_pair_of_clips_acts_on_the_two_ends() -> None:
     """Asymmetric, one token: the grid spans [0.5 low, 0.75 high]."""
     x = torch.tensor([[-4.0, -1.0, 0.5, 8.0]])
-    found = ActivationQuantizer(4, "asymmetric", clip=(0.5, 0.75))(x)
+    found = activation_quantizer(4, "asymmetric", clip=(0.5, 0.75))(x)
     step = (6.0 + 2.0) / 15
     zero = round(2.0 / step)
     codes = [min(max(round(value / step) + zero, 0), 15) for value in x[0].tolist()]

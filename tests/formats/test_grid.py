@@ -9,10 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import row_format
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.grid import SCHEMES, Scheme, check_bits, code_range, row_grid
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.format import integer
+from sq.formats.grid import row_grid
+from sq.kernels.grid import code_range
 
 ALL_BITS = range(2, 9)
 
@@ -54,7 +58,7 @@ def test_codes_and_values_equal_the_scalar_reference(
     x = torch.randn(7, 33, generator=torch.Generator().manual_seed(bits)) * torch.logspace(-3, 3, 7)[:, None]
     x[2] = x[2].abs() + 5 * x[2].abs().max()  # all positive: include_zero matters
     x[3] = -x[3].abs()
-    grid = row_grid(x, bits, scheme, clip, include_zero=include_zero)
+    grid = row_grid(x, row_format(bits, scheme, include_zero), clip)
     codes = grid.encode(x)
     values = grid.fake(x)
     for i in range(x.shape[0]):
@@ -65,25 +69,25 @@ def test_codes_and_values_equal_the_scalar_reference(
 
 def test_four_bit_levels_by_hand() -> None:
     x = torch.tensor([[-7.5, -1.0, 0.25, 7.5]])
-    assert row_grid(x, 4, "midrise").scale.item() == 1.0
-    assert row_grid(x, 4, "midrise").fake(x).tolist() == [[-7.5, -0.5, 0.5, 7.5]]
+    assert row_grid(x, integer(4, "midrise")).scale.item() == 1.0
+    assert row_grid(x, integer(4, "midrise")).fake(x).tolist() == [[-7.5, -0.5, 0.5, 7.5]]
     x = torch.tensor([[-7.0, -0.5, 1.5, 2.5]])  # ties go to even
-    assert row_grid(x, 4, "symmetric").encode(x).tolist() == [[-7, 0, 2, 2]]
+    assert row_grid(x, integer(4, "symmetric")).encode(x).tolist() == [[-7, 0, 2, 2]]
     x = torch.tensor([[-5.0, 10.0]])
-    grid = row_grid(x, 4, "asymmetric")
+    grid = row_grid(x, integer(4, "asymmetric"))
     assert grid.zero is not None
     assert (grid.scale.item(), grid.zero.item(), grid.encode(x).tolist()) == (1.0, 5.0, [[0, 15]])
 
 
 def test_symmetric_clipping_reaches_the_lowest_code() -> None:
     x = torch.tensor([[-10.0, 10.0, 0.0]])
-    assert row_grid(x, 4, "symmetric", 0.5).encode(x).tolist() == [[-8, 7, 0]]
+    assert row_grid(x, integer(4, "symmetric"), 0.5).encode(x).tolist() == [[-8, 7, 0]]
 
 
 def test_midrise_outermost_level_is_the_clipped_peak() -> None:
     x = torch.randn(5, 64)
     for bits in ALL_BITS:
-        grid = row_grid(x, bits, "midrise", 0.9)
+        grid = row_grid(x, integer(bits, "midrise"), 0.9)
         low, high = code_range(bits, "midrise")
         ends = grid.decode_(torch.tensor([[low, high]]).float().repeat(5, 1))
         peak = 0.9 * x.abs().amax(1)
@@ -94,7 +98,7 @@ def test_midrise_outermost_level_is_the_clipped_peak() -> None:
 def test_rows_without_spread(scheme: Scheme) -> None:
     x = torch.tensor([[0.0] * 4, [3.0] * 4, [-2.0] * 4, [1e-45] * 4])
     for include_zero in (True, False):
-        grid = row_grid(x, 4, scheme, include_zero=include_zero)
+        grid = row_grid(x, row_format(4, scheme, include_zero))
         assert (grid.scale > 0).all()
         torch.testing.assert_close(grid.fake(x), x, rtol=1e-6, atol=1e-29)
     if scheme == "symmetric":
@@ -108,7 +112,7 @@ def test_rows_without_spread(scheme: Scheme) -> None:
 def test_nan_and_inf_are_not_hidden(scheme: Scheme, bad: float) -> None:
     x = torch.randn(3, 8)
     x[1, 4] = bad
-    result = row_grid(x, 4, scheme).fake(x)
+    result = row_grid(x, integer(4, scheme)).fake(x)
     assert not result[1].isfinite().any()
     assert result[[0, 2]].isfinite().all()
 
@@ -127,7 +131,7 @@ CASES = st.tuples(st.composite(rows)(), st.integers(2, 8), st.sampled_from(SCHEM
 @given(CASES)
 def test_error_is_at_most_half_a_step_inside_the_range(case: tuple[Tensor, int, Scheme, float]) -> None:
     x, bits, scheme, clip = case
-    grid = row_grid(x, bits, scheme, clip)
+    grid = row_grid(x, integer(bits, scheme), clip)
     low, high = code_range(bits, scheme)
     ends = grid.decode_(torch.tensor([[low, high]]).float().repeat(x.shape[0], 1))
     reach = grid.scale * (0.5 + 1e-4)
@@ -141,11 +145,11 @@ def test_error_is_at_most_half_a_step_inside_the_range(case: tuple[Tensor, int, 
 @given(CASES)
 def test_values_on_the_grid_stay_where_they_are(case: tuple[Tensor, int, Scheme, float]) -> None:
     x, bits, scheme, clip = case
-    grid = row_grid(x, bits, scheme, clip)
+    grid = row_grid(x, integer(bits, scheme), clip)
     once = grid.fake(x)
     assert torch.equal(grid.fake(once), once)
     if clip == 1 and scheme != "asymmetric":  # the peak is a level, so the grid of the result is the same grid
-        again = row_grid(once, bits, scheme)
+        again = row_grid(once, integer(bits, scheme))
         assert torch.equal(again.encode(once), grid.encode(x))
 
 
@@ -155,7 +159,8 @@ def test_rows_do_not_see_each_other(case: tuple[Tensor, int, Scheme, float], ran
     x, bits, scheme, clip = case
     order = torch.randperm(x.shape[0])
     assert torch.equal(
-        row_grid(x[order], bits, scheme, clip).fake(x[order]), row_grid(x, bits, scheme, clip).fake(x)[order]
+        row_grid(x[order], integer(bits, scheme), clip).fake(x[order]),
+        row_grid(x, integer(bits, scheme), clip).fake(x)[order],
     )
 
 
@@ -165,7 +170,7 @@ def test_signed_grids_are_odd_functions(case: tuple[Tensor, int, Scheme, float])
     x, bits, scheme, clip = case
     if scheme == "asymmetric":
         return
-    grid = row_grid(x, bits, scheme, clip)
+    grid = row_grid(x, integer(bits, scheme), clip)
     ties = (
         x / grid.scale == torch.round(x / grid.scale) if scheme == "midrise" else torch.zeros_like(x, dtype=torch.bool)
     )
@@ -177,4 +182,4 @@ def test_signed_grids_are_odd_functions(case: tuple[Tensor, int, Scheme, float])
 @pytest.mark.parametrize(("bits", "scheme"), [(1, "symmetric"), (9, "symmetric"), (0, "midrise"), (4, "nf4")])
 def test_what_is_not_offered_is_named(bits: int, scheme: str) -> None:
     with pytest.raises(QuantizationError, match=str(bits) if scheme != "nf4" else "nf4"):
-        check_bits(bits, scheme)
+        integer(bits, scheme)  # type: ignore[arg-type]

@@ -9,14 +9,13 @@ import torch
 from models.checkpoints import FAMILIES, save_random
 from torch import Tensor, nn
 
-from sq.formats.weight import WeightQuantizer
 from sq.learn.absorb import absorbed
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream
 from sq.quantize.apply import install_plan
 from sq.quantize.method import LayerPlan
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
 from sq.rotation import Diagonal, Kronecker, PerHead
@@ -27,7 +26,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def block_of(stream: DecoderStream, layer: nn.Module) -> TrainingBlock:
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(16)))
+    recipe = Recipe()
 
     def run(call: object, hidden: Tensor) -> Tensor:
         return stream.forward(0, call, hidden)  # type: ignore[arg-type]

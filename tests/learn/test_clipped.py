@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quantizers import activation_quantizer, weight_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
 from sq.formats.differentiable import fake_between
-from sq.formats.grid import SCHEMES, Scheme
-from sq.formats.weight import WeightQuantizer
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.format import integer
 from sq.learn.clipped import clipped_weight
 from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
 
@@ -43,7 +43,7 @@ def by_autograd(learned: LearnedRange | LearnedClip, x: Tensor) -> tuple[Tensor,
 def test_weights_are_clamped_and_rounded_as_by_autograd(
     scheme: Scheme, dtype: torch.dtype, group_size: int | None
 ) -> None:
-    w, learned, quantizer = made(8, 32, dtype), LearnedRange(8), WeightQuantizer(4, scheme, group_size)
+    w, learned, quantizer = made(8, 32, dtype), LearnedRange(8), weight_quantizer(4, scheme, group_size)
     generator = torch.Generator().manual_seed(5)
     for logit in learned.parameters():
         logit.data.normal_(generator=generator)
@@ -51,20 +51,15 @@ def test_weights_are_clamped_and_rounded_as_by_autograd(
     same(fake_weight(w.clamp(low, high), quantizer), clipped_weight(w, learned, quantizer), [w, *learned.parameters()])
 
 
-def test_weights_at_16_bits_are_clamped_alone() -> None:
-    w, learned = made(8, 32), LearnedRange(8)
-    same(w.clamp(*by_autograd(learned, w)), clipped_weight(w, learned, WeightQuantizer(16)), [w, *learned.parameters()])
-
-
 @pytest.mark.parametrize("group_size", [None, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_tokens_are_rounded_as_by_autograd(scheme: Scheme, dtype: torch.dtype, group_size: int | None) -> None:
-    x, learned, quantizer = made(8, 32, dtype), LearnedClip(), ActivationQuantizer(4, scheme, group_size=group_size)
+    x, learned, quantizer = made(8, 32, dtype), LearnedClip(), activation_quantizer(4, scheme, group_size=group_size)
     learned.low.data.fill_(0.3)
     learned.high.data.fill_(1.1)
     shaped = x.view(2, 4, 32)
     rows = shaped.reshape(-1, group_size or 32).float()
     low, high = by_autograd(learned, rows)
-    expected = fake_between(rows, low, high, 4, scheme, include_zero=group_size is None).view_as(shaped).to(dtype)
+    expected = fake_between(rows, low, high, integer(4, scheme, group_size)).view_as(shaped).to(dtype)
     same(expected, learned(shaped, quantizer), [x, *learned.parameters()])

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from quantizers import activation_quantizer, weight_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import SCHEMES, Scheme
-from sq.formats.weight import WeightQuantizer
+from sq.formats.elements import SCHEMES, Scheme
 from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
 
 START = 1 / (1 + exp(-4.0))
@@ -29,10 +28,9 @@ def heavy(rows: int = 12, columns: int = 384, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_fake_weight_is_the_quantizer_without_a_clip_search(scheme: Scheme, bits: int, group_size: int | None) -> None:
     w = heavy()
-    quantizer = WeightQuantizer(bits, scheme, group_size)
-    plain = WeightQuantizer(bits, scheme, group_size, clip=1.0)
+    quantizer = weight_quantizer(bits, scheme, group_size)
+    plain = weight_quantizer(bits, scheme, group_size, clip=1.0)
     assert torch.equal(fake_weight(w, quantizer), plain(w))
-    assert fake_weight(w, WeightQuantizer(16)) is w
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
@@ -48,8 +46,8 @@ def test_a_range_starts_as_plain_clipping(scheme: Scheme) -> None:
     low, high = LearnedRange(len(w))(w)
     torch.testing.assert_close(low, START * w.amin(1, keepdim=True))
     torch.testing.assert_close(high, START * w.amax(1, keepdim=True))
-    clamped = fake_weight(w.clamp(low, high), WeightQuantizer(4, scheme))
-    torch.testing.assert_close(clamped, WeightQuantizer(4, scheme, clip=START)(w), rtol=1e-5, atol=1e-6)
+    clamped = fake_weight(w.clamp(low, high), weight_quantizer(4, scheme))
+    torch.testing.assert_close(clamped, weight_quantizer(4, scheme, clip=START)(w), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("group_size", [None, 32])
@@ -59,7 +57,7 @@ def test_an_activation_clip_starts_as_plain_clipping_and_tells_its_factors(
 ) -> None:
     x = heavy().view(3, 4, 384)
     clip = LearnedClip()
-    quantizer = ActivationQuantizer(4, scheme, "search", group_size)
+    quantizer = activation_quantizer(4, scheme, "search", group_size)
     assert clip.factors() == pytest.approx((START, START))
     expected = quantizer.with_clip(clip.factors())(x)
     torch.testing.assert_close(clip(x, quantizer), expected, rtol=1e-6, atol=1e-6)
@@ -81,7 +79,7 @@ def falls(parameters: Any, loss: Any, steps: int = 80) -> tuple[float, float]:
 def test_learned_ranges_reach_the_error_of_a_clip_search(scheme: Scheme) -> None:
     """The search of the quantizer itself, over 80 factors for each row by the squared error, is the yardstick."""
     w = heavy()
-    learned, quantizer = LearnedRange(len(w)), WeightQuantizer(4, scheme, norm=2)
+    learned, quantizer = LearnedRange(len(w)), weight_quantizer(4, scheme, norm=2)
 
     def loss() -> Tensor:
         return (fake_weight(w.clamp(*learned(w)), quantizer) - w).square().mean()
@@ -95,7 +93,7 @@ def test_learned_ranges_reach_the_error_of_a_clip_search(scheme: Scheme) -> None
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_learned_activation_clip_reaches_the_best_common_factor(scheme: Scheme) -> None:
     x = heavy(rows=64)
-    clip, quantizer = LearnedClip(), ActivationQuantizer(4, scheme)
+    clip, quantizer = LearnedClip(), activation_quantizer(4, scheme)
 
     def error(factor: float) -> float:
         return float((quantizer.with_clip(factor)(x) - x).square().mean())
@@ -108,7 +106,7 @@ def test_gradients_reach_the_weight_as_well() -> None:
     w = heavy().requires_grad_()
     learned = LearnedRange(len(w))
     low, high = learned(w)
-    fake_weight(w.clamp(low, high), WeightQuantizer(4)).sum().backward()
+    fake_weight(w.clamp(low, high), weight_quantizer(4)).sum().backward()
     assert w.grad is not None
     inside = (w > low) & (w < high)
     at_ends = torch.zeros_like(inside)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quantizers import weight_quantizer
 from torch import Tensor
 
-from sq.formats.grid import Scheme
-from sq.formats.weight import WeightQuantizer
+from sq.formats.elements import Scheme
 from sq.learn.held_clip import HeldClip
 
 
@@ -18,7 +18,7 @@ def weight(seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("group", [None, 8])
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "midrise"])
 def test_searching_at_every_step_is_the_quantizer(scheme: Scheme, group: int | None) -> None:
-    quantizer = WeightQuantizer(4, scheme, group)
+    quantizer = weight_quantizer(4, scheme, group)
     held = HeldClip(quantizer, interval=1)
     for step in range(3):
         w = weight(step)
@@ -26,7 +26,7 @@ def test_searching_at_every_step_is_the_quantizer(scheme: Scheme, group: int | N
 
 
 def test_factors_are_held_between_searches_and_searched_again_when_due() -> None:
-    quantizer = WeightQuantizer(3)
+    quantizer = weight_quantizer(3)
     held = HeldClip(quantizer, interval=4)
     held("a", weight(0), 0)
     factors = held.factors["a"].clone()
@@ -41,7 +41,7 @@ def test_factors_are_held_between_searches_and_searched_again_when_due() -> None
 
 
 def test_a_name_that_was_never_seen_is_searched_at_once_and_restored_factors_are_used() -> None:
-    quantizer = WeightQuantizer(4)
+    quantizer = weight_quantizer(4)
     first = HeldClip(quantizer, interval=10)
     torch.testing.assert_close(first("a", weight(), 7), quantizer(weight()), rtol=1e-5, atol=1e-6)
     second = HeldClip(quantizer, interval=10)
@@ -50,7 +50,7 @@ def test_a_name_that_was_never_seen_is_searched_at_once_and_restored_factors_are
 
 
 def test_one_search_a_step_even_when_a_layer_is_run_twice() -> None:
-    held = HeldClip(WeightQuantizer(4), interval=1)
+    held = HeldClip(weight_quantizer(4), interval=1)
     once = held("a", weight(), 0)
     factors = held.factors["a"]
     assert torch.equal(held("a", weight(), 0), once)
@@ -61,7 +61,7 @@ def test_one_search_a_step_even_when_a_layer_is_run_twice() -> None:
 @pytest.mark.parametrize("clip", ["search", 0.9])
 def test_gradient_passes_unchanged(bits: int, clip: float | str) -> None:
     w, upstream = weight().requires_grad_(), weight(5)
-    quantizer = WeightQuantizer(bits, clip=clip)  # type: ignore[arg-type]
+    quantizer = weight_quantizer(bits, clip=clip)  # type: ignore[arg-type]
     (HeldClip(quantizer, 2)("a", w, 0) * upstream).sum().backward()
     assert w.grad is not None
     torch.testing.assert_close(w.grad, upstream)

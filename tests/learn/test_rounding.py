@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quantizers import activation_quantizer, row_format
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
 from sq.formats.differentiable import fake_between
-from sq.formats.grid import SCHEMES, Scheme, grid_from_range
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.format import integer
+from sq.formats.grid import grid_from_range
 from sq.learn.rounding import RangeGradient, differentiable, round_on, row_extremes
 
 
@@ -31,8 +33,8 @@ def gradients(y: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 def test_numbers_and_gradients_are_those_of_the_plain_version(scheme: Scheme, bits: int, include_zero: bool) -> None:
     x, low, high = tokens(20, 32), -0.6 * torch.rand(20, 1) - 0.1, 2 * torch.rand(20, 1) + 0.1
     x, low, high = (tensor.requires_grad_() for tensor in (x, low, high))
-    plain = fake_between(x, low, high, bits, scheme, include_zero=include_zero)
-    lean = round_on(x, grid_from_range(low, high, bits, scheme, include_zero=include_zero))
+    plain = fake_between(x, low, high, row_format(bits, scheme, include_zero))
+    lean = round_on(x, grid_from_range(low, high, row_format(bits, scheme, include_zero)))
     assert torch.equal(lean, plain)
     for found, expected in zip(gradients(lean, x, low, high), gradients(plain, x, low, high), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -40,7 +42,7 @@ def test_numbers_and_gradients_are_those_of_the_plain_version(scheme: Scheme, bi
 
 def test_a_lowest_code_is_kept_to() -> None:
     x = torch.tensor([[-7.9, -7.4, 7.9]], requires_grad=True)
-    grid = grid_from_range(torch.tensor([[-7.0]]), torch.tensor([[7.0]]), 4, "symmetric")
+    grid = grid_from_range(torch.tensor([[-7.0]]), torch.tensor([[7.0]]), integer(4))
     assert round_on(x, grid).tolist() == [[-8, -7, 7]]
     kept = round_on(x, grid, lowest=-7)
     assert kept.tolist() == [[-7, -7, 7]]
@@ -67,7 +69,7 @@ def test_extremes_share_their_gradient_among_equals_as_amin_and_amax_do(rows: li
 def test_activations_get_the_quantizers_numbers(
     scheme: Scheme, clip: float | str | tuple[float, float], group_size: int | None
 ) -> None:
-    quantizer = ActivationQuantizer(4, scheme, clip, group_size)  # type: ignore[arg-type]
+    quantizer = activation_quantizer(4, scheme, clip, group_size)  # type: ignore[arg-type]
     x = tokens(2, 5, 32)
     found = RangeGradient(quantizer)(x.requires_grad_())
     torch.testing.assert_close(found, quantizer(x.detach()), rtol=1e-6, atol=1e-6)
@@ -78,7 +80,7 @@ def test_gradient_of_activations_sees_the_outlier_that_costs_the_others() -> Non
     x = tokens(1, 32)
     x[0, 3] = 20.0
     leaf, g = x.clone().requires_grad_(), torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
-    y = RangeGradient(ActivationQuantizer(4))(leaf)
+    y = RangeGradient(activation_quantizer(4))(leaf)
     found = torch.autograd.grad(y, leaf, g)[0]
     expected = g.clone()
     scale = 20.0 / 7
@@ -86,12 +88,11 @@ def test_gradient_of_activations_sees_the_outlier_that_costs_the_others() -> Non
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_needs_no_gradient_or_has_16_bits_goes_to_the_quantizer() -> None:
+def test_what_needs_no_gradient_goes_to_the_quantizer() -> None:
     x = tokens(4, 32)
-    assert not RangeGradient(ActivationQuantizer(4))(x).requires_grad
+    assert not RangeGradient(activation_quantizer(4))(x).requires_grad
     leaf = x.clone().requires_grad_()
-    assert RangeGradient(ActivationQuantizer(16))(leaf) is leaf
     with torch.no_grad():
-        assert not RangeGradient(ActivationQuantizer(4))(leaf).requires_grad
+        assert not RangeGradient(activation_quantizer(4))(leaf).requires_grad
     assert differentiable(None) is None
-    assert isinstance(differentiable(ActivationQuantizer(4)), RangeGradient)
+    assert isinstance(differentiable(activation_quantizer(4)), RangeGradient)

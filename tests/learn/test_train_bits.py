@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from quantizers import activation_quantizer, rounder, weight_quantizer
 
 from sq.errors import QuantizationError
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
-from sq.learn.train_bits import describe, parse_bits, recipe_at
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.formats.format import integer
+from sq.formats.labels import parse_parts
+from sq.learn.train_bits import describe, recipe_at
+from sq.quantize.recipe import Recipe
+from sq.quantize.rounders.gptq import Gptq
 
 RECIPE = Recipe(
-    WeightRecipe("gptq", WeightQuantizer(4, "asymmetric", 32)),
-    ActivationQuantizer(4, "midrise", "search", candidates=5),
-    keys=ActivationQuantizer(8, "asymmetric", group_size=64),
+    rounder("gptq", weight_quantizer(4, "asymmetric", 32), damping=0.02),
+    activation_quantizer(4, "midrise", "search", candidates=5),
+    keys=activation_quantizer(8, "asymmetric", group_size=64),
 )
 
 
 @pytest.mark.parametrize(
     ("label", "bits"),
     [
-        ("w16a4", {"weights": 16, "activations": 4}),
-        ("w4a4kv8", {"weights": 4, "activations": 4, "cache": 8}),
-        ("w3a6q5kv16", {"weights": 3, "activations": 6, "queries": 5, "cache": 16}),
+        ("w16a4", {"weights": "16", "activations": "4"}),
+        ("W4A4", {"weights": "4", "activations": "4"}),
+        ("w4a4kv8", {"weights": "4", "activations": "4", "keys": "8", "values": "8"}),
+        ("w3a6q5kv16", {"weights": "3", "activations": "6", "queries": "5", "keys": "16", "values": "16"}),
     ],
 )
-def test_labels(label: str, bits: dict[str, int]) -> None:
-    assert parse_bits(label) == bits
+def test_labels(label: str, bits: dict[str, str]) -> None:
+    assert parse_parts(label) == bits
 
 
-@pytest.mark.parametrize("label", ["", "w4", "a4", "W4A4", "w4a4 ", "w4a9", "w1a4", "w4a4kv", "w4a4v4", "w4a4kv4q4"])
+@pytest.mark.parametrize("label", ["", "w4", "a4", "w4a4 ", "w4a9", "w1a4", "w4a4kv", "w4a4v4", "w4a4kv4q4"])
 def test_other_labels_are_refused_with_the_form(label: str) -> None:
-    with pytest.raises(ValueError, match=r"use w<bits>a<bits>, then q<bits> and kv<bits> .* 2, 3, 4, 5, 6, 7, 8, 16"):
-        parse_bits(label)
+    with pytest.raises(ValueError, match=r"(?=.*w<format>a<format>, then q<format> and kv<format> )(?=.*2 to 8 or 16)"):
+        parse_parts(label)
 
 
 def test_only_bits_change_and_parts_left_out_stay() -> None:
-    found = recipe_at(RECIPE, "w16a6")
-    assert (found.weights.quantizer.bits, found.weights.quantizer.group_size, found.weights.name) == (16, 32, "gptq")
+    found = recipe_at(RECIPE, "w3a6")
+    assert found.weights == Gptq(replace(RECIPE.weights.quantizer, format=integer(3, "asymmetric", 32)), damping=0.02)
+    assert recipe_at(RECIPE, "w16a6").weights is None
     activations = found.activations
     assert activations is not None
-    assert (activations.bits, activations.scheme, activations.clip, activations.candidates) == (
+    assert (activations.format.bits, activations.format.scheme, activations.clip, activations.candidates) == (
         6,
         "midrise",
         "search",

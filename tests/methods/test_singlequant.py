@@ -15,7 +15,7 @@ from sq.methods.singlequant import SingleQuant
 from sq.models.families import SITES
 from sq.models.site_transform import from_heads, over_heads
 from sq.models.stream import DecoderStream
-from sq.quantize.collect import StackedWeights, capture
+from sq.quantize.collect import StackedWeights, collect
 from sq.quantize.method import LayerView
 from sq.quantize.pass_record import peak_over_rms
 from sq.rotation import Kronecker, PerHead
@@ -28,7 +28,7 @@ def view_of(folder: Path, **overrides: Any) -> LayerView:
     hidden = stream.embeddings_and_head().embed(
         torch.randint(0, 97, (8, 32), generator=torch.Generator().manual_seed(0))
     )
-    found, _ = capture(
+    found, _ = collect(
         stream.family,
         layer,
         lambda b: stream.forward(0, layer, b),

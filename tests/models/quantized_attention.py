@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 from models.checkpoints import SIZES
+from quantizers import activation_quantizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 
 def ids_of(count: int, length: int, seed: int = 0) -> Tensor:
@@ -38,9 +38,8 @@ def quantized(
     head: quantizes keys, values and, where asked, queries; asymmetric for each head if None.
     """
     stream = DecoderStream(folder, dtype=dtype)
-    head = head or ActivationQuantizer(bits, "asymmetric", group_size=stream.dimensions.head_dim)
-    weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
-    recipe = Recipe(weights, queries=head if queries else None, keys=head, values=head)
+    head = head or activation_quantizer(bits, "asymmetric", group_size=stream.dimensions.head_dim)
+    recipe = Recipe(queries=head if queries else None, keys=head, values=head, propagate="full_precision")
     pipeline = Pipeline(stream, method or RoundToNearest(), recipe, ids_of(2, 16), batch=2)
     pipeline.prepare()
     return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)

@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from quantizers import Unrounded
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
 METHODS = {
@@ -53,9 +52,8 @@ def transformed_logits(folder: Path, method: Method, dtype: torch.dtype) -> tupl
     """Logits of the model with the method's transforms installed and nothing rounded, and the original's."""
     stream = DecoderStream(folder, dtype=dtype)
     ids = torch.randint(0, SIZES["vocab_size"], (4, 19), generator=torch.Generator().manual_seed(2))
-    # Keys "quantized" to 16 bits stay as they are, but their transforms are installed.
-    weights = WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision")
-    recipe = Recipe(weights, keys=ActivationQuantizer(16))
+    # Keys stay as they are, but their transforms are installed.
+    recipe = Recipe(keys=Unrounded(), propagate="full_precision")
     pipeline = Pipeline(stream, method, recipe, ids, batch=2)
     pipeline.prepare()
     with torch.no_grad():

@@ -90,7 +90,7 @@ def test_untied_head_that_is_missing(tmp_path: Path) -> None:
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="lm_head"):
-        DecoderStream(tmp_path).ends()
+        DecoderStream(tmp_path).embeddings_and_head()
 
 
 def test_index_with_a_missing_shard_and_a_lost_tensor(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from models.checkpoints import FAMILIES, SIZES, save_random
 from models.quantized_attention import ids_of, quantized
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -17,14 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.attention import ATTENTION
 from sq.models.stream import DecoderStream
 from sq.nn.attention import AttentionInput
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.rotation import Dense, PerHead, Transform, random_orthogonal
 
 HEADS, KV_HEADS = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
@@ -152,7 +151,7 @@ def test_queries_are_rounded_where_asked(tmp_path: Path) -> None:
 def test_a_model_without_quantized_attention_carries_nothing(tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
     stream = DecoderStream(tmp_path, dtype=torch.float32)
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(4), propagate="full_precision"), ActivationQuantizer(4))
+    recipe = Recipe(rounder("rtn", weight_quantizer(4)), activation_quantizer(4), propagate="full_precision")
     pipeline = Pipeline(stream, SingleQuant(order=("orthogonal", "urt")), recipe, ids_of(2, 16))
     pipeline.prepare()
     layers: list[nn.Module] = list(pipeline.layers())

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.families import SITES, family_of
 from sq.models.stream import DecoderStream
@@ -22,14 +22,14 @@ from sq.nn.linear import PackedLinear, QuantizedLinear
 from sq.nn.packed_group import PackedGroup
 from sq.nn.site_input import DeferredNorm, SiteInput
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
 QUANTIZERS = {
-    "symmetric": ActivationQuantizer(4),
-    "searched": ActivationQuantizer(4, "midrise", clip="search"),
-    "clipped ends": ActivationQuantizer(4, "asymmetric", clip=(0.9, 0.8)),
-    "8 bits": ActivationQuantizer(8),
+    "symmetric": activation_quantizer(4),
+    "searched": activation_quantizer(4, "midrise", clip="search"),
+    "clipped ends": activation_quantizer(4, "asymmetric", clip=(0.9, 0.8)),
+    "8 bits": activation_quantizer(8),
 }
 
 OTHERS = tuple(QUANTIZERS)[1:]
@@ -40,7 +40,7 @@ def quantized(
 ) -> PreTrainedModel:
     stream = DecoderStream(folder, dtype=torch.float32)
     ids = torch.randint(0, SIZES["vocab_size"], (4, 12), generator=torch.Generator().manual_seed(0))
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(4, **weights)), activations)
+    recipe = Recipe(rounder("rtn", weight_quantizer(4, **weights)), activations)
     pipeline = Pipeline(stream, METHOD, recipe, ids, batch=2, packed=packed)
     pipeline.prepare()
     return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)
@@ -115,7 +115,7 @@ def test_one_kernel_for_all_steps_gives_the_same_codes(quantizer: str, tmp_path:
 @torch.no_grad()
 def test_the_joined_linears_hold_their_codes_once(tmp_path: Path) -> None:
     save_random(tmp_path, "qwen2")  # q, k and v have biases
-    model = quantized(tmp_path, packed=True, activations=ActivationQuantizer(4))
+    model = quantized(tmp_path, packed=True, activations=activation_quantizer(4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ids = torch.tensor([[1, 2, 3]])
     logits = model(ids).logits
@@ -137,7 +137,7 @@ def test_the_joined_linears_hold_their_codes_once(tmp_path: Path) -> None:
 def test_other_weights_are_seen_after_loading_them(tmp_path: Path) -> None:
     """Joined codes belong to the linears: a state dict that is loaded later counts."""
     save_random(tmp_path, "llama")
-    model, other = (quantized(tmp_path, packed=True, activations=ActivationQuantizer(4)) for _ in range(2))
+    model, other = (quantized(tmp_path, packed=True, activations=activation_quantizer(4)) for _ in range(2))
     ids = torch.tensor([[1, 2, 3]])
     expected = model(ids).logits
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -162,7 +162,7 @@ def test_without_activation_bits_packed_equals_fake(weights: dict[str, Any], tmp
 @torch.no_grad()
 def test_a_gate_other_than_silu_is_left_alone(tmp_path: Path) -> None:
     save_random(tmp_path, "llama", hidden_act="gelu")
-    fake, packed = (quantized(tmp_path, packed=way, activations=ActivationQuantizer(8)) for way in (False, True))
+    fake, packed = (quantized(tmp_path, packed=way, activations=activation_quantizer(8)) for way in (False, True))
     assert type(packed.model.layers[0].mlp) is type(fake.model.layers[0].mlp)
     assert isinstance(packed.model.layers[0].input_layernorm, DeferredNorm)
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
 from models.quantized_attention import ids_of, quantized
+from quantizers import activation_quantizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
@@ -23,7 +24,7 @@ import sq
 from sq.baselines.quarot import QuaRot
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.grid import SCHEMES, Scheme
+from sq.formats.elements import SCHEMES, Scheme
 from sq.methods.singlequant import SingleQuant
 from sq.nn import kv_layer
 from sq.nn.attention import AttentionInput
@@ -106,7 +107,7 @@ def test_held_keys_and_values_are_those_of_a_plain_forward_to_the_bit(
     scheme: Scheme, whole: bool, clip: Any, dtype: torch.dtype
 ) -> None:
     """Off zero as well: a head rounded as a group need not hold it. Growing copies what is there."""
-    quantizer = ActivationQuantizer(4, scheme, clip, None if whole else 8)
+    quantizer = activation_quantizer(4, scheme, clip, None if whole else 8)
     source = AttentionInput(Dense(random_orthogonal(8, 0), orthogonal=True), keys=quantizer, values=quantizer)
     layer = Int4Layer(source, MaskRuns(checked=True), None, None)
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +276,7 @@ def test_a_copy_goes_on_from_a_shared_prompt(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def test_bytes_are_at_most_three_tenths_of_bfloat16(head_dim: int, scheme: Scheme, tmp_path: Path) -> None:
     save_random(tmp_path, "llama", head_dim=head_dim)
-    model = quantized(tmp_path, head=ActivationQuantizer(4, scheme, group_size=head_dim), dtype=torch.bfloat16)
+    model = quantized(tmp_path, head=activation_quantizer(4, scheme, group_size=head_dim), dtype=torch.bfloat16)
     cache = generated(model, ids_of(2, 10), 21).past_key_values
     positions = 2 * SIZES["num_hidden_layers"] * SIZES["num_key_value_heads"] * 30  # of two rows
     assert cache.layers[0].arrays.keys.scale.shape[2] == 30
@@ -331,7 +332,7 @@ def test_what_the_caller_asks_for_is_respected(
 
 
 def differing(**settings: Any) -> ActivationQuantizer:
-    return ActivationQuantizer(**{"bits": 4, "scheme": "asymmetric", **settings})
+    return activation_quantizer(**{"bits": 4, "scheme": "asymmetric", **settings})
 
 
 @pytest.mark.parametrize(
@@ -340,7 +341,7 @@ def differing(**settings: Any) -> ActivationQuantizer:
         ({"values": None}, "layer 1 has values of 16 bits"),
         ({"keys": differing(bits=8)}, "layer 1 has keys of 8 bits"),
         ({"keys": differing(clip=(0.9, 0.8))}, r"layer 1 rounds keys with clip=\(0.9, 0.8\)"),
-        ({"values": differing(group_size=6)}, "group_size=6"),
+        ({"values": differing(group_size=6)}, "groups of 6"),
         ({"values": differing(clip=0.9)}, "keys and values differently"),
     ],
     ids=["values alone", "8 bits", "two clips", "groups", "two grids"],

@@ -17,12 +17,14 @@ import torch
 from sq.data.windows import Windows
 from sq.evaluate.stream import StreamEvaluation
 from sq.formats.activation import ActivationQuantizer
+from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
+from sq.quantize.rounders.rtn import Rtn
 
 
 def data_bytes() -> int:
@@ -40,8 +42,8 @@ def main(folder: Path, allowed: int) -> None:
     memory = PeakMemory(torch.device("cpu"))
     ids = torch.randint(0, 64, (4, 32), generator=torch.Generator().manual_seed(0))
     stream = DecoderStream(folder)
-    weights = WeightRecipe("rtn", WeightQuantizer(4, clip=1.0), propagate="full_precision")
-    recipe = Recipe(weights, ActivationQuantizer(4))
+    weights = Rtn(WeightQuantizer(integer(4), clip=1.0))
+    recipe = Recipe(weights, ActivationQuantizer(integer(4)), propagate="full_precision")
     pipeline = Pipeline(stream, SingleQuant(order=("orthogonal",), placement="online"), recipe, ids)
     pipeline.prepare()
     evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], pipeline.embeddings_and_head)

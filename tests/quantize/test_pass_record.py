@@ -8,26 +8,26 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor
 
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.quantize.pass_record import relative_error
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 
 LAYERS, WINDOWS, LENGTH = 3, 40, 10
 
 
 def pipeline_of(folder: Path, method: Any, bits: int = 4, **recipe: Any) -> tuple[Pipeline, Tensor]:
     stream = DecoderStream(folder, dtype=torch.float32)
-    weights = WeightRecipe(recipe.pop("name", "rtn"), WeightQuantizer(bits), **recipe)
+    propagate = recipe.pop("propagate", "quantized_weights")
+    weights = rounder(recipe.pop("name", "rtn"), weight_quantizer(bits), **recipe)
     ids = torch.randint(0, SIZES["vocab_size"], (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    activations = ActivationQuantizer(bits) if bits < 16 else None
-    return Pipeline(stream, method, Recipe(weights, activations), ids, batch=4), ids
+    made = Recipe(weights, activation_quantizer(bits), propagate=propagate)
+    return Pipeline(stream, method, made, ids, batch=4), ids
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models.checkpoints import SIZES, save_random
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,18 +17,16 @@ from sq.data.windows import Windows
 from sq.errors import CalibrationError
 from sq.evaluate.scores import score_windows
 from sq.evaluate.stream import StreamEvaluation
-from sq.formats.activation import ActivationQuantizer
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import FullPrecision, RoundToNearest
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
 from sq.nn.linear import QuantizedLinear
 from sq.nn.site_input import SiteInput
-from sq.quantize.collect import capture
+from sq.quantize.collect import collect
 from sq.quantize.pass_record import peak_over_rms
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.rotation import Kronecker, random_orthogonal
 
 # The default starts with a Hadamard, which some of these sizes do not admit.
@@ -40,15 +39,16 @@ def windows(count: int = 6, length: int = 20, seed: int = 0) -> Tensor:
 
 def pipeline_of(folder: Path, method: object, *, bits: int = 4, activations: int = 4, **recipe: object) -> Pipeline:
     stream = DecoderStream(folder, dtype=torch.float32)
-    weights = WeightRecipe(str(recipe.pop("name", "rtn")), WeightQuantizer(bits), **recipe)  # type: ignore[arg-type]
-    quantizer = ActivationQuantizer(activations) if activations < 16 else None
-    return Pipeline(stream, method, Recipe(weights, quantizer), windows(), batch=4)  # type: ignore[arg-type]
+    propagate: Any = recipe.pop("propagate", "quantized_weights")
+    weights = rounder(str(recipe.pop("name", "rtn")), weight_quantizer(bits), **recipe)
+    made = Recipe(weights, activation_quantizer(activations), propagate=propagate)
+    return Pipeline(stream, method, made, windows(), batch=4)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def test_quantized_linear_is_transform_quantize_matmul_bias() -> None:
     rotation = Kronecker(random_orthogonal(3, 0), random_orthogonal(5, 1))
-    quantizer, weight, bias, x = ActivationQuantizer(4), torch.randn(7, 15), torch.randn(7), torch.randn(2, 6, 15)
+    quantizer, weight, bias, x = activation_quantizer(4), torch.randn(7, 15), torch.randn(7), torch.randn(2, 6, 15)
     linear = QuantizedLinear(SiteInput(rotation, quantizer, 1), weight, bias)
     expected = quantizer(x @ rotation.matrix(torch.float32)) @ weight.T + bias
     torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-4)
@@ -78,7 +78,7 @@ def test_rtn_method_equals_quantizing_transformers_weights_directly(weights: str
     pipeline = pipeline_of(tmp_path, RoundToNearest(), activations=16, name=weights, propagate="full_precision")
     pipeline.prepare()
     found = pipeline.stream.assemble(list(pipeline.layers()), pipeline.embeddings_and_head)(windows()).logits
-    quantizer = WeightQuantizer(4)
+    quantizer = weight_quantizer(4)
     for module in model.model.modules():
         if isinstance(module, nn.Linear):
             module.weight.copy_(quantizer.quantize(module.weight).dequantize())
@@ -126,7 +126,7 @@ def test_capture_statistics_equal_direct_computation(tmp_path: Path) -> None:
     expected = stream.forward(0, layer, hidden)
     handle.remove()
     x = seen["down"].flatten(0, 1).double()
-    found, outputs = capture(
+    found, outputs = collect(
         stream.family, layer, lambda b: stream.forward(0, layer, b), hidden.split(4), index=0, sites=SITES,
         second_moment=["down"], sample=50,
     )  # fmt: skip

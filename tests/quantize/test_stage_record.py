@@ -13,13 +13,12 @@ from models.checkpoints import SIZES, save_random
 from torch import Tensor
 
 from sq.errors import ConfigError
-from sq.formats.weight import WeightQuantizer
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.nn.linear import SiteInput
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe, WeightRecipe
+from sq.quantize.recipe import Recipe
 from sq.quantize.stage_record import StageRecord, even_sample
 from sq.rotation import art_rotation
 
@@ -36,7 +35,7 @@ def recorded(folder: Path, method: SingleQuant, site: str, tokens: int = 50) -> 
     stream = DecoderStream(folder, dtype=torch.float32)
     ids = torch.randint(0, SIZES["vocab_size"], (6, 20), generator=torch.Generator().manual_seed(0))
     record = StageRecord(method, LAYER, site, tokens, layers=stream.count)
-    recipe = Recipe(WeightRecipe("rtn", WeightQuantizer(16), propagate="full_precision"), None)
+    recipe = Recipe(propagate="full_precision")
     pipeline = Pipeline(stream, method, recipe, ids, batch=4, watch=record.see)
     pipeline.prepare()
     layers = list(pipeline.layers())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from quantizers import weight_quantizer
 from torch import Tensor
 
 from sq.errors import CalibrationError, QuantizationError
-from sq.formats.grid import SCHEMES, Scheme
-from sq.formats.weight import QuantizedWeight, WeightQuantizer
-from sq.quantize.rounders.gptq import gptq
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.qtensor import QTensor
+from sq.formats.weight import WeightQuantizer
+from sq.quantize.rounders.gptq import gptq as gptq_of_site
 from sq.quantize.rounders.hessian import HessianAccumulator, conjugate_hessian, inverse_factor
-from sq.quantize.rounders.rtn import rtn
 from sq.rotation.transform import Dense
 
 
@@ -28,7 +30,13 @@ def problem(d_out: int, d_in: int, tokens: int = 300, seed: int = 0) -> tuple[Te
     return torch.randn(d_out, d_in, generator=generator), accumulator.value
 
 
-def loss(w: Tensor, quantized: QuantizedWeight, hessian: Tensor) -> float:
+def gptq(w: Tensor, hessian: Tensor, quantizer: WeightQuantizer, **options: Any) -> QTensor:
+    """Of a site with one linear."""
+    (found,) = gptq_of_site([w], hessian, quantizer, **options)
+    return found
+
+
+def loss(w: Tensor, quantized: QTensor, hessian: Tensor) -> float:
     delta = w.double() - quantized.dequantize().double()
     return float(torch.trace(delta @ hessian.double() @ delta.T))
 
@@ -47,26 +55,27 @@ def surgeon(
     d_in = h.shape[0]
     inverse = np.linalg.inv(h + damping * np.mean(np.diag(h)) * np.eye(d_in))
     codes = np.zeros(work.shape, dtype=np.int64)
-    size = quantizer.group_size or d_in
-    static_scale, static_zero = quantizer.grid(w)
+    format = quantizer.format
+    size = format.group or d_in
+    static = quantizer.grid(w)
     for j in range(d_in) if order is None else order:
-        if order is None and quantizer.group_size is not None:
+        if order is None and format.group is not None:
             if j % size == 0:
-                scale, zero = quantizer.grid(torch.from_numpy(work[:, j : j + size]).float())
-                s, z = scale[:, 0].double().numpy(), 0 if zero is None else zero[:, 0].double().numpy()
+                own = quantizer.grid(torch.from_numpy(work[:, j : j + size]).float())
+                s, z = own.scale[:, 0].double().numpy(), 0 if own.zero is None else own.zero[:, 0].double().numpy()
         else:
-            s = static_scale[:, j // size].double().numpy()
-            z = 0 if static_zero is None else static_zero[:, j // size].double().numpy()
+            s = static.scale[:, j // size].double().numpy()
+            z = 0 if static.zero is None else static.zero[:, j // size].double().numpy()
         for i in range(work.shape[0]):
             zi = 0 if np.isscalar(z) else int(z[i])
-            if quantizer.scheme == "asymmetric":
-                q = min(max(round(work[i, j] / s[i]) + zi, 0), 2**quantizer.bits - 1)
+            if format.scheme == "asymmetric":
+                q = min(max(round(work[i, j] / s[i]) + zi, 0), 2**format.bits - 1)
                 value = (q - zi) * s[i]
             else:
-                half = 2 ** (quantizer.bits - 1)
+                half = 2 ** (format.bits - 1)
                 ratio = work[i, j] / s[i]
-                q = min(max(int(np.floor(ratio)) if quantizer.scheme == "midrise" else round(ratio), -half), half - 1)
-                value = (q + 0.5 * (quantizer.scheme == "midrise")) * s[i]
+                q = min(max(int(np.floor(ratio)) if format.scheme == "midrise" else round(ratio), -half), half - 1)
+                value = (q + 0.5 * (format.scheme == "midrise")) * s[i]
             codes[i, j] = q
             work[i] -= (work[i, j] - value) / inverse[j, j] * inverse[j]
         inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
@@ -79,7 +88,7 @@ def surgeon(
 @pytest.mark.parametrize("block", [1, 5, 8, 128])
 def test_equals_the_plain_surgeon(scheme: Scheme, group_size: int | None, block: int) -> None:
     w, hessian = problem(7, 24)
-    quantizer = WeightQuantizer(4, scheme, group_size)
+    quantizer = weight_quantizer(4, scheme, group_size)
     result = gptq(w, hessian, quantizer, block=block)
     assert np.array_equal(result.codes.numpy(), surgeon(w, hessian, quantizer, 0.01))
 
@@ -87,7 +96,7 @@ def test_equals_the_plain_surgeon(scheme: Scheme, group_size: int | None, block:
 @pytest.mark.parametrize("group_size", [None, 6])
 def test_act_order_equals_the_surgeon_in_that_order(group_size: int | None) -> None:
     w, hessian = problem(7, 24, seed=3)
-    quantizer = WeightQuantizer(3, "asymmetric", group_size)
+    quantizer = weight_quantizer(3, "asymmetric", group_size)
     order = hessian.diagonal().argsort(descending=True, stable=True).tolist()
     result = gptq(w, hessian, quantizer, block=10, act_order=True)
     assert np.array_equal(result.codes.numpy(), surgeon(w, hessian, quantizer, 0.01, order))
@@ -99,9 +108,9 @@ def test_loss_is_below_rtn_on_correlated_data(scheme: Scheme, act_order: bool) -
     for seed in range(3):
         w, hessian = problem(32, 96, seed=seed)
         for group_size in (None, 32):
-            quantizer = WeightQuantizer(4, scheme, group_size)
+            quantizer = weight_quantizer(4, scheme, group_size)
             better = loss(w, gptq(w, hessian, quantizer, act_order=act_order), hessian)
-            assert better < 0.8 * loss(w, rtn(w, quantizer), hessian)
+            assert better < 0.8 * loss(w, quantizer.quantize(w), hessian)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -109,8 +118,8 @@ def test_loss_is_below_rtn_on_correlated_data(scheme: Scheme, act_order: bool) -
 @pytest.mark.parametrize("act_order", [False, True])
 def test_equals_rtn_on_a_diagonal_hessian(scheme: Scheme, group_size: int | None, act_order: bool) -> None:
     w, _ = problem(9, 40)
-    quantizer = WeightQuantizer(4, scheme, group_size)
-    result, expected = gptq(w, torch.rand(40).add(0.1).diag(), quantizer, act_order=act_order), rtn(w, quantizer)
+    quantizer = weight_quantizer(4, scheme, group_size)
+    result, expected = gptq(w, torch.rand(40).add(0.1).diag(), quantizer, act_order=act_order), quantizer.quantize(w)
     assert torch.equal(result.codes, expected.codes)
     assert torch.equal(result.scale, expected.scale)
 
@@ -122,11 +131,11 @@ def test_dead_columns_are_zero_and_harmless() -> None:
     hessian[:, dead] = 0
     live = [i for i in range(30) if i not in dead]
     w[:, dead] = 100.0  # would ruin the scale
-    result = gptq(w, hessian, WeightQuantizer(4))
+    result = gptq(w, hessian, weight_quantizer(4))
     assert (result.codes[:, dead] == 0).all()
-    alone = gptq(w[:, live], hessian[live][:, live], WeightQuantizer(4))
+    alone = gptq(w[:, live], hessian[live][:, live], weight_quantizer(4))
     assert torch.equal(result.codes[:, live], alone.codes)
-    nothing = gptq(w, torch.zeros(30, 30), WeightQuantizer(4))
+    nothing = gptq(w, torch.zeros(30, 30), weight_quantizer(4))
     assert (nothing.codes == 0).all()
 
 
@@ -135,27 +144,22 @@ def test_dead_columns_do_not_change_the_damping() -> None:
     hessian *= 1e-6
     hessian[:30] = 0
     hessian[:, :30] = 0
-    result = gptq(w, hessian, WeightQuantizer(8, group_size=10), damping=0.3)
-    alone = gptq(w[:, 30:], hessian[30:, 30:], WeightQuantizer(8, group_size=10), damping=0.3)
+    result = gptq(w, hessian, weight_quantizer(8, group_size=10), damping=0.3)
+    alone = gptq(w[:, 30:], hessian[30:, 30:], weight_quantizer(8, group_size=10), damping=0.3)
     assert torch.equal(result.codes[:, 30:], alone.codes)
 
 
 def test_input_is_untouched_and_any_float_dtype_is_taken() -> None:
     w, hessian = problem(4, 16)
     before = w.clone(), hessian.clone()
-    full = gptq(w, hessian, WeightQuantizer(4))
+    full = gptq(w, hessian, weight_quantizer(4))
     assert torch.equal(w, before[0])
     assert torch.equal(hessian, before[1])
     half = w.bfloat16()
     assert torch.equal(
-        gptq(half, hessian, WeightQuantizer(4)).codes, gptq(half.float(), hessian, WeightQuantizer(4)).codes
+        gptq(half, hessian, weight_quantizer(4)).codes, gptq(half.float(), hessian, weight_quantizer(4)).codes
     )
-    assert torch.equal(gptq(w, hessian.float(), WeightQuantizer(4)).codes, full.codes)
-
-
-def test_sixteen_bits_keeps_the_weight() -> None:
-    w, hessian = problem(4, 16)
-    assert torch.equal(gptq(w, hessian, WeightQuantizer(16)).dequantize(), w)
+    assert torch.equal(gptq(w, hessian.float(), weight_quantizer(4)).codes, full.codes)
 
 
 def test_singular_hessian_without_damping_is_retried_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,13 +168,13 @@ def test_singular_hessian_without_damping_is_retried_with_a_warning(caplog: pyte
     x[0, 0] = 1.0
     hessian = 2.0 * x.T @ x  # rank one
     with caplog.at_level(logging.WARNING):
-        result = gptq(w, hessian, WeightQuantizer(4), damping=0.0, name="layer 3 qkv")
+        result = gptq(w, hessian, weight_quantizer(4), damping=0.0, name="layer 3 qkv")
     assert "layer 3 qkv" in caplog.text
     assert "damping 0.01" in caplog.text
-    assert loss(w, result, hessian) < loss(w, rtn(w, WeightQuantizer(4)), hessian)
+    assert loss(w, result, hessian) < loss(w, weight_quantizer(4).quantize(w), hessian)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        gptq(w, hessian, WeightQuantizer(4))  # the default damping is enough
+        gptq(w, hessian, weight_quantizer(4))  # the default damping is enough
     assert not caplog.text
 
 
@@ -178,9 +182,9 @@ def test_indefinite_hessian_is_an_error_that_says_what_was_tried() -> None:
     hessian = torch.eye(6)
     hessian[0, 1] = hessian[1, 0] = 5.0
     with pytest.raises(QuantizationError, match=r"layer 3 qkv.*damping 0\.01, 0\.1, 1 .*more tokens"):
-        gptq(torch.randn(3, 6), hessian, WeightQuantizer(4), name="layer 3 qkv")
+        gptq(torch.randn(3, 6), hessian, weight_quantizer(4), name="layer 3 qkv")
     with pytest.raises(QuantizationError, match="negative diagonal"):
-        gptq(torch.randn(3, 6), -torch.eye(6), WeightQuantizer(4))
+        gptq(torch.randn(3, 6), -torch.eye(6), weight_quantizer(4))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -189,22 +193,22 @@ def test_nan_and_inf_are_errors_that_name_the_site(bad: float) -> None:
     broken = hessian.clone()
     broken[2, 3] = bad
     with pytest.raises(QuantizationError, match="layer 1 o: the Hessian holds NaN or inf"):
-        gptq(w, broken, WeightQuantizer(4), name="layer 1 o")
+        gptq(w, broken, weight_quantizer(4), name="layer 1 o")
     w[1, 1] = bad
     with pytest.raises(QuantizationError, match="layer 1 o: 1 of the weight's 18"):
-        gptq(w, hessian, WeightQuantizer(4), name="layer 1 o")
+        gptq(w, hessian, weight_quantizer(4), name="layer 1 o")
 
 
 def test_bad_shapes_and_arguments_are_errors() -> None:
     w, hessian = problem(3, 6)
     with pytest.raises(QuantizationError, match=r"shape \(5, 5\)"):
-        gptq(w, hessian[:5, :5], WeightQuantizer(4))
+        gptq(w, hessian[:5, :5], weight_quantizer(4))
     with pytest.raises(QuantizationError, match="block=0"):
-        gptq(w, hessian, WeightQuantizer(4), block=0)
+        gptq(w, hessian, weight_quantizer(4), block=0)
     with pytest.raises(QuantizationError, match="damping=-1"):
-        gptq(w, hessian, WeightQuantizer(4), damping=-1)
-    with pytest.raises(QuantizationError, match="4 does not divide d_in 6"):
-        gptq(w, hessian, WeightQuantizer(4, group_size=4))
+        gptq(w, hessian, weight_quantizer(4), damping=-1)
+    with pytest.raises(QuantizationError, match="groups of 4, which do not divide 6 features"):
+        gptq(w, hessian, weight_quantizer(4, group_size=4))
 
 
 def test_factor_squares_to_the_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
