@@ -2,35 +2,7 @@
 
     x -> x / s -> blocks R1 -> permutation P -> blocks R2,    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
 
-R1 and R2: one block x block matrix for all blocks of a site, a product of greedy steps. Each step brings the coordinate
-of the largest entry to the flat row of a base rotation B = F diag(1, Q): F's first row is 1/sqrt(block), Q is a Haar
-rotation, drawn once for each R. Kept is the prefix of the product with the smallest max(x) - min(x).
-P deals the channels, sorted by peak, to the blocks in turn and back again, so that all blocks get equal peaks.
-
-| site         | folded                        | online                                                       |
-|--------------|-------------------------------|--------------------------------------------------------------|
-| qkv, gate_up | diag(1/s) in the norm's gain  | R1, P, R2: 2 block multiply-adds and one gather a feature    |
-| down         | diag(1/s) in up's rows        | the same                                                     |
-| o            | diag(1/s) in v's rows         | the same; with grouped KV heads diag(1/s) too: each query    |
-|              |                               | head has an s of its own                                     |
-| keys, queries| nothing                       | R1, P, R2 on head_dim after RoPE, if they are rounded        |
-
-Defaults: alpha 0.6, block 128, 256 steps, one permutation, as run.sh of the released code. That also clips activations
-to 0.9 and weights to 0.8 of their range, both asymmetric, and at W4A4 rounds q, k and v as well; the command
-is in conf/method/duquant.yaml.
-
-Differs from the released code:
-- Coordinate: it splits the index of the largest entry into (row, column) and then takes the ROW, modulo the block, for
-  the coordinate to flatten: a number unrelated to the outlier. Here it is the column, as in the paper. On the embedded
-  model the two differ by no more than two seeds do, since Q spreads nearly every coordinate.
-- Statistic: it searches on one sequence, the mean of 128 windows passed through the quantized layers. Here all is found
-  on the site's own calibration tokens, and on as many of them as one window has: `search_tokens`.
-- Learned weight clipping (its run_lwc.sh) is training, a method of its own, and is not here.
-- q and k after RoPE share a rotation found on the keys of all heads, with block gcd(block, head_dim). The smoothing
-  between the two (there floored at 0.5) is left out: in front of RoPE only pairs of channels could be scaled.
-- max|W_j| is over all linears that read the site, there over q or up alone. s is divided by its geometric mean, which
-  changes no code, in place of a floor of 1e-2.
-- F is a chain of Givens rotations like theirs with its coordinates in another order, for any block and not only 2^m.
+How R1, P and R2 are found, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations

@@ -4,33 +4,8 @@
 
 s, t, and l and u of each output channel are trained layer by layer with AdamW, to lower the mean squared error between
 the rounded layer, fed by the rounded layers before it, and the full-precision layer, fed by full-precision ones. They
-start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 and l = u = 4.
-
-| site         | folded                                                    | online  |
-|--------------|-----------------------------------------------------------|---------|
-| qkv, gate_up | diag(1/s) in the norm's gain                              | nothing |
-| o            | diag(1/s) in v's rows                                     | nothing |
-| down         | nothing, as in the released code                          | nothing |
-| keys, queries| diag(t) in k's rows, diag(1/t) in q's, where either is    | nothing |
-|              | rounded                                                   |         |
-
-Defaults: learning rates 5e-3 (LET) and 1e-2 (LWC), alpha 0.5, 20 epochs, batch 1: main.py and the W4A4 scripts of the
-released code. For Llama-2 these set let_lr 1e-3 and alpha 0.75, for the first Llama aug_loss. Its quantizers are
-asymmetric; W4A4 rounds q, k and v as well. The rates suit the 2,560 steps a layer that its 128 windows make: on the
-embedded model's 16 windows the error still falls after 20 epochs, and 5 at four times the rates come as far.
-
-Differs from the released code:
-- o: it has an s for each channel of o's input, but with grouped KV heads v has fewer. Here the query heads of a group
-  share their KV head's s, which starts from the largest of their peaks.
-- Keys: it has a t for each channel. RoPE turns channels i and i + head_dim / 2 into each other, so that a t for each
-  changes what the layer computes. Here both share one; where q and k have norms (Qwen3), in whose gains it goes, all
-  heads do. Learned only where queries or keys are rounded: elsewhere its gradient is noise, made steps by AdamW.
-- max|W_j| takes magnitudes, there signed entries; max|x_j| is of the rounded stream, there of the full-precision model.
-  A channel that calibration never saw alive starts at s = 1.
-- Symmetric weights: the larger end of the learned range counts for both, as there; code -2^(b-1) is left out.
-  Groups of input features (weights.group_size) share the range of their channel, there each has one.
-- Training in float32, there in mixed float16 with a loss scaler. NaN ends the run, there it opens a debugger.
-- As there, the last step's parameters are kept, and not the best epoch's.
+start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 and l = u = 4. Sites, defaults and
+differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations

@@ -1,26 +1,6 @@
 """QuaRot (Ashkboos et al., arXiv 2404.00456): Hadamard rotations of every activation, blind to the data.
 
-| site          | folded                                                 | online                      |
-|---------------|--------------------------------------------------------|-----------------------------|
-| qkv, gate_up  | the residual stream: diag(random signs) H_hidden       | nothing                     |
-| o             | H_head_dim on every head, in v's rows and o's columns  | H_heads (x) I, across heads |
-| down          | nothing                                                | H_intermediate              |
-| keys, queries | nothing                                                | H_head_dim after RoPE, where|
-|               |                                                        | keys or queries are rounded |
-
-Every H is divided by the root of its order. At o the two make H_heads (x) H_head_dim, a Hadamard of heads * head_dim.
-
-Defaults: all five Hadamard, as `--rotate` of the released code. Its quantizers: symmetric, activation clip 1.0
-(`--a_clip_ratio`), weights GPTQ with a clip search (`--w_clip`), or RTN (`--w_rtn`).
-
-Differs from the released code:
-- It subtracts each embedding row's mean, which LayerNorm models need. RMSNorm does not remove a mean, so that the
-  rotated model would no longer compute what the original does. Left out.
-- It takes head_dim = hidden / heads and its orders from a table; here head_dim is the model's own (Qwen3-0.6B: 16 heads
-  of 128 at hidden 1024), and every order K 2^m that can be built is used (Qwen2.5-7B: 18944 = 148 * 128).
-- A head count without a Hadamard matrix (Qwen2.5-0.5B: 14, SmolLM2: 9, 15) ends in an error that names the option that
-  works, there in a failed assertion. `orthogonal` puts a Haar rotation in the place of any of the five.
-- Weights are rotated in float32 (float64 for a float64 model), there in float64: 1e-7 beside 4-bit steps of 1e-1.
+Sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations

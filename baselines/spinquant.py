@@ -1,41 +1,8 @@
 """SpinQuant (Liu et al., arXiv 2405.16406): rotations of the residual stream and of the heads, learned by Cayley SGD.
 
-| site         | folded                                                      | online                   |
-|--------------|-------------------------------------------------------------|--------------------------|
-| qkv, gate_up | R1 on the residual stream, one hidden x hidden for the model| nothing                  |
-| o            | R2 on every head, in v's rows and o's columns, one head_dim | nothing                  |
-|              | x head_dim a layer                                          |                          |
-| down         | nothing                                                     | R4 = H_intermediate      |
-| keys, queries| nothing                                                     | R3 = H_head_dim after    |
-|              |                                                             | RoPE, if either is       |
-|              |                                                             | rounded                  |
-
-R1 and R2 start as randomized Hadamards and take `steps` steps of Cayley SGD (sq/learn/cayley.py) on the next-token
-cross-entropy of the fake-quantized model. Each step rotates every weight, rounds it and runs the model on calibration
-windows (sq/learn/rotated_model.py); gradients pass rounding unchanged and reach R1 and R2 only.
-
-What is rounded in training (`train_bits`): with auto what the run rounds, if its weights are rounded to nearest. GPTQ
-decides on the rounding of weights after the training, so the authors advise to train with 16-bit weights for it (README
-of the released code). auto does so, unless nothing but weights is rounded: there would be nothing to train on.
-
-Defaults: 100 steps at learning rate 1.5, 8 windows a step, as the released scripts (8 processes of batch 1). Their
-learning rate falls along a cosine, the paper's linearly. Their windows are 800 different ones of 2048 tokens; here they
-are the run's calibration windows, the same as every method's, dealt anew when all were seen.
-
-On the embedded model (W4A4, RTN) that lowers the loss of its 4,096 calibration tokens from 2.42 to about 2.37 (full
-precision: 2.34), but not the held-out KL: 0.0650 before, 0.0654 after, 0.0655 +- 0.0006 over eight random starts. A
-gradient of 2,048 tokens has norm 0.078, the mean one 0.009, and a step along the mean of 16,384 changes the loss no
-more than random steps of its length do. Best of what was tried: 0.0636, with calibration.tokens=65536 method.lr=5.
-
-Differs from the released code:
-- Weights are rotated in float32 (`rerotate_dtype`), there in float64, at every step. In exchange the result is replaced
-  by the nearest orthogonal matrices in float64 and checked to be orthogonal to 1e-6.
-- The weights' clip factors are searched every 10 steps and held in between (`clip_interval`), there at every step: the
-  search is nearly all that rounding costs. KL after 20 steps: 0.0638 with 10, 0.0641 with 1, a difference of noise.
-- The nearest orthogonal matrix at every 101st step stands for a QR retraction with chance 1/101 at each.
-- o's input is rounded like every other site's, there per head: one activation quantizer for all methods.
-- Trained in float32, there in bfloat16. head_dim is the model's own, there hidden / heads. A size without a Hadamard
-  matrix ends in an error that names the option that works.
+R1 of the residual stream and R2 of each layer's heads are learned, R3 of keys and queries and R4 in front of down are
+fixed Hadamards. How they are learned, sites, defaults and differences from the released code: README.md beside this
+file.
 """
 
 from __future__ import annotations
