@@ -11,8 +11,7 @@ def blind_rotation(kind: str, n: int, seed: int, *, signs: bool, what: str, opti
     """A rotation of size n from a seed alone.
 
     Args:
-        kind: "hadamard" or "orthogonal" (Haar).
-        signs: randomize the Hadamard by signs.
+        kind: "hadamard", with random signs if `signs` says so, or "orthogonal" (Haar).
         what, option, also: for the message: what has size n, the setting to change, and another way out.
 
     Raises:

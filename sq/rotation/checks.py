@@ -26,10 +26,3 @@ def invert(owner: str, matrix: Tensor) -> Tensor:
     if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
         raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
     return inverse
-
-
-def check_square(owner: str, matrix: Tensor, dim: int) -> None:
-    """Raise ValueError unless matrix is (n, n), dim 2, or (H, d, d), dim 3."""
-    if matrix.dim() != dim or matrix.shape[-1] != matrix.shape[-2]:
-        wanted = "(n, n)" if dim == 2 else "(H, d, d)"
-        raise ValueError(f"{owner} got a tensor of shape {tuple(matrix.shape)}; it needs {wanted}")

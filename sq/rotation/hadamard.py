@@ -52,8 +52,8 @@ def random_orthogonal(n: int, seed: int) -> Tensor:
 class Hadamard(Transform):
     """T = diag(signs) H / sqrt(n), H = H_K (x) H_{2^m}, applied in O(n (K + m)).
 
-    x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it, everything
-    else by torch. Sums of the kernel are float32 for every dtype.
+    x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it (`backend`, see
+    kernels/backend.py), everything else by torch. Sums of the kernel are float32 for every dtype.
 
     Args:
         n: K 2^m.
@@ -61,9 +61,6 @@ class Hadamard(Transform):
 
     Raises:
         ValueError: an n without a Hadamard matrix, or signs other than +-1.
-
-    Attributes:
-        backend: of x without gradient, see kernels/backend.py.
     """
 
     backend: Backend = "auto"
@@ -99,10 +96,6 @@ class Hadamard(Transform):
         else:
             x = self._multiply(x * self.n**-0.5, transposed=True)
         return x * self._factor("signs", x) if self._randomized else x
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T, T being orthogonal."""
-        return self.forward(w)
 
     def macs(self) -> int:
         """n (K + m) additions: K a feature for H_K, one for each of m butterflies. Signs and scale are not counted."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import KroneckerStep
-from sq.rotation.checks import check_orthogonal, invert
-from sq.rotation.transform import Transform
+from sq.rotation.transform import MatrixTransform
 
 
 def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) -> tuple[int, int]:
@@ -34,13 +33,13 @@ def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) ->
     return n1, n // n1
 
 
-class Kronecker(Transform):
-    """T = R1 (x) R2. With x viewed as X (..., n1, n2): x T = R1^T X R2.
+class Kronecker(MatrixTransform):
+    """T = R1 (x) R2. With x viewed as X (..., n1, n2): x T = R1^T X R2, x T^-1 = R1^-T X R2^-1, w T^-T = R1^-1 W R2^-T.
 
     Args:
         r1: shape (n1, n1), or the int n1 for an identity, which costs nothing.
         r2: shape (n2, n2), or the int n2.
-        orthogonal: whether both are; otherwise their inverses are computed in float64 and held as well.
+        orthogonal: whether both are.
     """
 
     def __init__(self, r1: Tensor | int, r2: Tensor | int, orthogonal: bool = True) -> None:
@@ -54,25 +53,8 @@ class Kronecker(Transform):
         self.n1, self.n2 = sizes
         self._active = [name for name, factor in factors.items() if isinstance(factor, Tensor)]
         for name, factor in factors.items():
-            if not isinstance(factor, Tensor):
-                continue
-            self._hold(name, factor)
-            if orthogonal:
-                check_orthogonal("Kronecker", factor)
-            else:
-                self._hold(f"{name}_inverse", invert("Kronecker", factor))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x T, as R1^T X R2."""
-        return self._multiply(x, inverted=False, transposed=False)
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """x T^-1, as R1^-T X R2^-1."""
-        return self._multiply(x, inverted=not self.orthogonal, transposed=self.orthogonal)
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T^-T, as R1^-1 W R2^-T."""
-        return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
+            if isinstance(factor, Tensor):
+                self._hold_matrix(name, factor)
 
     def macs(self) -> int:
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
@@ -87,14 +69,10 @@ class Kronecker(Transform):
         return f"n1={self.n1}, n2={self.n2}, orthogonal={self.orthogonal}"
 
     def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
-        """a^T X b for a, b = the factors or their inverses, or the transposes of these."""
         shape = x.shape
-        suffix = "_inverse" if inverted else ""
         if "r2" in self._active:
-            b = self._factor(f"r2{suffix}", x)
-            x = x.reshape(-1, self.n2) @ (b.T if transposed else b)
+            x = x.reshape(-1, self.n2) @ self._matrix("r2", x, inverted, transposed)
         x = x.reshape(-1, self.n1, self.n2)
         if "r1" in self._active:
-            a = self._factor(f"r1{suffix}", x)
-            x = torch.matmul(a if transposed else a.T, x)
+            x = torch.matmul(self._matrix("r1", x, inverted, not transposed), x)
         return x.reshape(shape)

@@ -42,10 +42,12 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     if odd:  # a row of zeros at place 0, which the schedule never moves: its partner sits a step out
         rows = torch.cat([torch.zeros_like(rows[:1]), rows])
     size = rows.shape[0]
-    slices = [part.clone() for part in torch.split(rows, _width(rows), dim=1)]
+    # On an accelerator one slice holds all tokens: launches cost more there than passes over memory.
+    width = rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // size)
+    slices = [part.clone() for part in torch.split(rows, width, dim=1)]
     scratch = [torch.empty_like(part) for part in slices]
-    rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: turned exactly as those of x^T
-    turned = torch.empty_like(rotation)
+    rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: rotated exactly as those of x^T
+    rotated = torch.empty_like(rotation)
     following = _round_robin(size).to(x.device)
     with fitting_threads(rows):
         for _ in range(sweeps * (size - 1)):
@@ -57,8 +59,8 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
             for part, out in zip(slices, scratch, strict=True):
                 rotate_halves(part, low_c, low_s, out)
                 torch.index_select(out, 0, following, out=part)
-            rotate_halves(rotation, c, s, turned)
-            torch.index_select(turned, 0, following, out=rotation)
+            rotate_halves(rotation, c, s, rotated)
+            torch.index_select(rotated, 0, following, out=rotation)
     return (rotation[1:, 1:] if odd else rotation).T.contiguous()
 
 
@@ -87,11 +89,6 @@ def _sums(slices: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         total[1] += torch.linalg.vecdot(p, q)
         total[2] += torch.linalg.vecdot(q, q)
     return total[0], total[1], total[2]
-
-
-def _width(rows: Tensor) -> int:
-    """Tokens a slice holds; on an accelerator all of them, where launches cost more than memory passes."""
-    return rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // rows.shape[0])
 
 
 def _round_robin(size: int) -> Tensor:

@@ -42,8 +42,9 @@ class LowRank(Transform):
         self._scaled = diagonal is not None
         self._hold("basis", basis)
         self._hold("change", (stretch - identity) @ exact.T)  # (P - I) U^T
-        self._hold("change_inverse", (invert("LowRank", stretch) - identity) @ exact.T)  # (P^-1 - I) U^T
-        self._hold("change_inverse_transpose", (invert("LowRank", stretch).T - identity) @ exact.T)  # (P^-T - I) U^T
+        inverse = invert("LowRank", stretch)
+        self._hold("change_inverse", (inverse - identity) @ exact.T)  # (P^-1 - I) U^T
+        self._hold("change_inverse_transpose", (inverse.T - identity) @ exact.T)  # (P^-T - I) U^T
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""

@@ -12,10 +12,7 @@ class Permutation(Transform):
     """T with (x T)_j = x_{order[j]}: one gather and no arithmetic.
 
     Args:
-        order: each of 0 ... n - 1 once, shape (n,), any integer dtype.
-
-    Raises:
-        ValueError: anything else.
+        order: each of 0 ... n - 1 once, shape (n,), any integer dtype; ValueError for anything else.
     """
 
     def __init__(self, order: Tensor) -> None:
@@ -36,10 +33,6 @@ class Permutation(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         """x T^T."""
         return x.index_select(-1, self.get_buffer("order").argsort())
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T, T being orthogonal."""
-        return self.forward(w)
 
     def macs(self) -> int:
         """Nothing is computed."""

@@ -38,7 +38,7 @@ class Art:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """R of ART; no randomness."""
+        """art_rotation; the seed is not used."""
         return art_rotation(x, self.steps, self.partner, self.statistic)
 
 
@@ -60,7 +60,7 @@ class Urt:
         return self.target == "kurtosis"
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """R of URT; no randomness."""
+        """urt_rotation; the seed is not used."""
         return urt_rotation(x, self.target, self.statistic, self.sweeps, unit_tokens=False)
 
 
@@ -93,9 +93,9 @@ def build_rotation(
 ) -> Transform:
     """The rotation that applies the stages in the order given, each built from x as the stages before it left it.
 
-    With factors (n1, n2) every stage builds R1 from the T n2 vectors of length n1 of X (T, n1, n2), applies it, then
-    builds R2 from the T n1 vectors of length n2; the products over the stages make one Kronecker transform. Without
-    factors there is one dense (n, n) rotation, and a lone RandomHadamard stays a fast Hadamard.
+    With factors (n1, n2) every stage builds R1, applies it, then builds R2 (README.md beside this file); the products
+    over the stages make one Kronecker transform. Without factors there is one dense (n, n) rotation, and a lone
+    RandomHadamard stays a fast Hadamard.
 
     Args:
         x: calibration tokens at the site, shape (T, n). float32 suffices: factors are accumulated in float64.
@@ -159,8 +159,7 @@ def _apply(x: Tensor, step: Tensor, factors: tuple[int, int] | None, axis: int) 
     if factors is None:
         return x @ step
     n1, n2 = factors
-    turned = x.reshape(-1, n2) @ step if axis == 1 else torch.matmul(step.T, x.reshape(-1, n1, n2))
-    return turned.reshape(x.shape)
+    return (x.reshape(-1, n2) @ step if axis == 1 else torch.matmul(step.T, x.reshape(-1, n1, n2))).reshape(x.shape)
 
 
 def _draw(generator: torch.Generator) -> int:

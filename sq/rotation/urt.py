@@ -33,8 +33,7 @@ def urt_rotation(
 
     Args:
         x: samples, shape (T, m).
-        target: see above.
-        statistic: which profile; see profile.
+        statistic: of the profile.
         sweeps, unit_tokens: of kurtosis_rotation.
 
     Raises:
