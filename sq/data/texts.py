@@ -1,17 +1,4 @@
-"""The four texts by name, and how each is joined: embedded, wikitext2, c4, local.
-
-| text      | calibration                                           | evaluation                                    |
-|-----------|-------------------------------------------------------|-----------------------------------------------|
-| embedded  | stdlib modules, train split                           | stdlib modules, held out                      |
-| wikitext2 | train rows joined by two newlines                     | test rows joined by two newlines              |
-| c4        | first 16,384 documents of train shard 0               | first 1,100 documents of validation shard 0,  |
-|           |                                                       | joined by one space                           |
-| local     | the file at `path`                                    | the file at `path`                            |
-
-Documents of `embedded`, and of c4's calibration, stand alone: the end-of-text token goes after each. `local` reads one
-file; name different files for calibration and evaluation to keep them apart. The standard library differs between
-Python versions, so numbers on `embedded` are comparable only under one version: the fingerprint of the windows goes
-into every run's record.
+"""The four texts by name, embedded, wikitext2, c4 and local, and how each is joined: README.md beside this file."""
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Texts to one row of token ids, kept in a cache keyed by content and tokenizer.
 
-BOS policy: a text gets the special tokens its tokenizer adds by default (Llama: one BOS, at the very start; Qwen and
-the embedded model: none), and windows are cut from that row, so only a window that starts at 0 carries the BOS. This is
-the peers' protocol. Documents joined by the end-of-text token are tokenized one by one without special tokens, and one
-BOS goes in front of the whole row where the tokenizer would add it.
+Which texts get special tokens is in README.md beside this file.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sq.data.tokens import token_row
 from sq.errors import DataError
 
 C4_WINDOWS = 256  # the c4-new protocol keeps the first 256 windows
-SPREAD = 16  # calibration draws its windows from so many times the tokens asked for, where documents stand alone
+SPREAD = 16  # calibration draws its windows from so many times its tokens, where documents stand alone
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,16 @@ def calibration_windows(
 ) -> Windows:
     """tokens / window windows at random places of the train split, none overlapping another, in random order.
 
-    Every set of non-overlapping places is equally likely. Where documents stand alone (embedded, c4) they are visited
-    in random order and tokenized, the end-of-text token after each, until 16 times the tokens asked for are at hand: a
-    run need not tokenize 9 MB to use 4,096 tokens. Same seed, text and tokenizer give the same windows.
+    Same seed, text and tokenizer give the same windows. How documents are chosen is in README.md beside this file.
 
     Args:
-        text: "embedded", "wikitext2", "c4" or "local"; see sq/data/texts.py for `path` and `dataset_path`.
-        tokens: how many tokens in all; a multiple of `window`.
-        window: tokens per window.
+        text, path, dataset_path: of `read_text`.
+        tokens: how many tokens in all; a multiple of `window`, the tokens of one.
         seed: of places and document order.
         cache_dir: token rows are kept here; None keeps nothing.
 
     Raises:
-        DataError: tokens not a positive multiple of window, fewer tokens in the text than asked for, or a text that
-            cannot be read.
+        DataError: tokens not a positive multiple of window, a text with fewer tokens, or one that cannot be read.
     """
     _check_window(text, window)
     _check_count(tokens, window)
@@ -91,11 +87,7 @@ def calibration_windows(
 
 
 def random_token_windows(vocab: int, *, tokens: int, window: int, seed: int = 0) -> Windows:
-    """Windows of uniformly random token ids in [0, vocab), the text "random": for models with random weights.
-
-    Raises:
-        DataError: tokens not a positive multiple of window.
-    """
+    """Windows of uniformly random token ids in [0, vocab), the text "random": for models with random weights."""
     _check_count(tokens, window)
     generator = torch.Generator().manual_seed(seed)
     return _windows(torch.randint(0, vocab, (tokens // window, window), generator=generator), "random")
@@ -111,17 +103,11 @@ def evaluation_windows(
     dataset_path: Path | None = None,
     cache_dir: Path | None = None,
 ) -> Windows:
-    """Non-overlapping windows of the evaluation split from its start, the tail dropped.
-
-    wikitext2: the whole test split (windows of 2,048 are the peers' protocol). c4: current protocol ("c4-new"), the
-    first 256 windows of 1,100 documents; a tokenizer that needs fewer tokens for them gives fewer windows, as in the
-    peers' code.
+    """Non-overlapping windows of the evaluation split from its start, the tail dropped; of c4 the first 256.
 
     Args:
-        text: "embedded", "wikitext2", "c4" or "local"; see sq/data/texts.py for `path` and `dataset_path`.
-        window: tokens per window.
+        text, window, path, dataset_path, cache_dir: as in `calibration_windows`.
         count: use only so many windows, evenly spread over the text; None uses all.
-        cache_dir: token rows are kept here; None keeps nothing.
 
     Raises:
         DataError: a text shorter than one window, fewer windows than `count`, or a text that cannot be read.

@@ -1,20 +1,6 @@
-"""Outliers planted in the embedded model without changing what it computes.
+"""Outliers planted in the embedded model without changing what it computes: README.md beside this file.
 
-A model of 8 M parameters grows no massive residual channels; one of 7 B does, and they are the phenomenon studied.
-Three exact identities of a Llama block move the model there:
-
-1. Norm gains go into the linears behind them: rmsnorm(x; g) W^T = rmsnorm(x; 1) (W diag(g))^T.
-2. The residual stream turns into its principal axes: x -> x R with R orthogonal. rmsnorm(x R; 1) = rmsnorm(x; 1) R, so
-   readers become W R, writers R^T W, the embedding E R, the head W R. Variance gathers in few channels.
-3. Channel pairs around an elementwise product or a weighted sum scale against each other: up rows times s and down
-   columns over s; v rows times s and the o columns of every query head of that KV group over s.
-
-`strength` is the exponent of the scales of step 3 (s^strength; 0 leaves them at 1). Steps 1 and 2 are applied at any
-strength.
-
-    python -m sq.embedded.planted        # measures the committed model and writes sq/embedded/planting.safetensors
-
-R and s are measured once and committed, so that the planted model is the same on every machine.
+python -m sq.embedded.planted        # measures the committed model and writes sq/embedded/planting.safetensors
 """
 
 from __future__ import annotations

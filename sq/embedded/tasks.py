@@ -1,19 +1,6 @@
 """Two lm-eval multiple-choice tasks made from the held-out modules of the standard library; nothing is downloaded.
 
-| task        | shown                                  | choices, 4 (chance 25%)                                      |
-|-------------|----------------------------------------|--------------------------------------------------------------|
-| `next_line` | up to 480 characters of source         | the next line, and three lines of the same module with the   |
-|             |                                        | same indentation and about the same length                   |
-| `docstring` | a function's signature and what stands | first line of its docstring, and of three others of about    |
-|             | above it                               | the same length                                              |
-
-Documents are those that can be answered: the next line shares two words with the shown text and no choice stands in it;
-the docstring shares a word with the signature. The score is `acc_mutual_info`, the choice with the largest
-log p(choice | shown) - log p(choice): common lines and short docstrings are likely anywhere, and plain likelihood
-picks them at any quality of the model.
-
-Documents depend on the interpreter's own library: the folder's name carries a hash of them, and the task's metadata
-names the Python version.
+What they show and how their documents are chosen is in README.md beside this file.
 """
 
 from __future__ import annotations

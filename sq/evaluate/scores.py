@@ -39,11 +39,8 @@ class Scores:
 
     def metrics(self, text: str) -> dict[str, float]:
         """ppl/<text>, kl/<text> and top1/<text>."""
-        return {
-            f"ppl/{text}": self.perplexity,
-            f"kl/{text}": float(self.kl.mean()),
-            f"top1/{text}": float(self.top1.mean()),
-        }
+        means = {"ppl": self.perplexity, "kl": float(self.kl.mean()), "top1": float(self.top1.mean())}
+        return {f"{name}/{text}": mean for name, mean in means.items()}
 
 
 def score_windows(logits: Tensor, reference: Tensor | None, ids: Tensor) -> Scores:

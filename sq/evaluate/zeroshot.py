@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sq.errors import DataError
-from sq.io import write_json
+from sq.errors import DataError, FileError
+from sq.io import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def zeroshot(
         batch_size: sequences per forward, or "auto".
         max_length: longest sequence in tokens; None takes the model's.
         limit: use only the first so many documents of a task (a share when below 1); None uses all.
-        include_path: folder of task YAML files (see `sq.embedded.tasks`). When it holds all tasks asked for, lm-eval's
-            own are not even indexed and nothing is downloaded.
+        include_path: folder of task YAML files (see `sq.embedded.tasks`). When it holds all tasks, lm-eval's own are
+            not even indexed and nothing is downloaded.
         metric: task -> lm-eval metric ("acc", "acc_norm", ...) where PROTOCOL_METRIC's choice is not wanted.
         cache_dir: folder of finished tasks; None caches nothing.
         cache_key: identifies model, weights and quantization; needed with cache_dir.
@@ -135,13 +135,8 @@ def _harness(
 ) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        max_length=length,
-        device=str(next(model.parameters()).device),
-    )
+    device = str(next(model.parameters()).device)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=length, device=device)
 
 
 def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> dict[str, Any]:
@@ -156,9 +151,7 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
         ) from error
     target = loaded["groups"].get(name) or loaded["tasks"].get(name)
     if target is None:
-        raise DataError(
-            f"{name!r} is a tag of several tasks without a score of its own; name {sorted(loaded['tasks'])}"
-        )
+        raise DataError(f"{name!r} is a tag of several tasks without a score of its own; name {list(loaded['tasks'])}")
     output = lm_eval.simple_evaluate(
         model=harness,
         tasks=[target],
@@ -172,10 +165,10 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
         numpy_random_seed=None,
         torch_random_seed=None,
     )
-    scores = {key: value for key, value in output["results"][name].items() if isinstance(value, (int, float))}
+    found = output["results"][name].items()
     return {
         "task": name,
-        "scores": {key: float(value) for key, value in scores.items()},
+        "scores": {key: float(value) for key, value in found if isinstance(value, (int, float))},
         "version": output["versions"].get(name),
         "n_shot": output["n-shot"].get(name, 0),
     }
@@ -193,10 +186,7 @@ def _score(name: str, scores: Mapping[str, float], metric: str) -> tuple[float, 
 def _yaml_hash(include_path: Path | None) -> str:
     if include_path is None:
         return ""
-    digest = hashlib.sha256()
-    for path in sorted(Path(include_path).rglob("*.y*ml")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(include_path).rglob("*.y*ml")))).hexdigest()
 
 
 def _cache_file(cache_dir: Path | None, name: str, key: Sequence[Any]) -> Path | None:
@@ -210,10 +200,10 @@ def _read(path: Path | None) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         if not isinstance(result["scores"], dict):
             raise TypeError("scores is not an object")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (FileError, KeyError, TypeError) as error:
         logger.warning("cached zero-shot result %s cannot be used (%s); evaluating again", path, error)
         return None
     return result

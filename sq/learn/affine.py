@@ -21,10 +21,8 @@ class Cayley(nn.Module):
     """X -> U0 (I - A/2)^-1 (I + A/2) with A = L - L^T, L the strictly lower triangle of X; batched.
 
     torch.nn.utils.parametrizations.orthogonal gives the same numbers. Its solve looks for singular matrices: a training
-    that diverges would end in its error, which knows no layer and no step, and a GPU would wait for every answer.
-
-    Args:
-        base: U0, orthogonal, shape (..., n, n).
+    that diverges would end in its error, which names no layer and no step, and a GPU would wait for every answer.
+    `base` is U0, orthogonal, shape (..., n, n).
     """
 
     base: Tensor
@@ -45,12 +43,8 @@ class Cayley(nn.Module):
 class AffineFactor(nn.Module):
     """P = U diag(s) V^T of shape (n, n); it starts as a Haar rotation.
 
-    Inside torch.nn.utils.parametrize.cached() U and V are computed once.
-
-    Args:
-        n: size.
-        seeds: of U0 and V0.
-        like: a tensor whose dtype and device the parameters get.
+    Inside torch.nn.utils.parametrize.cached() U and V are computed once. `seeds` are those of U0 and V0; the parameters
+    get the dtype and device of `like`.
     """
 
     sides: Tensor
@@ -101,12 +95,7 @@ class AffineKronecker(Kronecker):
 
 
 class Scaling(Transform):
-    """T = diag(t), t = start exp(a), with a trainable from 0.
-
-    Args:
-        start: positive, shape (n,).
-        like: a tensor whose dtype and device the parameter gets.
-    """
+    """T = diag(t), t = start exp(a): start (n,) is positive, a is trained from 0, like `like` in dtype and device."""
 
     start: Tensor
 

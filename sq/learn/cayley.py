@@ -8,7 +8,7 @@ For a square R with gradient G = df/dR and learning rate lr, as in SpinQuant tra
     Y  = R^T + a V,  five times  Y <- R^T + a/2 Om (R^T + Y),  R <- Y^T
 
 The iteration approaches the Cayley transform R^T <- (I - a/2 Om)^-1 (I + a/2 Om) R^T, which is orthogonal because Om is
-skew: with a |Om|_1 <= 1 each round halves the distance at least, on large matrices it is far quicker.
+skew: with a |Om|_1 <= 1 each round halves the distance at least.
 
 On an orthogonal R, Om = (R^T G - G^T R) / 2, and R moves by -a R Om: against the Riemannian gradient
 
@@ -47,13 +47,7 @@ class CayleyStep:
 
 @torch.no_grad()
 def cayley_step(rotation: Tensor, gradient: Tensor, lr: float) -> CayleyStep:
-    """One step of Cayley SGD, formulas above, on each of the matrices.
-
-    Args:
-        rotation: R, (..., n, n), orthogonal but for rounding.
-        gradient: df/dR, (..., n, n).
-        lr: the largest step.
-    """
+    """One step of Cayley SGD, formulas above, on each of the matrices R (..., n, n) with gradients df/dR."""
     r = rotation / torch.linalg.vector_norm(rotation, dim=-1, keepdim=True)
     omega = skew(r, gradient)
     bound = 1 / (omega.abs().sum(-2).amax(-1) + EPSILON)

@@ -1,4 +1,4 @@
-"""Weights behind learned ranges: the numbers and gradients of `fake_weight` in a fraction of autograd's passes."""
+"""Weights clamped to learned ranges and rounded, with a gradient written out in a few passes over the weight."""
 
 from __future__ import annotations
 

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
-from sq.formats.differentiable import fake_between
 from sq.formats.format import Format
-from sq.formats.grid import grid_from_range, row_range
 from sq.formats.weight import WeightQuantizer
-from sq.learn.rounding import round_on, row_extremes
+from sq.learn.rounding import round_rows, row_extremes
 
 INITIAL_LOGIT = 4.0  # sigmoid(4) = 0.982: OmniQuant quantize/quantizer.py, FlatQuant flatquant/quant_utils.py
 
@@ -22,11 +20,7 @@ def integers_only(*formats: Format | None) -> str | None:
 
 
 class LearnedRange(nn.Module):
-    """Range [sigmoid(l) min(w), sigmoid(u) max(w)] of each row of a weight; l and u are learned.
-
-    Args:
-        rows: d_out.
-    """
+    """Range [sigmoid(l) min(w), sigmoid(u) max(w)] of each of the d_out `rows` of a weight; l and u are learned."""
 
     def __init__(self, rows: int, *, device: torch.device | None = None) -> None:
         super().__init__()
@@ -49,11 +43,7 @@ class LearnedClip(nn.Module):
 
     def forward(self, x: Tensor, quantizer: ActivationQuantizer) -> Tensor:
         """x (..., n) rounded to the quantizer's format, of integers, with this clip in place of its own."""
-        rows = x.reshape(-1, quantizer.format.group or x.shape[-1]).float()
-        low, high = row_extremes(rows)
-        low, high = self.low.sigmoid() * low, self.high.sigmoid() * high
-        grid = grid_from_range(low, high, quantizer.format)
-        return round_on(rows, grid).view_as(x).to(x)
+        return round_rows(x, quantizer.format, (self.low.sigmoid(), self.high.sigmoid()))
 
     def factors(self) -> tuple[float, float]:
         """What `LayerPlan.activation_clips` holds."""
@@ -63,9 +53,7 @@ class LearnedClip(nn.Module):
 def fake_weight(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
     """w (d_out, d_in) rounded on the quantizer's grid without a clip search, differentiable in w and its range.
 
-    What `WeightQuantizer(clip=1.0)` gives, with the gradient of `fake_between`: clamp w to a `LearnedRange` first, and
-    the gradient reaches the logits.
+    It gives the numbers of `WeightQuantizer(clip=1.0)`. Clamp w to a `LearnedRange` first, and the gradient reaches the
+    logits.
     """
-    rows = w.reshape(-1, quantizer.format.group or w.shape[1]).float()
-    low, high = row_range(rows)
-    return fake_between(rows, low, high, quantizer.format).view_as(w).to(w)
+    return round_rows(w, quantizer.format)

@@ -26,8 +26,7 @@ class Descent:
 
     Attributes:
         steps: of Cayley SGD; 0 leaves the start as it is.
-        lr: learning rate of the first step.
-        decay: how it falls to 0.
+        lr: learning rate of the first step; it falls to 0 by `decay`.
     """
 
     steps: int
@@ -47,7 +46,7 @@ def learn_rotations(
     """Lower a loss by Cayley SGD, then take the nearest orthogonal matrices in float64.
 
     Steps are taken in the dtype of the start. Every 101st goes on from the nearest orthogonal matrices. The log gets
-    one record a step, of what was so in front of it and of the step itself:
+    one record a step, with the state before it and the step itself:
 
         step, loss, lr
         gradient_norm_r1   |grad f|_F of R1, formula in sq/learn/cayley.py
@@ -61,12 +60,9 @@ def learn_rotations(
 
     Args:
         start: orthogonal.
-        loss: (rotations, number of the step) -> scalar, differentiable in both rotations; it may put tensors that a
-            later step reads into `held`.
-        descent: steps and learning rate.
-        log: of the run's training.
+        loss: (rotations, number of the step) -> scalar, differentiable in both rotations.
         checkpoint: where the state is saved, and read from if an interrupted training left one, unless `log.force`.
-        held: what the loss keeps from step to step; saved and restored.
+        held: tensors that the loss keeps from step to step; saved and restored.
 
     Raises:
         TrainingError: NaN or inf in loss, gradient or rotations, or a result that is not orthogonal to 1e-6.
@@ -115,11 +111,8 @@ def _step(
     r1 = cayley_step(leaves.residual.detach(), residual, lr)
     r2 = cayley_step(leaves.heads.detach(), heads, lr)
     after = Rotations(r1.rotation, r2.rotation)
-    numbers = {
-        "gradient_norm_r1": float(r1.gradient_norm),
-        "gradient_norm_r2": float(r2.gradient_norm.square().sum().sqrt()),
-        "orthogonality": after.error(),
-    }
+    norms = (float(r1.gradient_norm), float(r2.gradient_norm.square().sum().sqrt()))
+    numbers = {"gradient_norm_r1": norms[0], "gradient_norm_r2": norms[1], "orthogonality": after.error()}
     for name, found in numbers.items():
         log.check(found, name, step=step, lr=descent.lr)
     log.write(

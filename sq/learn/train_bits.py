@@ -36,10 +36,9 @@ def recipe_at(recipe: Recipe, label: str) -> Recipe:
 
 def describe(recipe: Recipe) -> dict[str, str]:
     """All quantizers of a recipe in words, by part."""
-    parts = {"activations": recipe.activations, "queries": recipe.queries, "keys": recipe.keys, "values": recipe.values}
-    weights = recipe.weight_quantizer
-    named = {"weights": "16 bits" if weights is None else str(weights)}
-    return {**named, **{part: "16 bits" if found is None else str(found) for part, found in parts.items()}}
+    named = ("activations", "queries", "keys", "values")
+    parts = {"weights": recipe.weight_quantizer, **{part: getattr(recipe, part) for part in named}}
+    return {part: "16 bits" if found is None else str(found) for part, found in parts.items()}
 
 
 def _rounder_at(found: WeightRounder | None, part: str, label: str) -> WeightRounder | None:

@@ -25,7 +25,6 @@ class TrainingState:
     Attributes:
         step: number of steps taken.
         tensors: all that the next step reads and the arguments of the run do not say.
-        records: of the log.
     """
 
     step: int
@@ -56,8 +55,7 @@ class TrainingStateFile:
     def load(self, device: torch.device | str = "cpu") -> TrainingState | None:
         """The state that was saved, or None where there is none to go on from.
 
-        A file that cannot be read or was saved under other settings is told to the log with its reason; the next `save`
-        replaces it.
+        The log gets a warning about a file that cannot be read or was saved under other settings; `save` replaces it.
         """
         if self.path is None or not self.path.is_file():
             return None
