@@ -1,5 +1,4 @@
 """The four texts by name, embedded, wikitext2, c4 and local, and how each is joined: README.md beside this file."""
-"""
 
 from __future__ import annotations
 

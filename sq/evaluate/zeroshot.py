@@ -151,7 +151,7 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
         ) from error
     target = loaded["groups"].get(name) or loaded["tasks"].get(name)
     if target is None:
-        raise DataError(f"{name!r} is a tag of several tasks without a score of its own; name {list(loaded['tasks'])}")
+        raise DataError(f"{name!r} is a tag of tasks and has no score of its own; name {sorted(loaded['tasks'])}")
     output = lm_eval.simple_evaluate(
         model=harness,
         tasks=[target],
