@@ -70,10 +70,9 @@ def _cache_size(cache: Any) -> str:
     if isinstance(cache, Int4Cache):
         return f"; keys and values took {cache.nbytes / 1e3:,.0f} kB in int4"
     parts = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
-    held = [part for part in parts if part is not None]
-    if not held:
-        return ""
-    return f"; keys and values took {sum(part.nbytes for part in held) / 1e3:,.0f} kB in {held[0].dtype}"
+    found = [part for part in parts if part is not None]
+    size = sum(part.nbytes for part in found) / 1e3
+    return f"; keys and values took {size:,.0f} kB in {found[0].dtype}" if found else ""
 
 
 if __name__ == "__main__":

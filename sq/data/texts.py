@@ -16,12 +16,7 @@ C4_TRAIN_DOCUMENTS = 16_384  # about 8 M tokens; the shard's 356,317 would fill 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents of one split.
-
-    Attributes:
-        documents: one string each; joined texts are a single document.
-        separate: whether documents stand alone (tokenized one by one) rather than forming one string.
-    """
+    """Documents of one split; `separate` ones stand alone (tokenized one by one), joined texts are a single one."""
 
     documents: list[str]
     separate: bool

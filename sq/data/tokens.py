@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sq.io import write_atomic
+from sq.io import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,6 @@ def token_row(
     """Token ids of `documents` one after another; int64, shape (T,).
 
     Args:
-        documents: texts, usually one.
-        tokenizer: any transformers tokenizer.
         end_of_text: put the tokenizer's end-of-text token after every document (nothing where it has none).
             False allows one document alone, since tokens at a bare joint would depend on how it was cut.
         cache_dir: folder for `tokens-<hash>.safetensors`; None keeps nothing. A cache that cannot be written
@@ -55,7 +52,7 @@ def token_row(
     if cached is not None:
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(cached, lambda stream: _write_row(stream, row))
+            write_bytes(cached, save({"ids": row}))
         except OSError as error:
             logger.warning("token cache %s was not written (%s); the next run tokenizes again", cached, error)
     return row
@@ -87,10 +84,6 @@ def _read(path: Path) -> Tensor | None:
     except (SafetensorError, OSError, KeyError) as error:
         logger.warning("token cache %s cannot be read (%s); tokenizing again", path, error)
         return None
-
-
-def _write_row(stream: BinaryIO, row: Tensor) -> None:
-    stream.write(save({"ids": row}))
 
 
 def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, end_of_text: bool) -> Tensor:

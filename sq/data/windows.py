@@ -132,14 +132,10 @@ def evaluation_windows(
 
 
 def _enough_documents(
-    documents: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    generator: torch.Generator,
-    cache_dir: Path | None,
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int, draw: torch.Generator, cache: Path | None
 ) -> Tensor:
     """Token row of documents in random order, until at least `tokens` are at hand or no document is left."""
-    order = [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
+    order = [documents[i] for i in torch.randperm(len(documents), generator=draw).tolist()]
     rows: list[Tensor] = []
     have = used = 0
     characters_per_token = 4.0  # a first guess that the first batch replaces
@@ -148,7 +144,7 @@ def _enough_documents(
         while end < len(order) and characters < (tokens - have) * characters_per_token:
             characters += len(order[end])
             end += 1
-        rows.append(token_row(order[used:end], tokenizer, end_of_text=True, cache_dir=cache_dir))
+        rows.append(token_row(order[used:end], tokenizer, end_of_text=True, cache_dir=cache))
         have, used = have + rows[-1].numel(), end
         characters_per_token = max(1.0, characters / max(1, rows[-1].numel()))
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)

@@ -49,9 +49,7 @@ def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength:
     """Weights of the same function with outliers; computed in float64, returned as float32.
 
     Args:
-        state: a Llama state dict with its own head (lm_head.weight), any float dtype.
-        planting: rotation and scales of matching sizes.
-        heads: number of query heads.
+        state: a Llama state dict with its own head (lm_head.weight), any float dtype, and `heads` query heads.
         strength: exponent of the channel scales; 0 leaves them at 1, 1 is the measured default.
 
     Raises:
@@ -107,8 +105,8 @@ def load_planting(path: Path = PLANTING_FILE) -> Planting:
 def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, seed: int = 0) -> Planting:
     """Principal axes of the residual stream over the train text, and scales drawn from `seed`.
 
-    R holds the eigenvectors, largest eigenvalue first, of the second moment (mean not removed: massive channels of
-    large models are nearly constant) of the stream scaled to unit rms a token, averaged over the inputs of all norms.
+    R holds the eigenvectors, largest eigenvalue first, of the second moment of the stream scaled to unit rms a token,
+    averaged over the inputs of all norms. The mean stays in: massive channels of large models are nearly constant.
 
     Raises:
         CalibrationError: the model's activations are not finite.

@@ -31,9 +31,8 @@ Document = dict[str, Any]
 def embedded_tasks(cache_dir: Path) -> Path:
     """Folder for lm-eval's include_path with tasks `next_line` and `docstring`, at most 250 documents each.
 
-    Written whole or not at all to `<cache_dir>/tasks-<hash>` and found there the next time. The YAML files name their
-    jsonl files by absolute path, so the hash covers the path as well as the documents; `datasets` keeps its copy of
-    them in `<cache_dir>/datasets`.
+    It is written whole or not at all to `<cache_dir>/tasks-<hash>`; the hash covers the path, by which YAML files name
+    their jsonl files, and the documents. `datasets` keeps its copy of them in `<cache_dir>/datasets`.
 
     Raises:
         DataError: the interpreter carries no source of its library, or too little to make a task.
@@ -46,9 +45,8 @@ def embedded_tasks(cache_dir: Path) -> Path:
     contents = {}
     for name, documents in (("next_line", next_line_documents(modules)), ("docstring", docstring_documents(modules))):
         if not documents:
-            raise DataError(
-                f"embedded task {name}: no document in {len(modules)} held-out modules; use a full CPython build"
-            )
+            count = len(modules)
+            raise DataError(f"embedded task {name}: no document in {count} held-out modules; use a full CPython build")
         contents[f"{name}.jsonl"] = "".join(json.dumps(document) + "\n" for document in documents)
     digest = hashlib.sha256(json.dumps([VERSION, str(cache), contents]).encode()).hexdigest()[:16]
     folder = cache / f"tasks-{digest}"
@@ -134,12 +132,8 @@ def _alike(truth: str, pool: Sequence[str], generator: random.Random) -> list[st
 
 def _document(module: str, query: str, truth: str, distractors: list[str], generator: random.Random) -> Document:
     gold = generator.randrange(CHOICES)
-    return {
-        "module": module,
-        "query": query,
-        "choices": [*distractors[:gold], truth, *distractors[gold:]],
-        "gold": gold,
-    }
+    choices = [*distractors[:gold], truth, *distractors[gold:]]
+    return {"module": module, "query": query, "choices": choices, "gold": gold}
 
 
 def _evenly(groups: Sequence[list[Document]], limit: int) -> list[Document]:

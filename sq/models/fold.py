@@ -50,9 +50,7 @@ def rotate_embeddings_and_head(outer: EmbeddingsAndHead, rotation: Transform | N
     if rotation is not None:
         head, embedding = rotation(head), rotation(embedding)
     gain.fill_(1.0)
-    return EmbeddingsAndHead(
-        embedding=embedding.to(outer.embedding.dtype), norm=outer.norm, head=head.to(outer.head.dtype)
-    )
+    return EmbeddingsAndHead(embedding.to(outer.embedding.dtype), outer.norm, head.to(outer.head.dtype))
 
 
 def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform, head_dim: int) -> None:
@@ -65,8 +63,10 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
         ValueError: T does not act within the producer's rows (its size is neither n nor the rows of the producer).
     """
     if site in family.norms:
+        if not isinstance(transform, Diagonal):
+            raise ValueError(f"only a Diagonal can be folded into the norm of {site!r}, got {type(transform).__name__}")
         gain = weight_of(layer, family.norms[site])
-        gain.copy_(_diagonal(transform, gain, site))
+        gain.copy_(transform(gain))
         return
     weight, bias = (of(layer, family.producers[site]) for of in (weight_of, bias_of))
     assert weight is not None
@@ -118,10 +118,3 @@ def transform_readers(family: Family, layer: nn.Module, site: str, transform: Tr
     for name in family.linears[site]:
         weight = weight_of(layer, name)
         weight.copy_(transform.inverse_transpose(weight))
-
-
-def _diagonal(transform: Transform, gain: Tensor, site: str) -> Tensor:
-    if not isinstance(transform, Diagonal):
-        raise ValueError(f"only a Diagonal can be folded into the norm of {site!r}, got {type(transform).__name__}")
-    scaled: Tensor = transform(gain)
-    return scaled

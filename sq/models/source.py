@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from sq.errors import CheckpointError
+from sq.errors import CheckpointError, FileError
+from sq.io import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -51,11 +51,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The transformers config of a model folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The transformers config of a model folder; CheckpointError if there is none."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a transformers model folder")
     config: PretrainedConfig = AutoConfig.from_pretrained(folder)
@@ -78,8 +74,7 @@ class TensorSource(Protocol):
 class WeightSource:
     """Tensors of a model folder, read by name; nothing stays open or resident between reads.
 
-    Args:
-        folder: holds model.safetensors, or an index and its shards.
+    The folder holds model.safetensors, or an index and its shards.
 
     Raises:
         CheckpointError: no weights, a missing shard, or a file that is truncated or not safetensors.
@@ -132,8 +127,8 @@ class WeightSource:
             raise CheckpointError(f"model folder {self.folder} does not exist")
         if (self.folder / INDEX).is_file():
             try:
-                files = dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
+                files = dict(read_json(self.folder / INDEX)["weight_map"])
+            except (FileError, ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
             absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
             if absent:
@@ -144,9 +139,8 @@ class WeightSource:
                 with self._open(file) as handle:
                     lost = {name for name, owner in files.items() if owner == file}.difference(handle.keys())
                 if lost:
-                    raise CheckpointError(
-                        f"{self.folder / file} lacks tensors that the index promises: {sorted(lost)[:3]}"
-                    )
+                    lacking = sorted(lost)[:3]
+                    raise CheckpointError(f"{self.folder / file} lacks tensors that the index promises: {lacking}")
             return files
         if (self.folder / SINGLE).is_file():
             with self._open(SINGLE) as handle:
