@@ -63,7 +63,7 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
     else:
         path = Path(dataset_path).expanduser()
         if not path.exists():
-            raise DataError(f"dataset_path={path} does not exist; {_forms(name, wanted)}")
+            raise DataError(f"dataset_path={path} does not exist; {_forms(wanted)}")
         saved = path.is_dir() and any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
         if not saved:
             return _from_files(name, _choose_files(name, source, wanted, path), limit)
@@ -92,7 +92,7 @@ def _from_hub(name: str, source: HubText, split: str) -> Any:
         raise DataError(
             f"{name}: tried {source.repository} ({source.config or source.files.get(split)}, split {split}) through "
             f"`datasets` and got {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{state}. "
-            f"{_forms(name, split)}"
+            f"{_forms(split)}"
         ) from error
 
 
@@ -124,7 +124,7 @@ def _choose_files(name: str, source: HubText, split: str, path: Path) -> list[Pa
         chosen = narrowed or chosen
     if not chosen:
         seen = ", ".join(file.relative_to(path).as_posix() for file in files[:8]) or "no such file"
-        raise DataError(f"{name}: no file for split {split!r} under {path} (found: {seen}); {_forms(name, split)}")
+        raise DataError(f"{name}: no file for split {split!r} under {path} (found: {seen}); {_forms(split)}")
     return chosen
 
 

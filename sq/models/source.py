@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from sq.errors import CheckpointError, FileError
+from sq.errors import CheckpointError
 from sq.io import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -128,7 +128,7 @@ class WeightSource:
         if (self.folder / INDEX).is_file():
             try:
                 files = dict(read_json(self.folder / INDEX)["weight_map"])
-            except (FileError, ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
             absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
             if absent:
