@@ -25,8 +25,7 @@ from sq.errors import QuantizationError, TrainingError
 from sq.formats.format import Format
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
-from sq.learn.clipped import clipped_weight
-from sq.learn.clips import LearnedClip, LearnedRange, integers_only
+from sq.learn.clips import LearnedClip, LearnedRange, clipped_weight, integers_only
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
 from sq.models.families import SITES

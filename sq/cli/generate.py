@@ -43,7 +43,7 @@ def _stream(options: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     device: str = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)  # transformers types `generate` for its own mixin
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)  # typed for its mixin alone
     model.to(torch.device(device))
     torch.manual_seed(options.seed)
     inputs = tokenizer(options.prompt, return_tensors="pt").to(device)

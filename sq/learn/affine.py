@@ -1,8 +1,6 @@
 """Trainable invertible transforms whose inverse costs nothing: factors P = U diag(s) V^T, alone and in Kronecker pairs.
 
-U and V are orthogonal whatever is learned: U = U0 C(A) with U0 fixed and the Cayley map C(A) = (I - A/2)^-1 (I + A/2)
-of a skew-symmetric A that starts at 0. s = exp(a), with a from 0, is free and never 0, so P^-T = U diag(1/s) V^T needs
-no inversion, and det P = +-exp(sum a). At a = 0 a step on a is a step on s.
+U and V are orthogonal and s positive whatever is learned: README.md beside this file.
 """
 
 from __future__ import annotations

@@ -45,18 +45,8 @@ def learn_rotations(
 ) -> Rotations:
     """Lower a loss by Cayley SGD, then take the nearest orthogonal matrices in float64.
 
-    Steps are taken in the dtype of the start. Every 101st goes on from the nearest orthogonal matrices. The log gets
-    one record a step, with the state before it and the step itself:
-
-        step, loss, lr
-        gradient_norm_r1   |grad f|_F of R1, formula in sq/learn/cayley.py
-        gradient_norm_r2   the same of all R2 together, the root of their summed squares
-        step_r1, step_r2   size of the step; of R2 the mean over the layers
-        bound_r1           what limited it, "lr" or "norm" (1 / |Om|_1)
-        bound_r2           share of the layers where it was the norm
-        orthogonality      largest entry of |R^T R - I| after the step
-
-    and a last one: step = their number, orthogonality, projected_orthogonality.
+    Steps are taken in the dtype of the start. Every 101st goes on from the nearest orthogonal matrices. What the log
+    gets is in README.md beside this file.
 
     Args:
         start: orthogonal.

@@ -1,7 +1,6 @@
 """Absorb transforms into the weights of a decoder layer, in place, so that they cost nothing at inference.
 
-Every function keeps the layer's function: what one side multiplies, the other divides. Row vectors: a linear is
-y = x W^T. Weights should be in float32 or float64 when these are called.
+Row vectors: a linear is y = x W^T. Weights should be in float32 or float64 when these are called.
 """
 
 from __future__ import annotations
@@ -34,11 +33,7 @@ def rotate_residual(family: Family, layer: nn.Module, rotation: Transform) -> No
             weight = weight_of(layer, name)
             weight.copy_(rotation(weight))
     for name in family.residual_outputs:
-        weight = weight_of(layer, name)
-        weight.copy_(rotation(weight.T).T)
-        bias = bias_of(layer, name)
-        if bias is not None:
-            bias.copy_(rotation(bias))
+        _transform_outputs(layer, name, rotation)
 
 
 def rotate_embeddings_and_head(outer: EmbeddingsAndHead, rotation: Transform | None) -> EmbeddingsAndHead:
@@ -68,16 +63,14 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
         gain = weight_of(layer, family.norms[site])
         gain.copy_(transform(gain))
         return
-    weight, bias = (of(layer, family.producers[site]) for of in (weight_of, bias_of))
-    assert weight is not None
-    if transform.n != weight.shape[0]:
+    producer = family.producers[site]
+    rows = weight_of(layer, producer).shape[0]
+    if transform.n != rows:
         raise ValueError(
-            f"a transform folded at {site!r} acts on the {weight.shape[0]} rows of {family.producers[site]}, got "
-            f"one of size {transform.n}; at 'o' give one block of {head_dim} for each KV head"
+            f"a transform folded at {site!r} acts on the {rows} rows of {producer}, got one of size {transform.n}; at "
+            f"'o' give one block of {head_dim} for each KV head"
         )
-    weight.copy_(transform(weight.T).T)
-    if bias is not None:
-        bias.copy_(transform(bias))
+    _transform_outputs(layer, producer, transform)
 
 
 def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, dimensions: ModelDimensions) -> None:
@@ -118,3 +111,10 @@ def transform_readers(family: Family, layer: nn.Module, site: str, transform: Tr
     for name in family.linears[site]:
         weight = weight_of(layer, name)
         weight.copy_(transform.inverse_transpose(weight))
+
+
+def _transform_outputs(layer: nn.Module, name: str, transform: Transform) -> None:
+    weight, bias = weight_of(layer, name), bias_of(layer, name)
+    weight.copy_(transform(weight.T).T)
+    if bias is not None:
+        bias.copy_(transform(bias))

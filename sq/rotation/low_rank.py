@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import LowRankStep
-from sq.rotation.checks import invert
-from sq.rotation.transform import Transform
+from sq.rotation.transform import Transform, invert
 
 
 class LowRank(Transform):

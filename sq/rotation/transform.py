@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sq.kernels.steps import DiagonalStep, Step
-from sq.rotation.checks import check_orthogonal, invert
 
 Self = TypeVar("Self", bound="Transform")
 
@@ -202,7 +201,7 @@ class MatrixTransform(Transform):
     def _hold_matrix(self, name: str, matrix: Tensor) -> None:
         self._hold(name, matrix)
         if self.orthogonal:
-            check_orthogonal(type(self).__name__, matrix)
+            _check_orthogonal(type(self).__name__, matrix)
         else:
             self._hold(f"{name}_inverse", invert(type(self).__name__, matrix))
 
@@ -301,3 +300,25 @@ class Compose(Transform):
                 return None
             steps += part
         return steps
+
+
+def invert(owner: str, matrix: Tensor) -> Tensor:
+    """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
+    inverse: Tensor
+    inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
+    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
+        raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
+    return inverse
+
+
+def _check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
+    """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)
+    exact = matrix.detach().to(torch.float64)
+    error = float((probe @ exact @ exact.mT - probe).abs().max())
+    if error > tolerance:
+        raise ValueError(
+            f"{owner} got a matrix that is not orthogonal (p M M^T differs from p by {error:.1e}, allowed is "
+            f"{tolerance:.0e}); orthonormalize it or pass orthogonal=False"
+        )

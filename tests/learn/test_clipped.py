@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sq.formats.elements import SCHEMES, Scheme
 from sq.formats.format import integer
-from sq.learn.clipped import clipped_weight
-from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
+from sq.learn.clips import LearnedClip, LearnedRange, clipped_weight, fake_weight
 
 
 def made(rows: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
