@@ -38,7 +38,6 @@ class DuQuant(Method):
     """Smoothing, then rotation - permutation - rotation, at every site.
 
     Args:
-        name: as printed in tables.
         alpha: strength of the smoothing, in [0, 1].
         block: size of the rotated blocks; it must divide the features of every site.
         rotation_steps: most factors of one rotation.
@@ -59,10 +58,8 @@ class DuQuant(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1}
-        wrong = below_least(self, least)
-        if not 0 <= self.alpha <= 1:
-            wrong.append(f"alpha={self.alpha} (0 to 1)")
+        wrong = below_least(self, {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1})
+        wrong += [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
@@ -128,13 +125,9 @@ def greedy_step(base: Tensor, coordinate: int) -> Tensor:
 def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
     """The product of at most `steps` greedy steps with the smallest max(x R) - min(x R); shape (block, block), float64.
 
-    Rows are taken by falling norm, which no rotation changes and no entry of the row exceeds: as soon as both extremes
-    reach the norm of the next row, the rest cannot hold them. The result is that of a search over all rows.
-
-    Args:
-        x: blocks of all tokens as rows, shape (N, block).
-        base: B, shape (block, block), float64.
-        steps: most factors.
+    x (N, block) holds the blocks of all tokens as rows. Rows are taken by falling norm, which no rotation changes and
+    no entry of the row exceeds: as soon as both extremes reach the norm of the next row, the rest cannot hold them. The
+    result is that of a search over all rows.
     """
     norms, order = x.norm(dim=1).sort(descending=True)
     count = min(len(x), FIRST_ROWS)
@@ -160,12 +153,7 @@ def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
 
 
 def zigzag(peaks: Tensor, block: int) -> Tensor:
-    """Order of the channels: dealt by falling peak to blocks 1, 2, ..., k, k, ..., 2, 1, 1, ...; shape (n,), int64.
-
-    Args:
-        peaks: max|x_j| of each channel, shape (n,), n a multiple of block.
-        block: channels a block.
-    """
+    """Order of the n channels by peaks (n,), int64: dealt by falling peak to blocks 1, 2, ..., k, k, ..., 2, 1, 1"""
     rounds = peaks.argsort(descending=True, stable=True).reshape(block, -1).clone()  # one channel to each block
     rounds[1::2] = rounds[1::2].flip(1)
     return rounds.T.reshape(-1)

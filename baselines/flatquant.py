@@ -44,7 +44,6 @@ class FlatQuant(Method):
     """Learn affine transforms and clips of each layer.
 
     Args:
-        name: as printed in tables.
         epochs: passes over the calibration windows; 0 keeps what training starts from.
         steps: steps an epoch, on equal shares of the windows; with fewer windows one step on each.
         lr: learning rate of factors and scales.
@@ -87,12 +86,7 @@ class FlatQuant(Method):
         return FlatLayer(self, layer).plan().sites
 
     def plan(self, layer: LayerView) -> LayerPlan:
-        """Train on the layer's calibration windows.
-
-        Raises:
-            TrainingError: a loss that is NaN or infinite, or scales that left float's range, naming layer, step and
-                learning rates.
-        """
+        """Train on the layer's calibration windows; TrainingError if a loss or a scale leaves the range of floats."""
         flat = FlatLayer(self, layer)
         flat.fit()
         try:
@@ -105,11 +99,9 @@ class FlatQuant(Method):
 
 
 class FlatLayer:
-    """What is trained of one layer, and the layer with that in it.
+    """What is trained of one layer, and the layer with that in it: transforms of `sites` and `keys`, and clips.
 
     Attributes:
-        sites: trainable transforms by site.
-        keys: trainable transform of the keys, or None.
         ranges: linear -> its range; empty for 16-bit weights.
         clips: site -> factors on its tokens' range; empty for 16-bit activations.
     """
@@ -187,10 +179,9 @@ class FlatLayer:
     def plan(self) -> LayerPlan:
         """What the pipeline installs, in float64."""
         weights = absorbed(self.block, self.sites) if self.ranges else {}
+        sites = {name: SiteTransform(_frozen(site.folded), _frozen(site.online)) for name, site in self.sites.items()}
         return LayerPlan(
-            sites={
-                name: SiteTransform(_frozen(site.folded), _frozen(site.online)) for name, site in self.sites.items()
-            },
+            sites=sites,
             keys=_frozen(self.keys),
             weight_ranges={name: learned(weights[f"{name}.weight"]) for name, learned in self.ranges.items()},
             activation_clips={site: clip.factors() for site, clip in self.clips.items()},

@@ -40,7 +40,6 @@ class OmniQuant(Method):
     """Learn LET and LWC of each layer.
 
     Args:
-        name: as printed in tables.
         let: learn scales.
         lwc: learn ranges of the weights; at 16 bits there are none.
         alpha: strength of the scales that training starts from, in [0, 1].
@@ -87,20 +86,13 @@ class OmniQuant(Method):
         return _folded(initial_scales(layer, self.alpha)) if self.let else {}
 
     def plan(self, layer: LayerView) -> LayerPlan:
-        """Train on the layer's calibration windows.
-
-        Raises:
-            TrainingError: a loss that is NaN or infinite, naming layer, step and learning rates.
-            QuantizationError: nothing to learn.
-        """
+        """Train on the layer's calibration windows; TrainingError for a loss of NaN or inf."""
         block = layer.block
         if block is None:
             raise QuantizationError(f"layer {layer.index} came without a block to train on; OmniQuant needs one")
         learned = LearnedLayer(block, initial_scales(layer, self.alpha) if self.let else {}, lwc=self.lwc)
         if not (learned.scales or learned.ranges):
-            raise QuantizationError(
-                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits.weights"
-            )
+            raise QuantizationError("16-bit weights have no ranges to learn; set method.let=true or fewer bits.weights")
         self._train(learned, block)
         return learned.plan()
 
@@ -131,12 +123,8 @@ class LearnedLayer:
 
     Attributes:
         scales: site -> s, (n,), at o (kv_heads * head_dim,); KEYS -> t, (kv_heads or 1, head_dim / 2), where it counts.
+            They start from `initial`, which is empty without LET.
         ranges: linear -> its logits; empty at 16 bits or without LWC.
-
-    Args:
-        block: the layer.
-        initial: s of each site, empty without LET.
-        lwc: learn ranges.
     """
 
     def __init__(self, block: TrainingBlock, initial: Mapping[str, Tensor], *, lwc: bool) -> None:
@@ -183,13 +171,11 @@ class LearnedLayer:
     def rounded(self) -> dict[str, Tensor]:
         """The same, its weights clamped to their ranges and rounded to nearest."""
         found = self.transformed()
-        for names in self.block.family.linears.values():
-            for name in names:
-                weight = found[f"{name}.weight"]
-                if self.quantizer is not None:
-                    found[f"{name}.weight"] = (
-                        self._round(name, weight) if name in self.ranges else self.quantizer(weight)
-                    )
+        if self.quantizer is None:
+            return found
+        for name in [name for names in self.block.family.linears.values() for name in names]:
+            w = found[f"{name}.weight"]
+            found[f"{name}.weight"] = self._round(name, w) if name in self.ranges else self.quantizer(w)
         return found
 
     @torch.no_grad()

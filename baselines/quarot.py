@@ -14,24 +14,14 @@ from torch import Tensor
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
-from sq.rotation import (
-    Kronecker,
-    PerHead,
-    Transform,
-    blind_rotation,
-)
+from sq.rotation import Kronecker, PerHead, Transform, blind_rotation
 
 Kind = Literal["hadamard", "orthogonal", "none"]
 PLACES = ("residual", "head", "cross_head", "down", "keys")
 
 
 class CrossHead(Kronecker):
-    """R (x) I over heads: x viewed (..., heads, head_dim) becomes R^T X.
-
-    Args:
-        rotation: R of size heads.
-        head_dim: features a head.
-    """
+    """R (x) I over heads: x viewed (..., heads, head_dim) becomes R^T X."""
 
     def __init__(self, rotation: Transform, head_dim: int) -> None:
         super().__init__(rotation.matrix(), head_dim)
@@ -47,7 +37,6 @@ class QuaRot(Method):
     """Hadamard rotations, folded where they fold.
 
     Args:
-        name: as printed in tables.
         residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
         head: rotation of each head's values, folded. The same choices, without signs.
         cross_head: rotation across query heads in front of o, online.
@@ -69,7 +58,7 @@ class QuaRot(Method):
     fold_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        wrong = [f"{place}={self._kind(place)!r}" for place in PLACES if self._kind(place) not in get_args(Kind)]
+        wrong = [f"{p}={getattr(self, p)!r}" for p in PLACES if getattr(self, p) not in get_args(Kind)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
 
@@ -95,12 +84,8 @@ class QuaRot(Method):
         return self._rotation("keys", dimensions.head_dim, seed, f"layer {layer.index}, keys: a head_dim of")
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
-        kind = self._kind(place)
+        kind = getattr(self, place)
         if kind == "none":
             return None
         signs, also = place == "residual", f" or method.{place}=none"
         return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}", also=also)
-
-    def _kind(self, place: str) -> Kind:
-        kind: Kind = getattr(self, place)
-        return kind

@@ -23,7 +23,6 @@ class SmoothQuant(Method):
     """Migrate activation outliers into weights behind each norm.
 
     Args:
-        name: as printed in tables.
         alpha: migration strength in [0, 1]: 0 balances the weights alone, 1 the activations alone.
 
     Raises:

@@ -45,7 +45,6 @@ class SpinQuant(Method):
     """Learned R1 and R2, Hadamard R3 and R4.
 
     Args:
-        name: as printed in tables.
         steps: of Cayley SGD; 0 keeps the start.
         lr: learning rate of the first step.
         schedule: how it falls to 0: "linear" or "cosine".
@@ -93,8 +92,7 @@ class SpinQuant(Method):
             if getattr(self, key) not in get_args(choices)
         ]
         wrong += below_least(self, {"steps": 0, "batch": 1, "clip_interval": 1, "checkpoint_interval": 1})
-        if not self.lr > 0:
-            wrong.append(f"lr={self.lr} (more than 0)")
+        wrong += [] if self.lr > 0 else [f"lr={self.lr} (more than 0)"]
         if self.rotations is not None and not Path(self.rotations).expanduser().is_file():
             wrong.append(f"rotations={self.rotations!r} (a file that exists, or null to train)")
         if wrong:
@@ -110,11 +108,13 @@ class SpinQuant(Method):
         if self.rotations is not None:
             self.learned = self._read(Path(self.rotations).expanduser(), dimensions, recipe).to(torch.float64, device)
             return
+        keys = self._keys(dimensions) if recipe.quantizes_scores else None
+        down, keys = (part and part.to(device) for part in (self._down(dimensions), keys))
         model = RotatedModel(
             training,
             recipe,
-            down=_on(device, self._down(dimensions)),
-            keys=_on(device, self._keys(dimensions)) if recipe.quantizes_scores else None,
+            down=down,
+            keys=keys,
             clip_interval=self.clip_interval,
             rerotate_dtype=getattr(torch, self.rerotate_dtype),
             recompute=self.recompute,
@@ -206,7 +206,3 @@ class SpinQuant(Method):
         data = (training.ids, embedding.float())
         windows, model = (sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()[:16] for tensor in data)
         return {"method": options, "geometry": asdict(training.dimensions), "windows": windows, "embedding": model}
-
-
-def _on(device: torch.device, transform: Transform | None) -> Transform | None:
-    return None if transform is None else transform.to(device)

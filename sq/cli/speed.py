@@ -1,7 +1,7 @@
 """`python -m sq.evaluate.speed random_llama2_7b`: the speed of random weights where Hydra is not installed.
 
-The same measurement as `python run.py model=random_llama2_7b task=speed`, without a run directory: tokens per second
-and bytes, and everything as JSON with --json. Weights are rounded without a clip search, which changes no speed.
+The same measurement as `python run.py model=random_llama2_7b task=speed`, without a run directory; --json keeps it.
+Weights are rounded without a clip search, which changes no speed.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ HELD_OUT_SHARE = 16  # one module in sixteen is held out
 def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
     """Dotted module name -> source file of the standard library (that below `root`, if given), sorted by name.
 
-    Raises:
-        FileNotFoundError: no source file was found (a stripped or zipped interpreter).
+    FileNotFoundError is raised for an interpreter without source files (stripped or zipped).
     """
     found: dict[str, Path] = {}
     for path, parts in _sources(root):
@@ -40,11 +39,7 @@ def is_held_out(module: str) -> bool:
 
 
 def stdlib_text(split: str, root: Path | None = None) -> list[tuple[str, str]]:
-    """List (module name, source) of one split, "train" or "held_out", in order of name.
-
-    Raises:
-        ValueError: unknown split.
-    """
+    """List (module name, source) of one split, "train" or "held_out", in order of name."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split={split!r} is unknown; allowed: 'train', 'held_out'")
     modules = stdlib_modules(root).items()

@@ -26,8 +26,7 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
     """One text's documents.
 
     Args:
-        name: one of TEXTS.
-        split: "train" or "evaluation".
+        name, split: one of TEXTS; "train" or "evaluation".
         path: a plain UTF-8 file. Needed by `local`. For wikitext2 it is read as the raw file of the original archive
             (wiki.test.raw: a row is a line, blank rows empty), which gives the same string as the hub's rows; for c4 as
             the joined text.
@@ -63,11 +62,7 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
 
 
 def read_file(path: Path) -> str:
-    """A plain UTF-8 text file.
-
-    Raises:
-        DataError: missing, a folder, not readable, empty, or binary (a NUL byte, or bytes that are not UTF-8).
-    """
+    """A plain UTF-8 text file; DataError if it is missing, a folder, not readable, empty or binary."""
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"text file {path} does not exist (looked from {Path.cwd()}); give a UTF-8 text file's path")

@@ -32,13 +32,10 @@ def token_row(
     """Token ids of `documents` one after another; int64, shape (T,).
 
     Args:
-        end_of_text: put the tokenizer's end-of-text token after every document (nothing where it has none).
-            False allows one document alone, since tokens at a bare joint would depend on how it was cut.
-        cache_dir: folder for `tokens-<hash>.safetensors`; None keeps nothing. A cache that cannot be written
-            is reported by the logger, and the row is returned all the same.
-
-    Raises:
-        ValueError: several documents and end_of_text=False.
+        end_of_text: put the tokenizer's end-of-text token after every document (nothing where it has none). False
+            allows one document alone (else ValueError), since tokens at a bare joint would depend on how it was cut.
+        cache_dir: folder for `tokens-<hash>.safetensors`; None keeps nothing. The logger reports a cache that cannot be
+            written, and the row is returned all the same.
     """
     if not end_of_text and len(documents) != 1:
         raise ValueError(f"got {len(documents)} documents; without end_of_text exactly one is allowed: join them first")

@@ -20,12 +20,9 @@ SPREAD = 16  # calibration draws its windows from so many times its tokens, wher
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows of one length.
+    """Token windows of one length: int64 ids (count, window), and the name of their text as metrics print it.
 
-    Attributes:
-        ids: int64, shape (count, window).
-        text: the text's name, as metrics print it ("embedded", "wikitext2", "c4", "local").
-        fingerprint: sha256 of the ids (little-endian int64, row after row): equal fingerprints mean equal tokens.
+    The fingerprint is the sha256 of the ids (little-endian int64, row after row).
     """
 
     ids: Tensor

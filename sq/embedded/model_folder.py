@@ -45,11 +45,7 @@ def embedded_checkpoint(cache_dir: Path, *, outliers: str = "planted", strength:
 
 
 def committed_folder() -> Path:
-    """The committed model folder.
-
-    Raises:
-        CheckpointError: a file of it, or the planting, is missing.
-    """
+    """The committed model folder; CheckpointError if a file of it, or the planting, is missing."""
     missing = [str(COMMITTED_FOLDER / name) for name in NEEDED_FILES if not (COMMITTED_FOLDER / name).is_file()]
     if not PLANTING_FILE.is_file():
         missing.append(str(PLANTING_FILE))

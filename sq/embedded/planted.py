@@ -30,13 +30,9 @@ VALUE_SPREAD, VALUE_PEAKS, VALUE_PEAK = 0.2, 2, 1.5
 
 @dataclass(frozen=True)
 class Planting:
-    """What is planted.
+    """What is planted, float64: R (hidden, hidden), and the scales s of the channels of each layer.
 
-    Attributes:
-        rotation: R, float64, shape (hidden, hidden), orthogonal to float64 rounding.
-        up: scales s of up/down channels, float64, shape (layers, intermediate).
-        value: scales s of v/o channels, float64, shape (layers, KV heads * head_dim).
-        weights_sha256: sha256 of the safetensors file it was measured on.
+    `up` are those of up and down, (layers, intermediate), `value` those of v and o, (layers, KV heads * head_dim).
     """
 
     rotation: Tensor

@@ -32,11 +32,8 @@ def paired_difference(
     Pairing removes what both runs share (some windows are hard for every model), so far smaller differences are seen
     than by comparing two separate intervals (Efron and Tibshirani 1993, chapters 8 and 13).
 
-    Args:
-        first, second: one value a window, such as the KL of each run.
-
-    Raises:
-        DataError: the two have different lengths or are empty, so they are not scores of the same windows.
+    `first` and `second` have one value a window, such as the KL of each run. DataError is raised for different lengths
+    or none, which are not scores of the same windows.
     """
     a, b = _paired(first, second)
     return mean_interval(a - b, resamples=resamples, level=level, seed=seed)

@@ -30,12 +30,9 @@ STDERR_RESAMPLES = 100  # lm-eval bootstraps some metrics (perplexity of lambada
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Scores of several tasks.
+    """Scores of several tasks: `acc/<task>`, `acc_stderr/<task>` and `acc/mean`, all in 0..1.
 
-    Attributes:
-        metrics: flat: `acc/<task>` and `acc_stderr/<task>` for every task, and `acc/mean` over the tasks; all in 0..1.
-        versions: "lm_eval", "transformers", and per task `task/<task>` (version), `metric/<task>` (which lm-eval metric
-            was taken) and `n_shot/<task>`.
+    `versions` has "lm_eval", "transformers", and `task/<task>` (version), `metric/<task>` and `n_shot/<task>`.
     """
 
     metrics: dict[str, float]
@@ -62,7 +59,7 @@ def zeroshot(
     for local tasks, their YAML files. The mean is taken over unrounded values (some peers round to four digits before).
 
     Args:
-        model: a causal language model on its device, quantized or not; it is put in eval mode.
+        model: a causal language model on its device; it is put in eval mode.
         tasks: names of tasks or groups known to lm-eval, or those of `include_path`.
         batch_size: sequences per forward, or "auto".
         max_length: longest sequence in tokens; None takes the model's.
@@ -74,8 +71,7 @@ def zeroshot(
         cache_key: identifies model, weights and quantization; needed with cache_dir.
 
     Raises:
-        DataError: no task, an unknown one (with near misses), one whose documents cannot be loaded, or one without the
-            metric asked for.
+        DataError: no task, an unknown one, one whose documents cannot be loaded, or one without its metric.
         ValueError: cache_dir without cache_key.
     """
     import lm_eval

@@ -16,13 +16,9 @@ EPSILON = 1e-8  # keeps a gradient of zero from dividing by zero
 
 @dataclass(frozen=True)
 class CayleyStep:
-    """One step on matrices (..., n, n); the numbers are one a matrix, shape (...).
+    """One step on matrices (..., n, n): R after it, and one number a matrix, shape (...), of |grad f|_F and of a.
 
-    Attributes:
-        rotation: R after the step, (..., n, n).
-        gradient_norm: |grad f|_F in front of it.
-        size: a.
-        limited: whether 1 / |Om|_1 was the smaller bound of a, and not lr.
+    `limited` says whether 1 / |Om|_1 was the smaller bound of a, and not lr.
     """
 
     rotation: Tensor

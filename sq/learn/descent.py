@@ -22,12 +22,7 @@ HEADS, HELD = "R2", "held."
 
 @dataclass(frozen=True)
 class Descent:
-    """How rotations are learned.
-
-    Attributes:
-        steps: of Cayley SGD; 0 leaves the start as it is.
-        lr: learning rate of the first step; it falls to 0 by `decay`.
-    """
+    """How rotations are learned: steps of Cayley SGD (0 leaves the start as it is), at rates that fall from lr to 0."""
 
     steps: int
     lr: float

@@ -17,12 +17,7 @@ Schedule = Literal["none", "cosine"]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with a learning rate of their own.
-
-    Attributes:
-        setting: the method's option that sets the rate, such as "let_lr"; named when the training diverges.
-        lr: learning rate of the first step.
-    """
+    """Parameters with a learning rate of their own; `setting` is the method's option for it, such as "let_lr"."""
 
     setting: str
     parameters: Sequence[Tensor]

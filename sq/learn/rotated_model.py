@@ -32,10 +32,8 @@ class RotatedModel:
 
     Args:
         training: the model. Its layers stay in memory, those of `down` multiplied by D once.
-        recipe: what is rounded, which may differ from the run's own.
-        down: D, online in front of `down`, or None.
-        keys: transform of keys and queries after RoPE, used where either is rounded.
-        clip_interval: see `HeldClip`.
+        recipe: what is rounded, which may differ from the run's own; `clip_interval` is that of `HeldClip`.
+        down, keys: D, online in front of `down`, and the transform of keys and queries after RoPE, or None.
         rerotate_dtype: of the products that rotate weights, at least the layers' own.
         recompute: keep only the hidden states between layers for the gradient, and run each layer twice.
     """

@@ -50,11 +50,7 @@ class Rotations:
 
 
 def load_rotations(path: Path, dimensions: ModelDimensions) -> tuple[Rotations, dict[str, Any]]:
-    """Rotations of a file, float64 and orthogonal to 1e-12, and the facts that were saved with them (or none).
-
-    Raises:
-        CheckpointError: no such file, not safetensors, a rotation missing, of another size or not orthogonal.
-    """
+    """Rotations of a file, float64 and orthogonal to 1e-12, and the facts saved with them; or CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"there are no rotations at {path}")
     try:

@@ -11,11 +11,7 @@ Decay = Literal["linear", "cosine"]
 
 
 def decayed(lr: float, decay: Decay, step: int, steps: int) -> float:
-    """Learning rate of step t of T, t from 0: lr (1 - t / T), or lr (1 + cos(pi t / T)) / 2.
-
-    Raises:
-        ValueError: another decay.
-    """
+    """Learning rate of step t of T, t from 0: lr (1 - t / T), or lr (1 + cos(pi t / T)) / 2."""
     if decay not in get_args(Decay):
         raise ValueError(f"decay={decay!r}; allowed: {', '.join(get_args(Decay))}")
     share = step / steps

@@ -15,9 +15,7 @@ from sq.quantize.rounders.rounder import WeightRounder
 def recipe_at(recipe: Recipe, label: str) -> Recipe:
     """The run's recipe with other bits; parts that the label leaves out keep theirs.
 
-    Raises:
-        QuantizationError: no label, or a part that the run leaves in 16 bits, and has no quantizer for, is to be
-            rounded.
+    QuantizationError is raised for no label, and for a part to be rounded that the run leaves in 16 bits.
     """
     parts = parse_parts(label)
 

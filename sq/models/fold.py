@@ -53,9 +53,7 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
 
     A diagonal goes into the norm's gain (qkv, gate_up) or the rows of up (down); at o, one block of head_dim a KV head
     goes into the rows and bias of v, and the query heads of a group share it. The readers are not touched here.
-
-    Raises:
-        ValueError: T does not act within the producer's rows (its size is neither n nor the rows of the producer).
+    ValueError is raised for a T that cannot be folded there.
     """
     if site in family.norms:
         if not isinstance(transform, Diagonal):
@@ -79,11 +77,7 @@ def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, dimensions: 
     RoPE rotates channels i and i + head_dim / 2 of a head into each other, so both take one factor. It goes into rows
     and biases of the projections, or into the gains of the head norms where the family has them.
 
-    Args:
-        scale: t, (kv_heads, head_dim / 2); (1, head_dim / 2) is shared by all heads, and all that head norms allow.
-
-    Raises:
-        ValueError: another shape.
+    The scale t is (kv_heads, head_dim / 2), or (1, head_dim / 2), shared by all heads, and all that head norms allow.
     """
     half = dimensions.head_dim // 2
     allowed = {(1, half)} if family.head_norms else {(1, half), (dimensions.kv_heads, half)}

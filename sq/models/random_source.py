@@ -67,11 +67,7 @@ class RandomSource:
 
 
 def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config that plain data (model_type, hidden_size, ...) describes.
-
-    Raises:
-        CheckpointError: no model_type, an unknown one, or sizes that transformers refuses.
-    """
+    """The transformers config of plain data (model_type, hidden_size, ...); CheckpointError if it is refused."""
     sizes = dict(architecture)
     model_type = sizes.pop("model_type", None)
     if model_type not in FAMILIES:

@@ -21,8 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 def model_folder(path: str, revision: str | None = None) -> Path:
     """A local folder with the model: `path` itself, or a hub id's snapshot (HF_HUB_OFFLINE and HF_HOME are honoured).
 
-    Raises:
-        CheckpointError: the folder does not exist, or the hub has no such model or cannot be reached.
+    CheckpointError is raised where there is no such folder, or the hub has no such model or cannot be reached.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -89,11 +88,7 @@ class WeightSource:
         return list(self._files)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Copies of the named tensors in their stored dtype, on the CPU.
-
-        Raises:
-            CheckpointError: a name is absent, a file cannot be read, or a value is NaN or inf.
-        """
+        """Copies of the named tensors in their stored dtype, on the CPU; CheckpointError for NaN or inf among them."""
         wanted: dict[str, list[str]] = defaultdict(list)
         for name in names:
             if name not in self._files:

@@ -43,13 +43,9 @@ class EmbeddingsAndHead:
 class DecoderStream:
     """A decoder LLM read layer by layer, from a folder or from a source of random weights.
 
-    Args:
-        folder: a transformers model folder (config.json and safetensors), or random weights of an architecture.
-        dtype: of the computation, or None for the checkpoint's own.
-        device: of the computation.
-
-    Raises:
-        CheckpointError: no config, an unknown architecture, or weights that cannot be read.
+    `folder` is a transformers model folder (config.json and safetensors), or random weights of an architecture. `dtype`
+    and `device` are those of the computation (None: the checkpoint's dtype). CheckpointError is raised for no config,
+    an unknown architecture, or weights that cannot be read.
     """
 
     def __init__(

@@ -22,17 +22,13 @@ DIRECT = 1024  # largest matrix whose eigenvectors are all computed
 def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float = 0.5) -> Tensor:
     """s_j = rms(x_j)^strength / rms(w_j)^(1 - strength): x / s and w s have equal rms in every channel at strength 1/2.
 
-    s is divided by its geometric mean. A common factor changes neither side's quantization, and this choice leaves the
-    typical norm gain as it is, so that folding s neither overflows nor loses bits in bfloat16. A channel whose
-    activations or weights are all zero gets s = 1: there is nothing to balance, and unseen inputs are not amplified.
+    s (n,), float64, is divided by its geometric mean: folding it neither overflows nor loses bits in bfloat16. A
+    channel whose activations or weights are all zero gets s = 1: unseen inputs are not amplified.
 
     Args:
         activation_rms: rms of each channel over tokens, shape (n,).
         weight_rms: rms of each weight column over rows of all linears that share the input, shape (n,).
         strength: 0 balances weights alone, 1 activations alone.
-
-    Returns:
-        s, shape (n,), float64, positive.
 
     Raises:
         CalibrationError: NaN, inf or negative entries.

@@ -8,14 +8,10 @@ from sq.rotation.transform import Dense, Transform
 
 
 def blind_rotation(kind: str, n: int, seed: int, *, signs: bool, what: str, option: str, also: str = "") -> Transform:
-    """A rotation of size n from a seed alone.
+    """A rotation of size n from a seed alone: kind "hadamard", with random signs if `signs`, or "orthogonal" (Haar).
 
-    Args:
-        kind: "hadamard", with random signs if `signs` says so, or "orthogonal" (Haar).
-        what, option, also: for the message: what has size n, the setting to change, and another way out.
-
-    Raises:
-        QuantizationError: a Hadamard of an order that has none; names the option that works.
+    QuantizationError is raised for a Hadamard of an order that has none. `what`, `option` and `also` are for its
+    message: what has size n, the setting to change, and another way out.
     """
     if kind == "orthogonal":
         return Dense(random_orthogonal(n, seed), orthogonal=True)

@@ -16,11 +16,7 @@ BLOCK = 64  # largest power-of-two factor applied as one matmul; measured faster
 
 
 def hadamard_matrix(order: int) -> Tensor:
-    """H with entries +-1 and H H^T = order I, shape (order, order), float64: H_K (x) H_{2^m} for order = K 2^m.
-
-    Raises:
-        ValueError: no Hadamard matrix of this order exists or is known here; names what works instead.
-    """
+    """H with entries +-1 and H H^T = order I, shape (order, order), float64: H_K (x) H_{2^m} of hadamard_split."""
     k, powers = hadamard_split(order)
     h: Tensor = torch.kron(base_matrix(k), sylvester(powers))
     return h
@@ -55,12 +51,8 @@ class Hadamard(Transform):
     x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it (`backend`, see
     kernels/backend.py), everything else by torch. Sums of the kernel are float32 for every dtype.
 
-    Args:
-        n: K 2^m.
-        signs: +-1, shape (n,); None for all +1. `random_signs(n, seed)` makes the randomized Hadamard of QuaRot.
-
-    Raises:
-        ValueError: an n without a Hadamard matrix, or signs other than +-1.
+    n is K 2^m, signs (n,) are +-1; `random_signs(n, seed)` makes the randomized Hadamard of QuaRot. ValueError is
+    raised for an n without a Hadamard matrix.
     """
 
     backend: Backend = "auto"

@@ -16,9 +16,7 @@ def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) ->
     """The pair (n1, n2), n1 <= n2 and n1 n2 = n, closest to sqrt(n): it makes the online cost n (n1 + n2) least.
 
     Args:
-        n: number of features.
-        admits: which factors may be used; has_hadamard where a stage needs a Hadamard matrix on both axes (11008 is
-            then 64 x 172 and not 86 x 128).
+        admits: which factors may be used, such as has_hadamard (11008 is then 64 x 172 and not 86 x 128).
 
     Raises:
         ValueError: n has no such pair with both factors above 1.
@@ -44,17 +42,16 @@ class Kronecker(MatrixTransform):
 
     def __init__(self, r1: Tensor | int, r2: Tensor | int, orthogonal: bool = True) -> None:
         factors = {"r1": r1, "r2": r2}
-        sizes = []
-        for name, factor in factors.items():
-            if isinstance(factor, Tensor) and (factor.dim() != 2 or factor.shape[0] != factor.shape[1]):
-                raise ValueError(f"Kronecker got {name} of shape {tuple(factor.shape)}; it needs a square matrix")
-            sizes.append(factor.shape[0] if isinstance(factor, Tensor) else factor)
+        matrices = {name: factor for name, factor in factors.items() if isinstance(factor, Tensor)}
+        for name, matrix in matrices.items():
+            if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+                raise ValueError(f"Kronecker got {name} of shape {tuple(matrix.shape)}; it needs a square matrix")
+        sizes = [len(factor) if isinstance(factor, Tensor) else factor for factor in factors.values()]
         super().__init__(sizes[0] * sizes[1], orthogonal=orthogonal)
         self.n1, self.n2 = sizes
-        self._active = [name for name, factor in factors.items() if isinstance(factor, Tensor)]
-        for name, factor in factors.items():
-            if isinstance(factor, Tensor):
-                self._hold_matrix(name, factor)
+        self._active = list(matrices)
+        for name, matrix in matrices.items():
+            self._hold_matrix(name, matrix)
 
     def macs(self) -> int:
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""

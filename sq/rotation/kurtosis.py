@@ -1,7 +1,7 @@
 """Fourth-moment rotation: Jacobi sweeps of plane rotations, each the exact minimizer of its plane's fourth moment.
 
-The derivation is in README.md beside this file. Minimizing sum x^4 at fixed sum x^2 is minimizing kurtosis: it drives
-channels away from heavy tails, toward the flat distributions that an integer grid covers best.
+Minimizing sum x^4 at fixed sum x^2 is minimizing kurtosis: it drives channels away from heavy tails, toward the flat
+distributions that an integer grid covers best. The derivation is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SLICE = 2**18  # entries worked on at a time, about 1 MB in float32: a slice and
 def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> Tensor:
     """R that lowers sum_tj (x R)_tj^4, shape (m, m), float64.
 
-    A sweep meets every pair of channels once, m/2 disjoint pairs a step, m - 1 steps (m steps for odd m). Every step
-    lowers the sum or leaves it. Sums run in the dtype of x over slices of tokens and in float64 over the slices.
+    A sweep meets every pair of channels once, m/2 disjoint pairs a step. No step raises the sum. Sums run in the dtype
+    of x over slices of tokens and in float64 over the slices.
 
     Args:
         x: samples, shape (T, m).
@@ -67,12 +67,7 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
 def fourth_moment_angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """theta = atan2(2B, A - C) / 4 in [-pi/4, pi/4], the minimizer of sum x'^4 + y'^4 over all rotations of the plane.
 
-    With x' = cos x + sin y, y' = -sin x + cos y, p = x y, q = (y^2 - x^2) / 2:
-
-    Args:
-        a: A = sum p^2.
-        b: B = sum p q.
-        c: C = sum q^2.
+    x' = cos x + sin y, y' = -sin x + cos y, p = x y, q = (y^2 - x^2) / 2, A = sum p^2, B = sum p q, C = sum q^2.
     """
     return torch.atan2(2 * b, a - c) / 4
 

@@ -9,11 +9,7 @@ from sq.rotation.transform import Transform
 
 
 class Permutation(Transform):
-    """T with (x T)_j = x_{order[j]}: one gather and no arithmetic.
-
-    Args:
-        order: each of 0 ... n - 1 once, shape (n,), any integer dtype; ValueError for anything else.
-    """
+    """T with (x T)_j = x_{order[j]}: one gather and no arithmetic. order (n,) has each of 0 ... n - 1 once."""
 
     def __init__(self, order: Tensor) -> None:
         if order.dim() != 1 or order.is_floating_point():

@@ -32,11 +32,7 @@ def describe(transform: Transform) -> dict[str, Any]:
 
 
 def empty_transform(description: dict[str, Any], device: torch.device | str = "meta") -> Transform:
-    """The transform of a description with factors that hold nothing yet.
-
-    Raises:
-        CheckpointError: a description that is damaged, or of a class that this package does not have.
-    """
+    """The transform of a description, its factors without values; CheckpointError for one that cannot be built."""
     try:
         module, _, name = str(description["class"]).rpartition(".")
         if not module.startswith("sq."):

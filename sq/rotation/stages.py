@@ -71,7 +71,7 @@ class RandomHadamard:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """ValueError for an m without a Hadamard matrix."""
+        """R from the seed alone; ValueError for an m without a Hadamard matrix."""
         m = x.shape[1]
         randomized: Tensor = random_signs(m, seed)[:, None] * hadamard_matrix(m) / m**0.5
         return randomized
@@ -84,7 +84,7 @@ class RandomOrthogonal:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """Works for every m."""
+        """R from the seed alone."""
         return random_orthogonal(x.shape[1], seed)
 
 
@@ -99,7 +99,7 @@ def build_rotation(
 
     Args:
         x: calibration tokens at the site, shape (T, n). float32 suffices: factors are accumulated in float64.
-        stages: Art, Urt, RandomHadamard, RandomOrthogonal, or anything with their interface; none gives Identity.
+        stages: without any the result is an Identity.
         factors: (n1, n2) with n1 n2 = n, see kronecker_factors; None for full width.
         seed: of the random stages; each stage and axis draws its own.
         name: what x is, for error messages: "layer 3 qkv".
@@ -108,7 +108,7 @@ def build_rotation(
         Kronecker, Dense, Hadamard or Identity, orthogonal to 1e-12, on the device of x.
 
     Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
+        CalibrationError: as check_samples.
         ValueError: factors that do not multiply to n; a stage that cannot serve the size.
     """
     check_samples(x, name)

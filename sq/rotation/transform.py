@@ -141,11 +141,7 @@ class Identity(Transform):
 
 
 class Diagonal(Transform):
-    """T = diag(t): x_j times t_j.
-
-    Args:
-        t: nonzero factors, shape (n,).
-    """
+    """T = diag(t): x_j times t_j, nonzero, of t (n,)."""
 
     def __init__(self, t: Tensor) -> None:
         if t.dim() != 1:
@@ -211,12 +207,7 @@ class MatrixTransform(Transform):
 
 
 class Dense(MatrixTransform):
-    """T given as a matrix.
-
-    Args:
-        matrix: T, shape (n, n).
-        orthogonal: whether T^-1 = T^T.
-    """
+    """T given as a matrix, shape (n, n)."""
 
     def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -233,12 +224,7 @@ class Dense(MatrixTransform):
 
 
 class PerHead(MatrixTransform):
-    """Block-diagonal T: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h.
-
-    Args:
-        blocks: shape (H, d, d), n = H d.
-        orthogonal: whether every block is.
-    """
+    """Block-diagonal T of blocks (H, d, d), n = H d: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h."""
 
     def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
         if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2]:
@@ -257,11 +243,7 @@ class PerHead(MatrixTransform):
 
 
 class Compose(Transform):
-    """T = T_1 T_2 ... T_k: the first of the list is applied first.
-
-    Args:
-        transforms: at least one, all of the same size.
-    """
+    """T = T_1 T_2 ... T_k of at least one transform, all of one size: the first of the list is applied first."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         sizes = [transform.n for transform in transforms]

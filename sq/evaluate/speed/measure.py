@@ -61,12 +61,10 @@ def measure_speed(
 
     Args:
         stream: the original model, read for the bfloat16 kinds.
-        packed: its packed model; the fake kind has the same integers. None where neither is asked for.
+        packed: its packed model; the fake kind has the same integers. None if neither is measured.
         kinds: "bf16", "fake", "packed" call by call; "bf16_graph", "packed_graph" as CUDA graphs.
-        batches: sequences a forward.
-        prompt, new_tokens: tokens a sequence, prefilled and decoded.
+        batches, prompt, new_tokens: sequences a forward, and tokens of each, prefilled and decoded.
         repeats, warmup: passes that are timed, and passes before them (at least 1), in which kernels are tuned.
-        seed: of the token ids.
         show: called with a text, the passes done and the passes in all.
         clock: seconds; tests give their own.
     """

@@ -65,15 +65,9 @@ class GraphRunner:
     fast causal attention. So the graph of the prompt has a growing cache, and the fixed one is filled once, here, with
     the same prompts.
 
-    Args:
-        model: to be timed, on CUDA.
-        ids: prompts (B, P) that are decoded behind.
-        length: tokens a sequence in all.
-        int4: whether keys and values are kept in int4.
-        capture: see `captured`; tests on a CPU give their own.
-
-    Raises:
-        RuntimeError: a call that a graph cannot hold, such as one that waits for the device.
+    `ids` are the prompts (B, P) that are decoded behind, `length` and `int4` as in `EagerRunner`; tests on a CPU give
+    their own `capture`. RuntimeError is raised for a call that a graph cannot hold, such as one that waits for the
+    device.
     """
 
     def __init__(
