@@ -146,9 +146,9 @@ def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
                 best, smallest = rotation, high - low
             if step < steps:
                 peak = int(rows.argmax() if high > -low else rows.argmin())
-                turn = greedy_step(base, peak % x.shape[1])
-                rotation = rotation @ turn
-                rows = rows @ turn.to(x.dtype)
+                factor = greedy_step(base, peak % x.shape[1])
+                rotation = rotation @ factor
+                rows = rows @ factor.to(x.dtype)
     return best
 
 

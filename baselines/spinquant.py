@@ -193,7 +193,7 @@ class SpinQuant(Method):
             logger.warning(
                 "the rotations of %s were learned for %s; this run would learn them for %s (method.train_bits=%s)",
                 path,
-                known or "quantizers that the file does not tell",
+                known or "quantizers that the file does not name",
                 wanted,
                 self.train_bits,
             )

@@ -6,11 +6,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import integer
@@ -147,11 +148,7 @@ def _measured(
     shape: str, tokens: int, kinds: dict[str, nn.Module], samples: int, least: float, clock: Clock
 ) -> dict[str, Any]:
     x = torch.randn(tokens, SHAPES[shape][1], generator=torch.Generator().manual_seed(tokens)).bfloat16()
-
-    def calling(linear: nn.Module) -> Callable[[], Tensor]:
-        return lambda: linear(x)
-
-    times = interleaved({kind: calling(kinds[kind]) for kind in KINDS}, samples, least, clock)
+    times = interleaved({kind: partial(kinds[kind], x) for kind in KINDS}, samples, least, clock)
     return {
         "row": _name(shape, tokens),
         "status": "ok",

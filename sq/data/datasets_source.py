@@ -46,15 +46,13 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
     """The "text" column of one split, in order.
 
     Args:
-        name: "wikitext2" or "c4".
-        split: "train" or "evaluation".
+        name, split: "wikitext2" or "c4"; "train" or "evaluation".
         dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A
             folder holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the
             split's name in their path. A single file is taken as it is, whatever its name.
         limit: read at most so many rows.
 
-    Raises:
-        DataError: nothing there, no such split, no "text" column, an unreadable file, or an unreachable hub.
+    DataError is raised for a missing, unreadable or unreachable source, and for one without the split or the column.
     """
     source = HUB[name]
     wanted = source.splits[split]

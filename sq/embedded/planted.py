@@ -104,8 +104,7 @@ def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, s
     R holds the eigenvectors, largest eigenvalue first, of the second moment of the stream scaled to unit rms a token,
     averaged over the inputs of all norms. The mean stays in: massive channels of large models are nearly constant.
 
-    Raises:
-        CalibrationError: the model's activations are not finite.
+    CalibrationError is raised for a model with activations that are not finite.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

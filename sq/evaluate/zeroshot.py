@@ -87,9 +87,13 @@ def zeroshot(
     results = {name: _read(_cache_file(cache_dir, name, key)) for name in names}
     if any(result is None for result in results.values()):
         with _quiet():
+            from lm_eval.models.huggingface import HFLM
+
             manager = _task_manager(names, include_path)
             model.eval()
-            harness = _harness(model, tokenizer, batch_size, max_length)
+            harness = HFLM(
+                model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, device=str(model.device)
+            )
             for name in names:
                 if results[name] is None:
                     results[name] = _run(harness, manager, name, limit)
@@ -124,15 +128,6 @@ def _task_manager(names: Sequence[str], include_path: Path | None) -> Any:
         hints = "; ".join(f"{name!r} (near: {', '.join(found) or 'none'})" for name, found in near.items())
         raise DataError(f"unknown zero-shot task {hints}. List all with `lm-eval ls tasks`, or give include_path")
     return manager
-
-
-def _harness(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str, length: int | None
-) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    device = str(next(model.parameters()).device)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=length, device=device)
 
 
 def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> dict[str, Any]:

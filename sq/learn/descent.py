@@ -46,7 +46,7 @@ def learn_rotations(
     Args:
         start: orthogonal.
         loss: (rotations, number of the step) -> scalar, differentiable in both rotations.
-        checkpoint: where the state is saved, and read from if an interrupted training left one, unless `log.force`.
+        checkpoint: where the state is saved, and where training goes on after an interruption, unless `log.force`.
         held: tensors that the loss keeps from step to step; saved and restored.
 
     Raises:

@@ -52,7 +52,7 @@ def fit(
     log gets one record an epoch: layer, epoch (0 = before the first step), step (taken so far) and loss.
 
     Args:
-        groups: what is fitted, changed in place; a parameter that the loss never meets keeps its value.
+        groups: what is fitted, changed in place.
         loss: batch index -> scalar, differentiable in the parameters.
         epochs: passes over all batches; with 0 nothing is evaluated and `initial` is NaN.
         layer: its index, for log and errors.
@@ -62,7 +62,7 @@ def fit(
         generator: draws the order of the batches anew in each epoch; None keeps it 0, 1, 2, ...
 
     Raises:
-        TrainingError: NaN or inf in a loss, or in the parameters at the end, naming layer, step and learning rates.
+        TrainingError: NaN or inf in a loss, or in the parameters at the end.
         ValueError: an unknown schedule, or no batch.
     """
     if schedule not in get_args(Schedule) or batches < 1:

@@ -19,12 +19,8 @@ class HeldClip:
     Between searches each row (group) keeps its factor p, and its grid still follows its range: scale = p max|w| /
     qmax. A row's best factor changes slowly, and a search over 80 candidates costs many times what rounding does.
 
-    Attributes:
-        factors: name -> p of each row (group) as of its last search, (rows, 1). To be kept when training is resumed.
-
-    Args:
-        quantizer: without a clip search it rounds as it is; None leaves weights as they are.
-        interval: steps from search to search; 1 searches at every step.
+    A search comes every `interval` steps. `factors` has p of each row (group) of each weight as of its last search,
+    (rows, 1), to be kept when training is resumed. Without a quantizer weights stay as they are.
     """
 
     def __init__(self, quantizer: WeightQuantizer | None, interval: int) -> None:

@@ -14,13 +14,9 @@ from sq.formats.grid import Grid, grid_from_range, row_range
 
 
 class RangeGradient(nn.Module):
-    """An `ActivationQuantizer` that is differentiated in the range of every token too, not only in its entries.
+    """An `ActivationQuantizer` of integers that is differentiated in the range of every token too, by `round_rows`.
 
-    It gives the same numbers, by `round_rows`. Straight-through gradients alone never say that an outlier costs all
-    other channels of its token their resolution.
-
-    Args:
-        quantizer: gives the format, of integers, and the clip.
+    Straight-through gradients alone never show that an outlier costs all other channels of its token their resolution.
     """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
@@ -69,8 +65,7 @@ def round_on(x: Tensor, grid: Grid, *, lowest: int | None = None) -> Tensor:
     y = q s has dy/dx = 1 and dy/ds = q - x / s, and where q is the end of the codes that a larger or smaller one was
     clamped to, dy/dx = 0 and dy/ds = q.
 
-    Args:
-        lowest: smallest code, instead of the scheme's.
+    `lowest` is the smallest code, instead of the scheme's.
     """
     rounded: Tensor = _RoundOn.apply(x, grid.scale, grid, lowest)  # type: ignore[no-untyped-call]
     return rounded

@@ -26,8 +26,7 @@ class Family:
         producers: site -> the linear whose output rows are the site's channels.
         residual_outputs: linears that write into the residual stream.
         head_norms: RMSNorms on q and k heads, between projection and RoPE (in that order); empty where there are none.
-        attention: the module that calls the attention function.
-        mlp: the module that computes down(act(gate(x)) up(x)).
+        attention, mlp: the modules that call the attention function, and compute down(act(gate(x)) up(x)).
     """
 
     model_type: str

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from sq.rotation.art import Partner, Statistic, art_angle, art_rotation, art_step
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
-from sq.rotation.blind import blind_rotation
 from sq.rotation.givens import givens_chain, plane_rotation
-from sq.rotation.hadamard import Hadamard, hadamard_matrix, has_hadamard, random_orthogonal, random_signs
+from sq.rotation.hadamard import (
+    Hadamard,
+    blind_rotation,
+    hadamard_matrix,
+    has_hadamard,
+    random_orthogonal,
+    random_signs,
+)
 from sq.rotation.kronecker import Kronecker, kronecker_factors
 from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
 from sq.rotation.low_rank import LowRank

@@ -29,9 +29,7 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
             and takes the one whose plane ends with the lowest peak.
         statistic: profile of "smallest": "channel_max" is max_t |x_tj|, "peak_row" is |x_t*j|.
 
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-        ValueError: negative steps, or a partner or statistic that does not exist.
+    CalibrationError is raised as by check_samples.
     """
     if steps < 0 or partner not in ("smallest", "best") or statistic not in ("channel_max", "peak_row"):
         raise ValueError(

@@ -139,10 +139,7 @@ def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    """Orthonormal eigenvectors of the largest |eigenvalue|, shape (n, rank).
-
-    Above DIRECT rows they come from subspace iteration: the balance is exact on whatever subspace that finds.
-    """
+    """Orthonormal eigenvectors of the largest |eigenvalue|, (n, rank); above DIRECT rows found by subspace iteration."""
     n = symmetric.shape[0]
     if n <= DIRECT or 4 * rank > n:
         values, vectors = torch.linalg.eigh(symmetric)

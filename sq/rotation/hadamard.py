@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.errors import QuantizationError
 from sq.kernels.backend import Backend, picks_triton
 from sq.kernels.hadamard import hadamard
 from sq.kernels.hadamard.tiles import tile_obstacle
 from sq.kernels.steps import HadamardStep
 from sq.rotation.hadamard_orders import base_matrix, find_split, hadamard_split, sylvester
-from sq.rotation.transform import Transform
+from sq.rotation.transform import Dense, Transform
 
 BLOCK = 64  # largest power-of-two factor applied as one matmul; measured faster on CPU than butterflies
 
@@ -121,6 +122,22 @@ class Hadamard(Transform):
                 x = torch.matmul(h if transposed else h.T, x.reshape(-1, left, size, right))
             left *= size
         return x.reshape(shape)
+
+
+def blind_rotation(kind: str, n: int, seed: int, *, signs: bool, what: str, option: str, also: str = "") -> Transform:
+    """A rotation of size n from a seed alone: kind "hadamard", with random signs if `signs`, or "orthogonal" (Haar).
+
+    QuantizationError is raised for a Hadamard of an order that has none. `what`, `option` and `also` are for its
+    message: what has size n, the setting to change, and another way out.
+    """
+    if kind == "orthogonal":
+        return Dense(random_orthogonal(n, seed), orthogonal=True)
+    if not has_hadamard(n):
+        raise QuantizationError(
+            f"{what} {n} has no Hadamard matrix that exists or is known here; set {option}=orthogonal (a random "
+            f"rotation, {n} multiply-adds a feature where it is online){also}"
+        )
+    return Hadamard(n, random_signs(n, seed) if signs else None)
 
 
 def _blocks(powers: int) -> list[int]:

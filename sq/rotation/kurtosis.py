@@ -22,13 +22,9 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     of x over slices of tokens and in float64 over the slices.
 
     Args:
-        x: samples, shape (T, m).
+        x: samples, shape (T, m), CalibrationError as by check_samples.
         sweeps: times every pair is met.
         unit_tokens: first divide every sample by its rms, so that each token counts the same.
-
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-        ValueError: negative sweeps.
     """
     if sweeps < 0:
         raise ValueError(f"got {sweeps} sweeps; 0 or more are allowed")

@@ -30,7 +30,7 @@ def urt_rotation(
             all equal; "hadamard" is R = G_v H / sqrt(m); "kurtosis" is kurtosis_rotation(x, sweeps, unit_tokens).
 
     Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
+        CalibrationError: as check_samples.
         ValueError: a target or statistic that does not exist, or "hadamard" for an m without a Hadamard matrix.
     """
     if target not in TARGETS:
