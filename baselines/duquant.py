@@ -35,7 +35,7 @@ FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they 
 
 @dataclass(frozen=True)
 class DuQuant(Method):
-    """Smoothing, then rotation - permutation - rotation, at every site.
+    """Smoothing, then rotation - permutation - rotation, at every site; ValueError for an option outside its range.
 
     Args:
         alpha: strength of the smoothing, in [0, 1].
@@ -44,9 +44,6 @@ class DuQuant(Method):
         permutations: P's between rotations; 0 leaves a single rotation.
         search_tokens: calibration tokens that rotations and permutations are found on.
         seed: of the base rotations.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     name: str = "duquant"

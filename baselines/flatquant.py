@@ -2,10 +2,7 @@
 
     x -> (x d) (P1 (x) P2),    W -> (W / d) (P1 (x) P2)^-T,    P = U diag(s) V^T,    W clamped to its learned range
 
-Each layer learns its factors P, scales d and clips on its own: AdamW on the mean squared error of the rounded layer to
-the full-precision one, both fed by the full-precision layers before it. It starts from random rotations P, s = 1 and
-d_j = max|W_j|^(1 - alpha) / max|x_j|^alpha, |W_j| over all linears that read the site. Sites, defaults and differences
-from the released code: README.md beside this file.
+How they are learned, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ WEIGHT_DECAY = 1e-2  # torch's default for AdamW, which the released code takes
 
 @dataclass(frozen=True)
 class FlatQuant(Method):
-    """Learn affine transforms and clips of each layer.
+    """Learn affine transforms and clips of each layer; ValueError for an option outside its range.
 
     Args:
         epochs: passes over the calibration windows; 0 keeps what training starts from.
@@ -53,9 +50,6 @@ class FlatQuant(Method):
         weight_clip: learn the range of each weight row; without, the weight quantizer's own clip is used.
         activation_clip: learn two factors on the range of each site's tokens; without, the run's clip is used.
         seed: of the random rotations.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     name: str = "flatquant"

@@ -2,10 +2,7 @@
 
     LET: x_j / s_j, W_j s_j,  q_i / t_i, k_i t_i        LWC: w clamped to [sigmoid(l) min(w), sigmoid(u) max(w)]
 
-s, t, and l and u of each output channel are trained layer by layer with AdamW, to lower the mean squared error between
-the rounded layer, fed by the rounded layers before it, and the full-precision layer, fed by full-precision ones. They
-start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 and l = u = 4. Sites, defaults and
-differences from the released code: README.md beside this file.
+How they are trained, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from sq.learn.rounding import RangeGradient, differentiable, round_on
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform, from_heads, over_heads
 from sq.nn.attention import AttentionInput
-from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.quantize.method import LayerPlan, LayerView, Method, below_least
 from sq.quantize.training_block import TrainingBlock
 from sq.rotation import Diagonal
 
@@ -37,7 +34,7 @@ KEYS = "keys"  # beside the sites, the name of t
 
 @dataclass(frozen=True)
 class OmniQuant(Method):
-    """Learn LET and LWC of each layer.
+    """Learn LET and LWC of each layer; ValueError for an option outside its range, or neither LET nor LWC.
 
     Args:
         let: learn scales.
@@ -47,9 +44,6 @@ class OmniQuant(Method):
         let_lr, lwc_lr: learning rates of scales and of logits.
         batch: windows a step.
         aug_loss: add the error to the full-precision layer fed by the rounded ones.
-
-    Raises:
-        ValueError: an option outside its range, or neither LET nor LWC.
     """
 
     name: str = "omniquant"
@@ -65,15 +59,10 @@ class OmniQuant(Method):
     reads_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks = {
-            "alpha": (0 <= self.alpha <= 1, "0 to 1"),
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "let_lr": (self.let_lr > 0, "above 0"),
-            "lwc_lr": (self.lwc_lr > 0, "above 0"),
-            "let": (self.let or self.lwc, "true where lwc is false"),
-        }
-        wrong = [f"{key}={getattr(self, key)} ({allowed})" for key, (good, allowed) in checks.items() if not good]
+        wrong = [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
+        wrong += below_least(self, {"epochs": 0, "batch": 1})
+        wrong += [f"{k}={getattr(self, k)} (above 0)" for k in ("let_lr", "lwc_lr") if not getattr(self, k) > 0]
+        wrong += [] if self.let or self.lwc else [f"let={self.let} (true where lwc is false)"]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 

@@ -34,7 +34,7 @@ class CrossHead(Kronecker):
 
 @dataclass(frozen=True)
 class QuaRot(Method):
-    """Hadamard rotations, folded where they fold.
+    """Hadamard rotations, folded where they fold; ValueError for a rotation other than these.
 
     Args:
         residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
@@ -43,9 +43,6 @@ class QuaRot(Method):
         down: rotation in front of down, online; "orthogonal" costs n^2 there.
         keys: rotation of each head's keys and queries after RoPE, online, where keys or queries are quantized.
         seed: of signs and Haar rotations.
-
-    Raises:
-        ValueError: a rotation other than these.
     """
 
     name: str = "quarot"

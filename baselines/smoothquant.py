@@ -20,13 +20,10 @@ SMOOTHED = ("qkv", "gate_up")
 
 @dataclass(frozen=True)
 class SmoothQuant(Method):
-    """Migrate activation outliers into weights behind each norm.
+    """Migrate activation outliers into weights behind each norm; ValueError for an alpha outside [0, 1].
 
     Args:
         alpha: migration strength in [0, 1]: 0 balances the weights alone, 1 the activations alone.
-
-    Raises:
-        ValueError: alpha outside [0, 1].
     """
 
     name: str = "smoothquant"

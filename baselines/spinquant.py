@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SpinQuant(Method):
-    """Learned R1 and R2, Hadamard R3 and R4.
+    """Learned R1 and R2, Hadamard R3 and R4; ValueError for an option other than these.
 
     Args:
         steps: of Cayley SGD; 0 keeps the start.
@@ -59,9 +59,6 @@ class SpinQuant(Method):
         residual, head: start of R1 and R2: "hadamard" (random signs) or "orthogonal" (Haar).
         down, keys: R4 and R3: "hadamard", "orthogonal" (Haar, n^2 online) or "none".
         seed: of the start and of the order of the windows.
-
-    Raises:
-        ValueError: an option other than these.
     """
 
     name: str = "spinquant"

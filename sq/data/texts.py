@@ -32,8 +32,7 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
             the joined text.
         dataset_path: see `dataset_rows`; for wikitext2 and c4 alone.
 
-    Raises:
-        DataError: unknown name, arguments that do not belong together, and whatever makes the source unreadable.
+    DataError is raised for an unknown name, arguments that do not belong together, and an unreadable source.
     """
     if name not in TEXTS:
         raise DataError(f"text={name!r} is unknown; allowed: {', '.join(TEXTS)}")

@@ -56,8 +56,7 @@ def calibration_windows(
         seed: of places and document order.
         cache_dir: token rows are kept here; None keeps nothing.
 
-    Raises:
-        DataError: tokens not a positive multiple of window, a text with fewer tokens, or one that cannot be read.
+    DataError is raised for tokens not a positive multiple of window, and a text with fewer or that cannot be read.
     """
     _check_window(text, window)
     _check_count(tokens, window)
@@ -106,8 +105,7 @@ def evaluation_windows(
         text, window, path, dataset_path, cache_dir: as in `calibration_windows`.
         count: use only so many windows, evenly spread over the text; None uses all.
 
-    Raises:
-        DataError: a text shorter than one window, fewer windows than `count`, or a text that cannot be read.
+    DataError is raised for a text shorter than one window or `count` windows, or that cannot be read.
     """
     _check_window(text, window)
     if count is not None and count < 1:

@@ -34,8 +34,7 @@ def embedded_tasks(cache_dir: Path) -> Path:
     It is written whole or not at all to `<cache_dir>/tasks-<hash>`; the hash covers the path, by which YAML files name
     their jsonl files, and the documents. `datasets` keeps its copy of them in `<cache_dir>/datasets`.
 
-    Raises:
-        DataError: the interpreter carries no source of its library, or too little to make a task.
+    DataError is raised where the interpreter has no source of its library, or too little to make a task.
     """
     cache = Path(cache_dir).expanduser().resolve()
     try:

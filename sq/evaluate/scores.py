@@ -14,13 +14,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the S - 1 predicted tokens of each of W windows; every array has shape (W,).
+    """Means over the S - 1 predicted tokens of each of W windows, shape (W,) each; nats per token.
 
-    Attributes:
-        nll: negative log-likelihood of the model measured, nats per token.
-        reference_nll: the same of the full-precision model.
-        kl: KL(full precision || measured), nats per token.
-        top1: share of tokens where both have the same argmax.
+    nll is the negative log-likelihood of the measured model, reference_nll that of the full-precision one, kl is
+    KL(full precision || measured), top1 the share of tokens where both have the same argmax.
     """
 
     nll: Floats

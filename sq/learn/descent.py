@@ -68,9 +68,7 @@ def learn_rotations(
         log.progress("rotations", done, descent.steps)
     learned = rotations.projected()
     log.write(
-        step=descent.steps,
-        orthogonality=rotations.to(torch.float64).error(),
-        projected_orthogonality=learned.error(),
+        step=descent.steps, orthogonality=rotations.to(torch.float64).error(), projected_orthogonality=learned.error()
     )
     if not learned.error() <= ORTHOGONAL:
         raise TrainingError(

@@ -73,10 +73,8 @@ class TensorSource(Protocol):
 class WeightSource:
     """Tensors of a model folder, read by name; nothing stays open or resident between reads.
 
-    The folder holds model.safetensors, or an index and its shards.
-
-    Raises:
-        CheckpointError: no weights, a missing shard, or a file that is truncated or not safetensors.
+    The folder has model.safetensors, or an index and its shards. CheckpointError is raised for no weights, a missing
+    shard, or a file that is truncated or not safetensors.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -49,11 +49,7 @@ class DecoderStream:
     """
 
     def __init__(
-        self,
-        folder: Path | RandomSource,
-        *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
+        self, folder: Path | RandomSource, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> None:
         self.source: TensorSource
         if isinstance(folder, RandomSource):

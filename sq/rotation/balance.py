@@ -139,7 +139,7 @@ def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    """Orthonormal eigenvectors of the largest |eigenvalue|, (n, rank); above DIRECT rows found by subspace iteration."""
+    """Orthonormal eigenvectors of the largest |eigenvalue|, (n, rank); by subspace iteration above DIRECT rows."""
     n = symmetric.shape[0]
     if n <= DIRECT or 4 * rank > n:
         values, vectors = torch.linalg.eigh(symmetric)
