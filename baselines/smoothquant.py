@@ -23,7 +23,7 @@ class SmoothQuant(Method):
     """Migrate activation outliers into weights behind each norm; ValueError for an alpha outside [0, 1].
 
     Args:
-        alpha: migration strength in [0, 1]: 0 balances the weights alone, 1 the activations alone.
+        alpha: migration strength: 0 balances the weights alone, 1 the activations alone.
     """
 
     name: str = "smoothquant"

@@ -49,8 +49,8 @@ class SpinQuant(Method):
         lr: learning rate of the first step.
         schedule: how it falls to 0: "linear" or "cosine".
         batch: windows a step, at most all there are.
-        train_bits: what is rounded in training: "auto", see above, or a label such as w16a4 or w4a4kv4, whose left-out
-            parts are the run's own.
+        train_bits: what is rounded in training: "auto", see README.md, or a label such as w16a4 or w4a4kv4, whose
+            left-out parts are the run's own.
         clip_interval: steps from one clip search of the weights to the next; 1 is the released code's.
         rerotate_dtype: of the products that rotate weights at each step.
         recompute: keep the hidden states between layers only and run each layer twice: less memory, more time.

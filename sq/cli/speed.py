@@ -70,9 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
     """The sizes in conf/model/<model>.yaml, over what all random models share."""
-    files = (CONF / "random_checkpoint.yaml", CONF / "model" / f"{model}.yaml")
     sizes: dict[str, Any] = {}
-    for file in files:
+    for file in (CONF / "random_checkpoint.yaml", CONF / "model" / f"{model}.yaml"):
         sizes |= yaml.safe_load(file.read_text(encoding="utf-8"))["architecture"]
     return sizes if layers is None else {**sizes, "num_hidden_layers": layers}
 

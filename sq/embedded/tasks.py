@@ -85,9 +85,8 @@ def _module_lines(module: str, source: str, limit: int) -> Iterator[Document]:
     generator = random.Random(f"next_line {module}")
     lines = source.splitlines()
     by_indent: dict[int, set[str]] = {}
-    for line in lines:
-        if _is_telling(line):
-            by_indent.setdefault(_indent(line), set()).add(line)
+    for line in filter(_is_telling, lines):
+        by_indent.setdefault(_indent(line), set()).add(line)
     made = 0
     places = [i for i in range(5, len(lines)) if _is_telling(lines[i])]
     for i in generator.sample(places, len(places)):

@@ -57,12 +57,8 @@ def train(
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32) if resume_at else build_model(tokenizer)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=peak_lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95), fused=True)
     forward = torch.compile(model) if compile_model else model
     stream = batches(tokens, batch, torch.Generator().manual_seed(seed + resume_at))
     stage: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
@@ -20,7 +21,9 @@ def recipe_at(recipe: Recipe, label: str) -> Recipe:
     QuantizationError is raised for no label, and for a part to be rounded that the run leaves in 16 bits.
     """
     parts = parse_parts(label)
-    quantizers = {part: _quantizer_at(getattr(recipe, part), parts.get(part), part, label) for part in ROUNDED_ONLINE}
+    quantizers: dict[str, Any] = {
+        part: _quantizer_at(getattr(recipe, part), parts.get(part), part, label) for part in ROUNDED_ONLINE
+    }
     return replace(recipe, weights=_rounder_at(recipe.weights, parts["weights"], label), **quantizers)
 
 

@@ -65,8 +65,7 @@ def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = N
         rank: r, 1 to n.
         divisor: s of diagonal_balance; None for D = I.
 
-    Raises:
-        ValueError: a rank outside 1 to n.
+    ValueError is raised for a rank outside 1 to n.
     """
     n = c.shape[0]
     if not 1 <= rank <= n:

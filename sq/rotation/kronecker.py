@@ -18,8 +18,7 @@ def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) ->
     Args:
         admits: which factors may be used, such as has_hadamard (11008 is then 64 x 172 and not 86 x 128).
 
-    Raises:
-        ValueError: n has no such pair with both factors above 1.
+    ValueError is raised where n has no such pair with both factors above 1.
     """
     divisors = (divisor for divisor in range(isqrt(max(n, 0)), 1, -1) if n % divisor == 0)
     n1 = next((divisor for divisor in divisors if admits(divisor) and admits(n // divisor)), None)

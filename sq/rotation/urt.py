@@ -29,9 +29,8 @@ def urt_rotation(
         target: "uniform" is R = G_v G_u^T, v R = |v| u / |u| with u evenly spaced in the rank order of v; "flat" has u
             all equal; "hadamard" is R = G_v H / sqrt(m); "kurtosis" is kurtosis_rotation(x, sweeps, unit_tokens).
 
-    Raises:
-        CalibrationError: as check_samples.
-        ValueError: a target or statistic that does not exist, or "hadamard" for an m without a Hadamard matrix.
+    CalibrationError is raised as by check_samples, ValueError for a target or statistic that does not exist, and for
+    "hadamard" with an m that has no Hadamard matrix.
     """
     if target not in TARGETS:
         raise ValueError(f"URT got target {target!r}; allowed are {', '.join(TARGETS)}")
