@@ -30,7 +30,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Art:
-    """art_rotation with these arguments."""
+    """ART, the rotation that shares the largest entry between two channels: art_rotation with these arguments."""
 
     steps: int = 8
     partner: Partner = "smallest"
@@ -44,7 +44,7 @@ class Art:
 
 @dataclass(frozen=True)
 class Urt:
-    """urt_rotation with these arguments; target "kurtosis" reads tokens at unit rms, the others as they are."""
+    """URT, the rotation that evens out the channels: urt_rotation, on tokens at unit rms for target "kurtosis"."""
 
     target: Target = "kurtosis"
     sweeps: int = 1
