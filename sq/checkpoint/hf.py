@@ -67,7 +67,7 @@ class SingleQuantQuantizer(HfQuantizer):
         checkpoint_files: list[str] | None = None,
         **kwargs: Any,
     ) -> PreTrainedModel:
-        from sq.checkpoint.layer_data import empty_layer, guard
+        from sq.checkpoint.layer_data import empty_layer, expect_guard
         from sq.checkpoint.packed_folder import check_files
         from sq.models.attention import ATTENTION
         from sq.models.families import family_of
@@ -81,7 +81,7 @@ class SingleQuantQuantizer(HfQuantizer):
         dtype = model.dtype if isinstance(model.dtype, torch.dtype) else torch.float32
         for index, data in enumerate(layers):
             empty_layer(family, model.get_submodule(f"{family.layers}.{index}"), data, dtype)
-        guard(family, model.get_submodule(f"{family.layers}.0"))
+        expect_guard(family, model.get_submodule(f"{family.layers}.0"))
         model.set_attn_implementation(ATTENTION)
         generate_in_int4(model)
         if checkpoint_files:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import CheckpointError
@@ -22,7 +22,7 @@ from sq.nn.linear import PackedLinear
 from sq.nn.site_input import SiteInput
 from sq.rotation.serialize import describe, empty_transform
 
-GUARD = "weight"  # of the first linear: see `guard`
+_GUARD = "weight"  # of the first linear of the first layer
 
 
 def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
@@ -85,16 +85,21 @@ def empty_layer(family: Family, layer: nn.Module, data: Mapping[str, Any], dtype
         ) from error
 
 
-def guard(family: Family, layer: nn.Module) -> None:
-    """Give the first linear a `weight` of one number.
+def guard_of(family: Family) -> dict[str, Tensor]:
+    """A tensor by its name in the first layer, which a file holds beside those of the layer: a `weight` of one number.
 
     Without this package transformers only warns about an unknown quantization and about missing weights, and returns a
     model with random ones. A tensor whose name it knows and whose shape is wrong makes it raise.
     """
-    first = layer.get_submodule(family.linears["qkv"][0])
+    return {f"{family.linears['qkv'][0]}.{_GUARD}": torch.zeros(1)}
+
+
+def expect_guard(family: Family, layer: nn.Module) -> None:
+    """Give the first layer of a model that transformers is about to fill a place for what `guard_of` made."""
+    ((name, tensor),) = guard_of(family).items()
+    first = layer.get_submodule(name.removesuffix(f".{_GUARD}"))
     assert isinstance(first, PackedLinear)
-    device = first.weight_packed.device
-    first.register_buffer(GUARD, torch.zeros(1, device=device))
+    first.register_buffer(_GUARD, tensor.to(first.weight_packed.device))
 
 
 def empty_weight(format: Format, rows: int, n: int) -> QTensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import sq
-from sq.checkpoint.layer_data import describe_layer, empty_layer, guard
+from sq.checkpoint.layer_data import describe_layer, empty_layer, guard_of
 from sq.checkpoint.register import FORMAT, QUANT_METHOD
 from sq.errors import CheckpointError
 from sq.io import read_safetensors, write_json, write_safetensors, write_text
@@ -59,24 +59,19 @@ class CheckpointWriter:
         return (self.part / self._name(index)).is_file() and (self.part / _data_name(index)).is_file()
 
     def write_layer(self, index: int, layer: nn.Module) -> None:
-        """Keep one packed layer."""
-        if index == 0:
-            guard(self.family, layer)
+        """Keep one packed layer, which stays as it is."""
         write_json(self.part / _data_name(index), describe_layer(self.family, layer))
-        prefix = f"{self.family.layers}.{index}."
-        self._save(self._name(index), {prefix + name: tensor for name, tensor in layer.state_dict().items()})
+        prefix, tensors = f"{self.family.layers}.{index}.", {**layer.state_dict(), **self._guard(index)}
+        self._save(self._name(index), {prefix + name: tensor for name, tensor in tensors.items()})
 
     def read_layer(self, index: int, skeleton: nn.Module) -> nn.Module:
         """A layer that `has` tells of, from a skeleton on the meta device; on the CPU."""
         layer = copy.deepcopy(skeleton)
         empty_layer(self.family, layer, json.loads((self.part / _data_name(index)).read_text()), _dtype(self.config))
-        if index == 0:
-            guard(self.family, layer)
-        prefix = f"{self.family.layers}.{index}."
+        prefix, guard = f"{self.family.layers}.{index}.", self._guard(index)
         tensors, _ = read_safetensors(self.part / self._name(index))
-        layer.load_state_dict(
-            {name.removeprefix(prefix): tensor.clone() for name, tensor in tensors.items()}, assign=True
-        )
+        own = {name.removeprefix(prefix): tensor.clone() for name, tensor in tensors.items()}
+        layer.load_state_dict({name: tensor for name, tensor in own.items() if name not in guard}, assign=True)
         return layer.requires_grad_(False).eval()
 
     def finish(
@@ -115,6 +110,9 @@ class CheckpointWriter:
 
     def _save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         write_safetensors(self.part / name, tensors, {"format": "pt"})
+
+    def _guard(self, index: int) -> dict[str, Tensor]:
+        return guard_of(self.family) if index == 0 else {}
 
     def _name(self, index: int) -> str:
         return f"model-{index + 1:05d}-of-{self.count + 1:05d}.safetensors"

@@ -112,6 +112,41 @@ def test_save_load_save_is_identical_byte_for_byte(saved: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("used", [False, True])
+def test_writing_a_layer_does_not_change_it(saved: Path, tmp_path: Path, used: bool) -> None:
+    """Its file alone holds a tensor more, which keeps readers without this package from random weights."""
+    model = in_memory(saved.parent / "original", packed=True)
+    if used:
+        model(ids_of())
+    writer = CheckpointWriter(tmp_path / "packed", DecoderStream(saved.parent / "original").config, {})
+    for index, layer in enumerate(model.model.layers):
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        storages = {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()}
+        text, buffers = repr(layer), dict(layer.named_buffers())
+        writer.write_layer(index, layer)
+        after = layer.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert {name: tensor.data_ptr() for name, tensor in after.items()} == storages
+        assert dict(layer.named_buffers()).keys() == buffers.keys()
+        assert repr(layer) == text
+        (file,) = writer.part.glob(f"model-{index + 1:05d}-*")
+        more = {"self_attn.q_proj.weight"} if index == 0 else set()
+        assert set(load_file(file)) == {f"model.layers.{index}.{name}" for name in [*before, *more]}
+
+
+def test_a_layer_that_is_read_back_is_the_layer_that_was_written(saved: Path, tmp_path: Path) -> None:
+    stream = DecoderStream(saved.parent / "original", dtype=torch.float32)
+    model = in_memory(saved.parent / "original", packed=True)
+    writer = CheckpointWriter(tmp_path / "packed", stream.config, {})
+    for index, layer in enumerate(model.model.layers):
+        writer.write_layer(index, layer)
+        again = writer.read_layer(index, stream.meta_layer(index))
+        expected, found = layer.state_dict(), again.state_dict()
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("used", [False, True])
 def test_save_pretrained_keeps_every_tensor(saved: Path, tmp_path: Path, used: bool) -> None:
     model = AutoModelForCausalLM.from_pretrained(saved)
     if used:

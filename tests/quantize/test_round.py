@@ -1,0 +1,190 @@
+"""Rounding of a layer: one walk through its sites is a loop over them, and stacked weights are each by itself."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.checkpoints import save_random
+from quantizers import rounder, weight_quantizer
+from torch import Tensor, nn
+
+from sq.formats import clip_search
+from sq.formats.elements import SCHEMES, Scheme
+from sq.formats.qtensor import QTensor
+from sq.models.families import SITES
+from sq.models.parts import weight_of
+from sq.models.site_transform import SiteTransform
+from sq.models.stream import DecoderStream
+from sq.quantize.apply import install_plan
+from sq.quantize.method import LayerPlan
+from sq.quantize.round import LayerRounding
+from sq.quantize.rounders.gptq import gptq
+from sq.rotation import Kronecker, random_orthogonal
+
+# Three query heads share a KV head, biases on q, k and v, and every query head with a KV head of its own.
+MODELS: dict[str, tuple[str, dict[str, int]]] = {
+    "llama, grouped heads": ("llama", {}),
+    "qwen2, biases": ("qwen2", {}),
+    "llama, a KV head for each query head": (
+        "llama",
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12},
+    ),
+}
+
+
+def rotations(stream: DecoderStream) -> LayerPlan:
+    """Rotations in front of every site, so that sites see other activations than those of the original layer."""
+    widths = {site: stream.dimensions.width(site) for site in SITES}
+    return LayerPlan(
+        {
+            site: SiteTransform(None, Kronecker(random_orthogonal(n // 2, seed), random_orthogonal(2, seed + 9)))
+            for seed, (site, n) in enumerate(widths.items())
+        }
+    )
+
+
+class Case:
+    """Layer 1 of a random model with a plan installed, and three batches of hidden states of unequal size."""
+
+    def __init__(self, folder: Path, model: str, dtype: torch.dtype = torch.float32) -> None:
+        family, sizes = MODELS[model]
+        save_random(folder, family, **sizes)
+        self.stream = DecoderStream(folder, dtype=dtype)
+        self.layer = self.stream.layer(1)
+        self.inputs = install_plan(self.stream.family, self.stream.dimensions, self.layer, rotations(self.stream))
+        generator = torch.Generator().manual_seed(3)
+        self.hidden = [
+            torch.randn(size, 13, self.stream.dimensions.hidden, generator=generator).to(dtype) for size in (4, 4, 1)
+        ]
+
+    def run(self, batches: list[Tensor]) -> list[Tensor]:
+        return [self.stream.forward(1, self.layer, batch) for batch in batches]
+
+    def rounding(self, weights: Any, **ranges: Any) -> LayerRounding:
+        return LayerRounding(self.stream.family, self.layer, self.inputs, weights, index=1, ranges=ranges)
+
+
+def assert_same(found: QTensor, expected: QTensor) -> None:
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
+    for name in ("zero", "second"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("options", [{}, {"act_order": True}], ids=["columns in order", "act_order"])
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_all_windows_at_once_and_batch_by_batch_give_the_same_codes(
+    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = rounder("gptq", weight_quantizer(4), **options)
+    found: dict[float, dict[str, QTensor]] = {}
+    for share in (0.25, 0.0):
+        monkeypatch.setattr("sq.quantize.round._SHARE", share)
+        case = Case(tmp_path, model)
+        sizes: list[int] = []
+
+        def run(batches: list[Tensor], case: Case = case, sizes: list[int] = sizes) -> list[Tensor]:
+            sizes.extend(len(batch) for batch in batches)
+            return case.run(batches)
+
+        work = case.rounding(weights)
+        outputs = work.site_by_site(run, case.hidden)
+        found[share] = work.rounded
+        assert sizes == ([9] if share else [4, 4, 1] * len(SITES))
+        assert (outputs is None) == (share == 0)
+        if outputs is not None:  # those of the rounded layer, although its sites were rounded on the way
+            for out, expected in zip(outputs, case.run(case.hidden), strict=True):
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert found[0.25].keys() == found[0.0].keys()
+    for name, made in found[0.25].items():
+        assert_same(made, found[0.0][name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_the_walk_is_a_loop_over_sites_that_rounds_each_linear_by_itself(model: str, tmp_path: Path) -> None:
+    """Inputs of each linear are seen by hooks of our own, and its Hessian is summed over all tokens in float64."""
+    case = Case(tmp_path, model, torch.float64)
+    quantizer = weight_quantizer(4)
+    expected, layer = {}, copy.deepcopy(case.layer)
+    for names in case.stream.family.linears.values():
+        seen: list[Tensor] = []
+        linears = [layer.get_submodule(name) for name in names]
+        inputs = linears[0].inputs
+        assert isinstance(inputs, nn.Module)
+        handle = inputs.register_forward_hook(lambda module, arguments, out, seen=seen: seen.append(out.flatten(0, 1)))
+        for batch in case.hidden:
+            case.stream.forward(1, layer, batch)
+        handle.remove()
+        x = torch.cat(seen[:: len(names)])  # every reader asks for it
+        for name in names:
+            weight = weight_of(layer, name)
+            (expected[name],) = gptq([weight], 2 / len(x) * x.T @ x, quantizer)
+            weight.copy_(expected[name].dequantize(weight.dtype))
+    work = case.rounding(rounder("gptq", quantizer))
+    assert work.site_by_site(case.run, case.hidden) is not None
+    assert work.rounded.keys() == expected.keys()
+    for name, made in work.rounded.items():
+        agreement = float((made.codes == expected[name].codes).float().mean())
+        assert agreement > 0.995, f"{name}: {agreement}"  # Hessians differ in float32's last bits
+        assert torch.equal(weight_of(case.layer, name), made.dequantize(torch.float64))
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("group_size", [None, 8, 16])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_stacked_weights_are_rounded_as_each_alone(scheme: Scheme, group_size: int | None, act_order: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    hessian = 2 / 200 * x.T @ x
+    weights = [torch.randn(rows, 48, generator=generator) * size for rows, size in ((24, 1.0), (5, 9.0), (7, 0.1))]
+    quantizer = weight_quantizer(4, scheme, group_size)
+    together = gptq(weights, hessian, quantizer, block=20, act_order=act_order)
+    assert [made.shape for made in together] == [tuple(weight.shape) for weight in weights]
+    for made, weight in zip(together, weights, strict=True):
+        (alone,) = gptq([weight], hessian, quantizer, block=20, act_order=act_order)
+        assert torch.equal(made.codes, alone.codes)
+        # Groups read their scale from updated weights: a matrix product of other sizes may end in another last bit.
+        torch.testing.assert_close(made.scale, alone.scale, rtol=1e-6 if group_size and not act_order else 0, atol=0)
+        assert made.zero is None or torch.equal(made.zero, alone.zero)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("group_size", [None, 6])
+@torch.no_grad()
+def test_weights_with_a_range_are_clamped_and_need_no_clip_search(
+    group_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of the site are searched as ever."""
+    rows: list[int] = []
+    search = clip_search.best_clip
+
+    def watched(part: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        rows.append(part.numel())
+        return search(part, *arguments, **options)
+
+    case = Case(tmp_path, "llama, grouped heads")
+    before = {
+        name: weight_of(case.layer, name).clone() for names in case.stream.family.linears.values() for name in names
+    }
+    ranged = [name for name in before if name != "self_attn.v_proj"]
+    ranges = {
+        name: (0.6 * before[name].amin(1, keepdim=True), 0.7 * before[name].amax(1, keepdim=True)) for name in ranged
+    }
+    quantizer = weight_quantizer(4, "asymmetric", group_size)
+    work = case.rounding(rounder("rtn", quantizer), **ranges)
+    monkeypatch.setattr(clip_search, "best_clip", watched)
+    work.from_statistics({})
+    monkeypatch.undo()
+    assert sum(rows) == before["self_attn.v_proj"].numel()
+    plain = weight_quantizer(4, "asymmetric", group_size, clip=1.0)
+    for name, weight in before.items():
+        expected = plain.quantize(weight.clamp(*ranges[name])) if name in ranges else quantizer.quantize(weight)
+        assert_same(work.rounded[name], expected)
+        assert torch.equal(weight_of(case.layer, name), expected.dequantize())
