@@ -2,35 +2,7 @@
 
     x -> x / s -> blocks R1 -> permutation P -> blocks R2,    s_j = max|x_j|^alpha / max|W_j|^(1 - alpha)
 
-R1 and R2: one block x block matrix for all blocks of a site, a product of greedy steps. Each step brings the coordinate
-of the largest entry to the flat row of a base rotation B = F diag(1, Q): F's first row is 1/sqrt(block), Q is a Haar
-rotation, drawn once for each R. Kept is the prefix of the product with the smallest max(x) - min(x).
-P deals the channels, sorted by peak, to the blocks in turn and back again, so that all blocks get equal peaks.
-
-| site         | folded                        | online                                                       |
-|--------------|-------------------------------|--------------------------------------------------------------|
-| qkv, gate_up | diag(1/s) in the norm's gain  | R1, P, R2: 2 block multiply-adds and one gather a feature    |
-| down         | diag(1/s) in up's rows        | the same                                                     |
-| o            | diag(1/s) in v's rows         | the same; with grouped KV heads diag(1/s) too: each query    |
-|              |                               | head has an s of its own                                     |
-| keys, queries| nothing                       | R1, P, R2 on head_dim after RoPE, if they are rounded        |
-
-Defaults: alpha 0.6, block 128, 256 steps, one permutation, as run.sh of the released code. That also clips activations
-to 0.9 and weights to 0.8 of their range, both asymmetric, and at W4A4 rounds q, k and v as well; the command
-is in conf/method/duquant.yaml.
-
-Differs from the released code:
-- Coordinate: it splits the index of the largest entry into (row, column) and then takes the ROW, modulo the block, for
-  the coordinate to flatten: a number unrelated to the outlier. Here it is the column, as in the paper. On the embedded
-  model the two differ by no more than two seeds do, since Q spreads nearly every coordinate.
-- Statistic: it searches on one sequence, the mean of 128 windows passed through the quantized layers. Here all is found
-  on the site's own calibration tokens, and on as many of them as one window has: `search_tokens`.
-- Learned weight clipping (its run_lwc.sh) is training, a method of its own, and is not here.
-- q and k after RoPE share a rotation found on the keys of all heads, with block gcd(block, head_dim). The smoothing
-  between the two (there floored at 0.5) is left out: in front of RoPE only pairs of channels could be scaled.
-- max|W_j| is over all linears that read the site, there over q or up alone. s is divided by its geometric mean, which
-  changes no code, in place of a floor of 1e-2.
-- F is a chain of Givens rotations like theirs with its coordinates in another order, for any block and not only 2^m.
+How R1, P and R2 are found, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -63,19 +35,15 @@ FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they 
 
 @dataclass(frozen=True)
 class DuQuant(Method):
-    """Smoothing, then rotation - permutation - rotation, at every site.
+    """Smoothing, then rotation - permutation - rotation, at every site; ValueError for an option outside its range.
 
     Args:
-        name: as printed in tables.
         alpha: strength of the smoothing, in [0, 1].
         block: size of the rotated blocks; it must divide the features of every site.
         rotation_steps: most factors of one rotation.
         permutations: P's between rotations; 0 leaves a single rotation.
         search_tokens: calibration tokens that rotations and permutations are found on.
         seed: of the base rotations.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     name: str = "duquant"
@@ -87,10 +55,8 @@ class DuQuant(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1}
-        wrong = below_least(self, least)
-        if not 0 <= self.alpha <= 1:
-            wrong.append(f"alpha={self.alpha} (0 to 1)")
+        wrong = below_least(self, {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1})
+        wrong += [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
@@ -156,13 +122,9 @@ def greedy_step(base: Tensor, coordinate: int) -> Tensor:
 def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
     """The product of at most `steps` greedy steps with the smallest max(x R) - min(x R); shape (block, block), float64.
 
-    Rows are taken by falling norm, which no rotation changes and no entry of the row exceeds: as soon as both extremes
-    reach the norm of the next row, the rest cannot hold them. The result is that of a search over all rows.
-
-    Args:
-        x: blocks of all tokens as rows, shape (N, block).
-        base: B, shape (block, block), float64.
-        steps: most factors.
+    x (N, block) holds the blocks of all tokens as rows. Rows are taken by falling norm, which no rotation changes and
+    no entry of the row exceeds: as soon as both extremes reach the norm of the next row, the rest cannot hold them. The
+    result is that of a search over all rows.
     """
     norms, order = x.norm(dim=1).sort(descending=True)
     count = min(len(x), FIRST_ROWS)
@@ -181,19 +143,14 @@ def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
                 best, smallest = rotation, high - low
             if step < steps:
                 peak = int(rows.argmax() if high > -low else rows.argmin())
-                turn = greedy_step(base, peak % x.shape[1])
-                rotation = rotation @ turn
-                rows = rows @ turn.to(x.dtype)
+                factor = greedy_step(base, peak % x.shape[1])
+                rotation = rotation @ factor
+                rows = rows @ factor.to(x.dtype)
     return best
 
 
 def zigzag(peaks: Tensor, block: int) -> Tensor:
-    """Order of the channels: dealt by falling peak to blocks 1, 2, ..., k, k, ..., 2, 1, 1, ...; shape (n,), int64.
-
-    Args:
-        peaks: max|x_j| of each channel, shape (n,), n a multiple of block.
-        block: channels a block.
-    """
+    """Order of the n channels by peaks (n,), int64: dealt by falling peak to blocks 1, 2, ..., k, k, ..., 2, 1, 1"""
     rounds = peaks.argsort(descending=True, stable=True).reshape(block, -1).clone()  # one channel to each block
     rounds[1::2] = rounds[1::2].flip(1)
     return rounds.T.reshape(-1)

@@ -2,37 +2,7 @@
 
     x -> (x d) (P1 (x) P2),    W -> (W / d) (P1 (x) P2)^-T,    P = U diag(s) V^T,    W clamped to its learned range
 
-Each layer learns its factors P, scales d and clips on its own: AdamW on the mean squared error of the rounded layer to
-the full-precision one, both fed by the full-precision layers before it. It starts from random rotations P, s = 1 and
-d_j = max|W_j|^(1 - alpha) / max|x_j|^alpha, |W_j| over all linears that read the site.
-
-| site         | folded                           | online                                                          |
-|--------------|----------------------------------|-----------------------------------------------------------------|
-| qkv, gate_up | diag(d) in the norm's gain       | P1 (x) P2, n1 n2 = n closest to each other (4096 = 64 * 64)     |
-| down         | diag(d) in up's rows             | P1 (x) P2 (11008 = 86 * 128)                                    |
-| o            | P_v on every head, in v's rows   | P_o (x) I, across query heads                                   |
-| keys, queries| nothing                          | P_k on keys, P_k^-T on queries, if either is rounded            |
-
-P_v and P_k are shared by the heads of a layer, so that grouped KV heads change nothing. Where the cache alone is
-rounded, only P_v and P_k are there. Weights are trained rounded to nearest; with GPTQ the clamped weights are then
-rounded by GPTQ instead. Nothing is trained where nothing is rounded.
-
-Defaults: those of the released scripts. 15 epochs of 32 steps (128 windows, four a step), learning rate 5e-3 and ten
-times that for clips, cosine to 5e-6, alpha 0.3, all clips start at sigmoid(4) = 0.98. Its quantizers: symmetric weights
-and activations, asymmetric keys and values for each head; its W4A4 rounds those too.
-
-Differs from the released code:
-- With fewer than 128 windows a step takes fewer than four: steps are what counts. On the embedded model (16 windows)
-  15 epochs lower KL from 0.122 to 0.042, in fours to 0.060 (W4A4, RTN).
-- Activation clips: two scalars for each site; there for each linear, of which the last two or three read the same
-  tokens. There keys and values learn clips as well.
-- v's learned range is that of the weight that is rounded, P_v included; there of the weight before P_v.
-- s and d are learned as exponentials, s = exp(a), d = d0 exp(a), never 0 or negative; there as they are. Equal results.
-- The start is Haar. There a Haar matrix is handed to torch's Cayley parametrization without a base, which takes its
-  lower triangle for the skew matrix: a start whose P has 0.4 on its diagonal (n = 64). Equal results, too.
-- d is divided by its geometric mean, which changes no code. A factor pair need not be of one parity (there sizes of 2
-  times an odd number search for ever); a prime size gets one full factor. head_dim is the model's, not hidden / heads.
-- float32 (float64 for a float64 model); there mixed float16.
+How they are learned, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -52,8 +22,7 @@ from sq.errors import QuantizationError, TrainingError
 from sq.formats.format import Format
 from sq.learn.absorb import absorbed
 from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
-from sq.learn.clipped import clipped_weight
-from sq.learn.clips import LearnedClip, LearnedRange, integers_only
+from sq.learn.clips import LearnedClip, LearnedRange, clipped_weight, integers_only
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
 from sq.models.families import SITES
@@ -69,10 +38,9 @@ WEIGHT_DECAY = 1e-2  # torch's default for AdamW, which the released code takes
 
 @dataclass(frozen=True)
 class FlatQuant(Method):
-    """Learn affine transforms and clips of each layer.
+    """Learn affine transforms and clips of each layer; ValueError for an option outside its range.
 
     Args:
-        name: as printed in tables.
         epochs: passes over the calibration windows; 0 keeps what training starts from.
         steps: steps an epoch, on equal shares of the windows; with fewer windows one step on each.
         lr: learning rate of factors and scales.
@@ -82,9 +50,6 @@ class FlatQuant(Method):
         weight_clip: learn the range of each weight row; without, the weight quantizer's own clip is used.
         activation_clip: learn two factors on the range of each site's tokens; without, the run's clip is used.
         seed: of the random rotations.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     name: str = "flatquant"
@@ -115,12 +80,7 @@ class FlatQuant(Method):
         return FlatLayer(self, layer).plan().sites
 
     def plan(self, layer: LayerView) -> LayerPlan:
-        """Train on the layer's calibration windows.
-
-        Raises:
-            TrainingError: a loss that is NaN or infinite, or scales that left float's range, naming layer, step and
-                learning rates.
-        """
+        """Train on the layer's calibration windows; TrainingError if a loss or a scale leaves the range of floats."""
         flat = FlatLayer(self, layer)
         flat.fit()
         try:
@@ -133,11 +93,9 @@ class FlatQuant(Method):
 
 
 class FlatLayer:
-    """What is trained of one layer, and the layer with that in it.
+    """What is trained of one layer, and the layer with that in it: transforms of `sites` and `keys`, and clips.
 
     Attributes:
-        sites: trainable transforms by site.
-        keys: trainable transform of the keys, or None.
         ranges: linear -> its range; empty for 16-bit weights.
         clips: site -> factors on its tokens' range; empty for 16-bit activations.
     """
@@ -215,10 +173,9 @@ class FlatLayer:
     def plan(self) -> LayerPlan:
         """What the pipeline installs, in float64."""
         weights = absorbed(self.block, self.sites) if self.ranges else {}
+        sites = {name: SiteTransform(_frozen(site.folded), _frozen(site.online)) for name, site in self.sites.items()}
         return LayerPlan(
-            sites={
-                name: SiteTransform(_frozen(site.folded), _frozen(site.online)) for name, site in self.sites.items()
-            },
+            sites=sites,
             keys=_frozen(self.keys),
             weight_ranges={name: learned(weights[f"{name}.weight"]) for name, learned in self.ranges.items()},
             activation_clips={site: clip.factors() for site, clip in self.clips.items()},

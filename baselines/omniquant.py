@@ -2,35 +2,7 @@
 
     LET: x_j / s_j, W_j s_j,  q_i / t_i, k_i t_i        LWC: w clamped to [sigmoid(l) min(w), sigmoid(u) max(w)]
 
-s, t, and l and u of each output channel are trained layer by layer with AdamW, to lower the mean squared error between
-the rounded layer, fed by the rounded layers before it, and the full-precision layer, fed by full-precision ones. They
-start from s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) (W of q, o, up), t = 1 and l = u = 4.
-
-| site         | folded                                                    | online  |
-|--------------|-----------------------------------------------------------|---------|
-| qkv, gate_up | diag(1/s) in the norm's gain                              | nothing |
-| o            | diag(1/s) in v's rows                                     | nothing |
-| down         | nothing, as in the released code                          | nothing |
-| keys, queries| diag(t) in k's rows, diag(1/t) in q's, where either is    | nothing |
-|              | rounded                                                   |         |
-
-Defaults: learning rates 5e-3 (LET) and 1e-2 (LWC), alpha 0.5, 20 epochs, batch 1: main.py and the W4A4 scripts of the
-released code. For Llama-2 these set let_lr 1e-3 and alpha 0.75, for the first Llama aug_loss. Its quantizers are
-asymmetric; W4A4 rounds q, k and v as well. The rates suit the 2,560 steps a layer that its 128 windows make: on the
-embedded model's 16 windows the error still falls after 20 epochs, and 5 at four times the rates come as far.
-
-Differs from the released code:
-- o: it has an s for each channel of o's input, but with grouped KV heads v has fewer. Here the query heads of a group
-  share their KV head's s, which starts from the largest of their peaks.
-- Keys: it has a t for each channel. RoPE turns channels i and i + head_dim / 2 into each other, so that a t for each
-  changes what the layer computes. Here both share one; where q and k have norms (Qwen3), in whose gains it goes, all
-  heads do. Learned only where queries or keys are rounded: elsewhere its gradient is noise, made steps by AdamW.
-- max|W_j| takes magnitudes, there signed entries; max|x_j| is of the rounded stream, there of the full-precision model.
-  A channel that calibration never saw alive starts at s = 1.
-- Symmetric weights: the larger end of the learned range counts for both, as there; code -2^(b-1) is left out.
-  Groups of input features (weights.group_size) share the range of their channel, there each has one.
-- Training in float32, there in mixed float16 with a loss scaler. NaN ends the run, there it opens a debugger.
-- As there, the last step's parameters are kept, and not the best epoch's.
+How they are trained, sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -52,7 +24,7 @@ from sq.learn.rounding import RangeGradient, differentiable, round_on
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform, from_heads, over_heads
 from sq.nn.attention import AttentionInput
-from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.quantize.method import LayerPlan, LayerView, Method, below_least
 from sq.quantize.training_block import TrainingBlock
 from sq.rotation import Diagonal
 
@@ -62,10 +34,9 @@ KEYS = "keys"  # beside the sites, the name of t
 
 @dataclass(frozen=True)
 class OmniQuant(Method):
-    """Learn LET and LWC of each layer.
+    """Learn LET and LWC of each layer; ValueError for an option outside its range, or neither LET nor LWC.
 
     Args:
-        name: as printed in tables.
         let: learn scales.
         lwc: learn ranges of the weights; at 16 bits there are none.
         alpha: strength of the scales that training starts from, in [0, 1].
@@ -73,9 +44,6 @@ class OmniQuant(Method):
         let_lr, lwc_lr: learning rates of scales and of logits.
         batch: windows a step.
         aug_loss: add the error to the full-precision layer fed by the rounded ones.
-
-    Raises:
-        ValueError: an option outside its range, or neither LET nor LWC.
     """
 
     name: str = "omniquant"
@@ -91,15 +59,10 @@ class OmniQuant(Method):
     reads_reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks = {
-            "alpha": (0 <= self.alpha <= 1, "0 to 1"),
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "let_lr": (self.let_lr > 0, "above 0"),
-            "lwc_lr": (self.lwc_lr > 0, "above 0"),
-            "let": (self.let or self.lwc, "true where lwc is false"),
-        }
-        wrong = [f"{key}={getattr(self, key)} ({allowed})" for key, (good, allowed) in checks.items() if not good]
+        wrong = [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
+        wrong += below_least(self, {"epochs": 0, "batch": 1})
+        wrong += [f"{k}={getattr(self, k)} (above 0)" for k in ("let_lr", "lwc_lr") if not getattr(self, k) > 0]
+        wrong += [] if self.let or self.lwc else [f"let={self.let} (true where lwc is false)"]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
@@ -112,20 +75,13 @@ class OmniQuant(Method):
         return _folded(initial_scales(layer, self.alpha)) if self.let else {}
 
     def plan(self, layer: LayerView) -> LayerPlan:
-        """Train on the layer's calibration windows.
-
-        Raises:
-            TrainingError: a loss that is NaN or infinite, naming layer, step and learning rates.
-            QuantizationError: nothing to learn.
-        """
+        """Train on the layer's calibration windows; TrainingError for a loss of NaN or inf."""
         block = layer.block
         if block is None:
             raise QuantizationError(f"layer {layer.index} came without a block to train on; OmniQuant needs one")
         learned = LearnedLayer(block, initial_scales(layer, self.alpha) if self.let else {}, lwc=self.lwc)
         if not (learned.scales or learned.ranges):
-            raise QuantizationError(
-                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits.weights"
-            )
+            raise QuantizationError("16-bit weights have no ranges to learn; set method.let=true or fewer bits.weights")
         self._train(learned, block)
         return learned.plan()
 
@@ -156,12 +112,8 @@ class LearnedLayer:
 
     Attributes:
         scales: site -> s, (n,), at o (kv_heads * head_dim,); KEYS -> t, (kv_heads or 1, head_dim / 2), where it counts.
+            They start from `initial`, which is empty without LET.
         ranges: linear -> its logits; empty at 16 bits or without LWC.
-
-    Args:
-        block: the layer.
-        initial: s of each site, empty without LET.
-        lwc: learn ranges.
     """
 
     def __init__(self, block: TrainingBlock, initial: Mapping[str, Tensor], *, lwc: bool) -> None:
@@ -208,13 +160,11 @@ class LearnedLayer:
     def rounded(self) -> dict[str, Tensor]:
         """The same, its weights clamped to their ranges and rounded to nearest."""
         found = self.transformed()
-        for names in self.block.family.linears.values():
-            for name in names:
-                weight = found[f"{name}.weight"]
-                if self.quantizer is not None:
-                    found[f"{name}.weight"] = (
-                        self._round(name, weight) if name in self.ranges else self.quantizer(weight)
-                    )
+        if self.quantizer is None:
+            return found
+        for name in [name for names in self.block.family.linears.values() for name in names]:
+            w = found[f"{name}.weight"]
+            found[f"{name}.weight"] = self._round(name, w) if name in self.ranges else self.quantizer(w)
         return found
 
     @torch.no_grad()

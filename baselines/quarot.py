@@ -1,26 +1,6 @@
 """QuaRot (Ashkboos et al., arXiv 2404.00456): Hadamard rotations of every activation, blind to the data.
 
-| site          | folded                                                 | online                      |
-|---------------|--------------------------------------------------------|-----------------------------|
-| qkv, gate_up  | the residual stream: diag(random signs) H_hidden       | nothing                     |
-| o             | H_head_dim on every head, in v's rows and o's columns  | H_heads (x) I, across heads |
-| down          | nothing                                                | H_intermediate              |
-| keys, queries | nothing                                                | H_head_dim after RoPE, where|
-|               |                                                        | keys or queries are rounded |
-
-Every H is divided by the root of its order. At o the two make H_heads (x) H_head_dim, a Hadamard of heads * head_dim.
-
-Defaults: all five Hadamard, as `--rotate` of the released code. Its quantizers: symmetric, activation clip 1.0
-(`--a_clip_ratio`), weights GPTQ with a clip search (`--w_clip`), or RTN (`--w_rtn`).
-
-Differs from the released code:
-- It subtracts each embedding row's mean, which LayerNorm models need. RMSNorm does not remove a mean, so that the
-  rotated model would no longer compute what the original does. Left out.
-- It takes head_dim = hidden / heads and its orders from a table; here head_dim is the model's own (Qwen3-0.6B: 16 heads
-  of 128 at hidden 1024), and every order K 2^m that can be built is used (Qwen2.5-7B: 18944 = 148 * 128).
-- A head count without a Hadamard matrix (Qwen2.5-0.5B: 14, SmolLM2: 9, 15) ends in an error that names the option that
-  works, there in a failed assertion. `orthogonal` puts a Haar rotation in the place of any of the five.
-- Weights are rotated in float32 (float64 for a float64 model), there in float64: 1e-7 beside 4-bit steps of 1e-1.
+Sites, defaults and differences from the released code: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -34,24 +14,14 @@ from torch import Tensor
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
-from sq.rotation import (
-    Kronecker,
-    PerHead,
-    Transform,
-    blind_rotation,
-)
+from sq.rotation import Kronecker, PerHead, Transform, blind_rotation
 
 Kind = Literal["hadamard", "orthogonal", "none"]
 PLACES = ("residual", "head", "cross_head", "down", "keys")
 
 
 class CrossHead(Kronecker):
-    """R (x) I over heads: x viewed (..., heads, head_dim) becomes R^T X.
-
-    Args:
-        rotation: R of size heads.
-        head_dim: features a head.
-    """
+    """R (x) I over heads: x viewed (..., heads, head_dim) becomes R^T X."""
 
     def __init__(self, rotation: Transform, head_dim: int) -> None:
         super().__init__(rotation.matrix(), head_dim)
@@ -64,19 +34,15 @@ class CrossHead(Kronecker):
 
 @dataclass(frozen=True)
 class QuaRot(Method):
-    """Hadamard rotations, folded where they fold.
+    """Hadamard rotations, folded where they fold; ValueError for a rotation other than these.
 
     Args:
-        name: as printed in tables.
         residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
         head: rotation of each head's values, folded. The same choices, without signs.
         cross_head: rotation across query heads in front of o, online.
         down: rotation in front of down, online; "orthogonal" costs n^2 there.
         keys: rotation of each head's keys and queries after RoPE, online, where keys or queries are quantized.
         seed: of signs and Haar rotations.
-
-    Raises:
-        ValueError: a rotation other than these.
     """
 
     name: str = "quarot"
@@ -89,7 +55,7 @@ class QuaRot(Method):
     fold_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        wrong = [f"{place}={self._kind(place)!r}" for place in PLACES if self._kind(place) not in get_args(Kind)]
+        wrong = [f"{p}={getattr(self, p)!r}" for p in PLACES if getattr(self, p) not in get_args(Kind)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
 
@@ -115,12 +81,8 @@ class QuaRot(Method):
         return self._rotation("keys", dimensions.head_dim, seed, f"layer {layer.index}, keys: a head_dim of")
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
-        kind = self._kind(place)
+        kind = getattr(self, place)
         if kind == "none":
             return None
         signs, also = place == "residual", f" or method.{place}=none"
         return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}", also=also)
-
-    def _kind(self, place: str) -> Kind:
-        kind: Kind = getattr(self, place)
-        return kind

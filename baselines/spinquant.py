@@ -1,41 +1,8 @@
 """SpinQuant (Liu et al., arXiv 2405.16406): rotations of the residual stream and of the heads, learned by Cayley SGD.
 
-| site         | folded                                                      | online                   |
-|--------------|-------------------------------------------------------------|--------------------------|
-| qkv, gate_up | R1 on the residual stream, one hidden x hidden for the model| nothing                  |
-| o            | R2 on every head, in v's rows and o's columns, one head_dim | nothing                  |
-|              | x head_dim a layer                                          |                          |
-| down         | nothing                                                     | R4 = H_intermediate      |
-| keys, queries| nothing                                                     | R3 = H_head_dim after    |
-|              |                                                             | RoPE, if either is       |
-|              |                                                             | rounded                  |
-
-R1 and R2 start as randomized Hadamards and take `steps` steps of Cayley SGD (sq/learn/cayley.py) on the next-token
-cross-entropy of the fake-quantized model. Each step rotates every weight, rounds it and runs the model on calibration
-windows (sq/learn/rotated_model.py); gradients pass rounding unchanged and reach R1 and R2 only.
-
-What is rounded in training (`train_bits`): with auto what the run rounds, if its weights are rounded to nearest. GPTQ
-decides on the rounding of weights after the training, so the authors advise to train with 16-bit weights for it (README
-of the released code). auto does so, unless nothing but weights is rounded: there would be nothing to train on.
-
-Defaults: 100 steps at learning rate 1.5, 8 windows a step, as the released scripts (8 processes of batch 1). Their
-learning rate falls along a cosine, the paper's linearly. Their windows are 800 different ones of 2048 tokens; here they
-are the run's calibration windows, the same as every method's, dealt anew when all were seen.
-
-On the embedded model (W4A4, RTN) that lowers the loss of its 4,096 calibration tokens from 2.42 to about 2.37 (full
-precision: 2.34), but not the held-out KL: 0.0650 before, 0.0654 after, 0.0655 +- 0.0006 over eight random starts. A
-gradient of 2,048 tokens has norm 0.078, the mean one 0.009, and a step along the mean of 16,384 changes the loss no
-more than random steps of its length do. Best of what was tried: 0.0636, with calibration.tokens=65536 method.lr=5.
-
-Differs from the released code:
-- Weights are rotated in float32 (`rerotate_dtype`), there in float64, at every step. In exchange the result is replaced
-  by the nearest orthogonal matrices in float64 and checked to be orthogonal to 1e-6.
-- The weights' clip factors are searched every 10 steps and held in between (`clip_interval`), there at every step: the
-  search is nearly all that rounding costs. KL after 20 steps: 0.0638 with 10, 0.0641 with 1, a difference of noise.
-- The nearest orthogonal matrix at every 101st step stands for a QR retraction with chance 1/101 at each.
-- o's input is rounded like every other site's, there per head: one activation quantizer for all methods.
-- Trained in float32, there in bfloat16. head_dim is the model's own, there hidden / heads. A size without a Hadamard
-  matrix ends in an error that names the option that works.
+R1 of the residual stream and R2 of each layer's heads are learned, R3 of keys and queries and R4 in front of down are
+fixed Hadamards. How they are learned, sites, defaults and differences from the released code: README.md beside this
+file.
 """
 
 from __future__ import annotations
@@ -75,16 +42,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SpinQuant(Method):
-    """Learned R1 and R2, Hadamard R3 and R4.
+    """Learned R1 and R2, Hadamard R3 and R4; ValueError for an option other than these.
 
     Args:
-        name: as printed in tables.
         steps: of Cayley SGD; 0 keeps the start.
         lr: learning rate of the first step.
         schedule: how it falls to 0: "linear" or "cosine".
         batch: windows a step, at most all there are.
-        train_bits: what is rounded in training: "auto", see above, or a label such as w16a4 or w4a4kv4, whose left-out
-            parts are the run's own.
+        train_bits: what is rounded in training: "auto", see README.md, or a label such as w16a4 or w4a4kv4, whose
+            left-out parts are the run's own.
         clip_interval: steps from one clip search of the weights to the next; 1 is the released code's.
         rerotate_dtype: of the products that rotate weights at each step.
         recompute: keep the hidden states between layers only and run each layer twice: less memory, more time.
@@ -93,9 +59,6 @@ class SpinQuant(Method):
         residual, head: start of R1 and R2: "hadamard" (random signs) or "orthogonal" (Haar).
         down, keys: R4 and R3: "hadamard", "orthogonal" (Haar, n^2 online) or "none".
         seed: of the start and of the order of the windows.
-
-    Raises:
-        ValueError: an option other than these.
     """
 
     name: str = "spinquant"
@@ -126,8 +89,7 @@ class SpinQuant(Method):
             if getattr(self, key) not in get_args(choices)
         ]
         wrong += below_least(self, {"steps": 0, "batch": 1, "clip_interval": 1, "checkpoint_interval": 1})
-        if not self.lr > 0:
-            wrong.append(f"lr={self.lr} (more than 0)")
+        wrong += [] if self.lr > 0 else [f"lr={self.lr} (more than 0)"]
         if self.rotations is not None and not Path(self.rotations).expanduser().is_file():
             wrong.append(f"rotations={self.rotations!r} (a file that exists, or null to train)")
         if wrong:
@@ -143,11 +105,13 @@ class SpinQuant(Method):
         if self.rotations is not None:
             self.learned = self._read(Path(self.rotations).expanduser(), dimensions, recipe).to(torch.float64, device)
             return
+        keys = self._keys(dimensions) if recipe.quantizes_scores else None
+        down, keys = (part and part.to(device) for part in (self._down(dimensions), keys))
         model = RotatedModel(
             training,
             recipe,
-            down=_on(device, self._down(dimensions)),
-            keys=_on(device, self._keys(dimensions)) if recipe.quantizes_scores else None,
+            down=down,
+            keys=keys,
             clip_interval=self.clip_interval,
             rerotate_dtype=getattr(torch, self.rerotate_dtype),
             recompute=self.recompute,
@@ -226,7 +190,7 @@ class SpinQuant(Method):
             logger.warning(
                 "the rotations of %s were learned for %s; this run would learn them for %s (method.train_bits=%s)",
                 path,
-                known or "quantizers that the file does not tell",
+                known or "quantizers that the file does not name",
                 wanted,
                 self.train_bits,
             )
@@ -239,7 +203,3 @@ class SpinQuant(Method):
         data = (training.ids, embedding.float())
         windows, model = (sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()[:16] for tensor in data)
         return {"method": options, "geometry": asdict(training.dimensions), "windows": windows, "embedding": model}
-
-
-def _on(device: torch.device, transform: Transform | None) -> Transform | None:
-    return None if transform is None else transform.to(device)

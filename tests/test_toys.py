@@ -21,7 +21,8 @@ register_rounder("truncate", "toys.truncate:Truncate")
 
 
 def quantized(overrides: Sequence[str] = (), **options: Any) -> Any:
-    return sq.quantize("random_tiny", overrides=["model.dtype=float32", "calibration.tokens=256", *overrides], **options)
+    small = ["model.dtype=float32", "calibration.tokens=256"]
+    return sq.quantize("random_tiny", overrides=[*small, *overrides], **options)
 
 
 @pytest.mark.parametrize("weights", ["rtn", "gptq"])

@@ -13,18 +13,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.parser()
     parser.add_argument("--cpu", action="store_true", help="packed, fake-quantized and bfloat16 linears on this CPU")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch, with --cpu (default: torch's own choice)")
-    asked = parser.parse_args(arguments)
-    if not asked.cpu:
-        if asked.threads is not None:
+    given = parser.parse_args(arguments)
+    if not given.cpu:
+        if given.threads is not None:
             parser.error("--threads is of the CPU part; add --cpu")
-        return cli.run(asked)
-    if asked.tune:
+        return cli.run(given)
+    if given.tune:
         parser.error("--tune is of the GPU part; leave --cpu out")
-    if asked.threads is not None and asked.threads < 1:
-        parser.error(f"--threads is {asked.threads}; use 1 or more")
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads is {given.threads}; use 1 or more")
     from sq.cli import bench_cpu
 
-    return bench_cpu.run(asked.only, quick=asked.quick, threads=asked.threads, listed=asked.list, out=asked.out)
+    return bench_cpu.run(given.only, quick=given.quick, threads=given.threads, listed=given.list, out=given.out)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import integer
@@ -65,12 +66,12 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     samples, least = (5, 0.002) if quick else (15, 0.01)
-    told = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    print(f"{cpu_name()}, {told}: {len(rows)} rows")
+    words = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    print(f"{cpu_name()}, {words}: {len(rows)} rows")
     results: list[dict[str, Any]] = []
     try:
         status = cli.collected(tracked(_results(rows, samples, least, clock), len(rows), "sq-bench --cpu"), results)
-        note = NOTE.format(samples=samples, threads=told)
+        note = NOTE.format(samples=samples, threads=words)
         document = {"schema": 1, "part": "cpu", "cpu": cpu_name(), "quick": quick, "note": note, "results": results}
         document["environment"] = {**environment(), "git_commit": git_commit(), "command": sys.argv}
         status = cli.report(document, len(rows), status, out, _table)
@@ -102,8 +103,7 @@ def linears(d_out: int, d_in: int, seed: int = 0) -> dict[str, nn.Module]:
 
 def weight_bytes(linear: nn.Module) -> int:
     """Bytes of weights, scales and zeros, without the transform."""
-    named = (*linear.named_parameters(recurse=False), *linear.named_buffers(recurse=False))
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in named)
+    return sum(tensor.nbytes for tensor in (*linear.parameters(recurse=False), *linear.buffers(recurse=False)))
 
 
 @torch.no_grad()
@@ -112,8 +112,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of one call, `samples` times each, the kinds in turn so that what disturbs one disturbs all.
 
-    Args:
-        least: seconds that a sample goes on for, at least one call; a count that a first round finds.
+    A sample lasts `least` seconds, or one call; a first round finds how many calls that are.
     """
     counts = {}
     for name, call in calls.items():
@@ -149,18 +148,13 @@ def _measured(
     shape: str, tokens: int, kinds: dict[str, nn.Module], samples: int, least: float, clock: Clock
 ) -> dict[str, Any]:
     x = torch.randn(tokens, SHAPES[shape][1], generator=torch.Generator().manual_seed(tokens)).bfloat16()
-
-    def calling(linear: nn.Module) -> Callable[[], Tensor]:
-        return lambda: linear(x)
-
-    times = interleaved({kind: calling(kinds[kind]) for kind in KINDS}, samples, least, clock)
-    seconds = {kind: statistics.median(values) for kind, values in times.items()}
+    times = interleaved({kind: partial(kinds[kind], x) for kind in KINDS}, samples, least, clock)
     return {
         "row": _name(shape, tokens),
         "status": "ok",
         "reason": None,
         "verdict": "",
-        "seconds": seconds,
+        "seconds": {kind: statistics.median(values) for kind, values in times.items()},
         "fastest": {kind: min(values) for kind, values in times.items()},
         "samples": samples,
         "ratio": {kind: _paired(times[kind], times["packed"]) for kind in ("bf16", "fake")},
@@ -174,9 +168,8 @@ def _paired(slower: list[float], packed: list[float]) -> float:
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'d_out x d_in, tokens':24}{'bf16':>12}{'fake':>12}{'packed':>12}  {'over bf16':>10}{'over fake':>11}  bytes"
-    ]
+    kinds = "".join(f"{kind:>12}" for kind in KINDS)
+    lines = [f"{'d_out x d_in, tokens':24}{kinds}  {'over bf16':>10}{'over fake':>11}  bytes"]
     for result in results:
         if result["status"] == "failed":
             lines.append(f"{result['row']:24}FAILED {result['reason']}")

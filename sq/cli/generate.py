@@ -13,7 +13,7 @@ from sq.errors import CheckpointError, SQError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse a command line, stream the continuation, tell tokens a second and the cache's bytes; return the status."""
+    """Parse a command line, stream the continuation, print tokens a second and the cache's bytes; return the status."""
     parser = argparse.ArgumentParser(prog="sq-generate", description="Stream text from a packed checkpoint.")
     parser.add_argument("folder", help="written by `python run.py save_to=FOLDER`")
     parser.add_argument("prompt")
@@ -21,47 +21,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token every time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        _stream(asked)
+        _stream(options)
     except (SQError, OSError, ValueError) as error:
         print(f"sq-generate: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _stream(asked: argparse.Namespace) -> None:
+def _stream(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
     from transformers.utils import logging
 
     import sq  # noqa: F401  (registers the quantizer)
 
-    if not (Path(asked.folder) / "config.json").is_file():
-        raise CheckpointError(
-            f"{asked.folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote"
-        )
+    folder = options.folder
+    if not (Path(folder) / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
     logging.disable_progress_bar()
-    device: str = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(asked.folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(asked.folder)  # transformers types `generate` for its own mixin
+    device: str = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)  # typed for its mixin alone
     model.to(torch.device(device))
-    torch.manual_seed(asked.seed)
-    inputs = tokenizer(asked.prompt, return_tensors="pt").to(device)
+    torch.manual_seed(options.seed)
+    inputs = tokenizer(options.prompt, return_tensors="pt").to(device)
     inputs.pop("token_type_ids", None)
-    sampling = {"do_sample": True, "temperature": asked.temperature} if asked.temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {"do_sample": False}
+    )
     start = time.perf_counter()
     made = model.generate(
         **inputs,
         **sampling,
-        max_new_tokens=asked.max_new_tokens,
+        max_new_tokens=options.max_new_tokens,
         streamer=TextStreamer(tokenizer),
         return_dict_in_generate=True,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
     count, seconds = made.sequences.shape[1] - inputs["input_ids"].shape[1], time.perf_counter() - start
-    told = f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second on {device}"
-    print(told + _cache_size(made.past_key_values), file=sys.stderr)
+    words = f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second on {device}"
+    print(words + _cache_size(made.past_key_values), file=sys.stderr)
 
 
 def _cache_size(cache: Any) -> str:
@@ -70,10 +71,9 @@ def _cache_size(cache: Any) -> str:
     if isinstance(cache, Int4Cache):
         return f"; keys and values took {cache.nbytes / 1e3:,.0f} kB in int4"
     parts = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
-    held = [part for part in parts if part is not None]
-    if not held:
-        return ""
-    return f"; keys and values took {sum(part.nbytes for part in held) / 1e3:,.0f} kB in {held[0].dtype}"
+    found = [part for part in parts if part is not None]
+    size = sum(part.nbytes for part in found) / 1e3
+    return f"; keys and values took {size:,.0f} kB in {found[0].dtype}" if found else ""
 
 
 if __name__ == "__main__":

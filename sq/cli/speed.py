@@ -1,7 +1,7 @@
 """`python -m sq.evaluate.speed random_llama2_7b`: the speed of random weights where Hydra is not installed.
 
-The same measurement as `python run.py model=random_llama2_7b task=speed`, without a run directory: tokens per second
-and bytes, and everything as JSON with --json. Weights are rounded without a clip search, which changes no speed.
+The same measurement as `python run.py model=random_llama2_7b task=speed`, without a run directory; --json keeps it.
+Weights are rounded without a clip search, which changes no speed.
 """
 
 from __future__ import annotations
@@ -56,42 +56,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for a first look")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where the metrics and facts go")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        found = _measured(asked)
+        found = _measured(options)
     except SQError as error:
         print(f"sq.evaluate.speed: {error}", file=sys.stderr)
         return 1
-    _print(found, asked)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps({"metrics": found.metrics, "speed": found.facts}, indent=2) + "\n")
+    _print(found, options)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"metrics": found.metrics, "speed": found.facts}, indent=2) + "\n")
     return 0
 
 
 def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
     """The sizes in conf/model/<model>.yaml, over what all random models share."""
-    files = (CONF / "random_checkpoint.yaml", CONF / "model" / f"{model}.yaml")
     sizes: dict[str, Any] = {}
-    for file in files:
+    for file in (CONF / "random_checkpoint.yaml", CONF / "model" / f"{model}.yaml"):
         sizes |= yaml.safe_load(file.read_text(encoding="utf-8"))["architecture"]
     return sizes if layers is None else {**sizes, "num_hidden_layers": layers}
 
 
-def _measured(asked: argparse.Namespace) -> Speed:
-    device = torch.device(asked.device)
-    source = RandomSource(architecture(asked.model, asked.layers), device=device)
+def _measured(options: argparse.Namespace) -> Speed:
+    device = torch.device(options.device)
+    source = RandomSource(architecture(options.model, options.layers), device=device)
     stream = DecoderStream(source, device=device)
-    needs_packed = any(not kind.startswith("bf16") for kind in asked.kinds)
+    needs_packed = any(not kind.startswith("bf16") for kind in options.kinds)
     with progress_bar() as progress:
-        packed = _packed(stream, asked.method, asked.kv4) if needs_packed else None
+        packed = _packed(stream, options.method, options.kv4) if needs_packed else None
         return measure_speed(
             stream,
             packed,
-            kinds=asked.kinds,
-            batches=asked.batches,
-            prompt=asked.prompt,
-            new_tokens=asked.new_tokens,
-            repeats=asked.repeats,
+            kinds=options.kinds,
+            batches=options.batches,
+            prompt=options.prompt,
+            new_tokens=options.new_tokens,
+            repeats=options.repeats,
             show=shown_in(progress),
         )
 
@@ -106,9 +105,9 @@ def _packed(stream: DecoderStream, method: str, kv4: bool) -> PreTrainedModel:
     return assemble(stream, list(pipeline.layers()), pipeline.embeddings_and_head)
 
 
-def _print(found: Speed, asked: argparse.Namespace) -> None:
+def _print(found: Speed, options: argparse.Namespace) -> None:
     facts = found.facts
-    print(f"{asked.model} (random weights), {asked.method}, {facts['device']}, torch {torch.__version__}")
+    print(f"{options.model} (random weights), {options.method}, {facts['device']}, torch {torch.__version__}")
     for kind, reason in facts["left_out"].items():
         print(f"left out: {kind}: {reason}")
     for key, value in found.metrics.items():

@@ -18,13 +18,9 @@ SUFFIXES = (".parquet", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class HubText:
-    """Where one text lives on the hub.
+    """Where one text lives on the hub: a dataset's id and configuration, or files of it by split where one is enough.
 
-    Attributes:
-        repository: dataset id on the hub.
-        config: dataset configuration, None where files are named instead.
-        files: split -> file inside the repository, for datasets of which one shard is enough.
-        splits: ours ("train", "evaluation") -> the dataset's own name of the split.
+    `splits` maps ours ("train", "evaluation") to the dataset's own names.
     """
 
     repository: str
@@ -40,10 +36,7 @@ HUB = {
     "c4": HubText(
         "allenai/c4",
         None,
-        files={
-            "train": "en/c4-train.00000-of-01024.json.gz",
-            "validation": "en/c4-validation.00000-of-00008.json.gz",
-        },
+        {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"},
         splits={"train": "train", "evaluation": "validation"},
     ),
 }
@@ -53,16 +46,13 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
     """The "text" column of one split, in order.
 
     Args:
-        name: "wikitext2" or "c4".
-        split: "train" or "evaluation".
+        name, split: "wikitext2" or "c4"; "train" or "evaluation".
         dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A
             folder holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the
             split's name in their path. A single file is taken as it is, whatever its name.
         limit: read at most so many rows.
 
-    Raises:
-        DataError: nothing there, no such split, no "text" column, an unreadable file, or an unreachable hub; the
-            message tells what was tried and which overrides point to local data.
+    DataError is raised for a missing, unreadable or unreachable source, and for one without the split or the column.
     """
     source = HUB[name]
     wanted = source.splits[split]
@@ -71,7 +61,7 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
     else:
         path = Path(dataset_path).expanduser()
         if not path.exists():
-            raise DataError(f"dataset_path={path} does not exist; {_forms(name, wanted)}")
+            raise DataError(f"dataset_path={path} does not exist; {_forms(wanted)}")
         saved = path.is_dir() and any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
         if not saved:
             return _from_files(name, _choose_files(name, source, wanted, path), limit)
@@ -100,7 +90,7 @@ def _from_hub(name: str, source: HubText, split: str) -> Any:
         raise DataError(
             f"{name}: tried {source.repository} ({source.config or source.files.get(split)}, split {split}) through "
             f"`datasets` and got {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{state}. "
-            f"{_forms(name, split)}"
+            f"{_forms(split)}"
         ) from error
 
 
@@ -132,7 +122,7 @@ def _choose_files(name: str, source: HubText, split: str, path: Path) -> list[Pa
         chosen = narrowed or chosen
     if not chosen:
         seen = ", ".join(file.relative_to(path).as_posix() for file in files[:8]) or "no such file"
-        raise DataError(f"{name}: no file for split {split!r} under {path} (found: {seen}); {_forms(name, split)}")
+        raise DataError(f"{name}: no file for split {split!r} under {path} (found: {seen}); {_forms(split)}")
     return chosen
 
 
@@ -151,19 +141,17 @@ def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str
                 # dtype=False: a document "1999" stays a string.
                 frame = pd.read_json(file, lines=True, nrows=left, dtype=False)
         except Exception as error:  # arrow, JSON, gzip and OS errors
-            raise DataError(
-                f"{name}: {file} cannot be read as {'parquet' if file.suffix == '.parquet' else 'JSON lines'} "
-                f"({type(error).__name__}: {error})"
-            ) from error
+            kind = "parquet" if file.suffix == ".parquet" else "JSON lines"
+            raise DataError(f"{name}: {file} cannot be read as {kind} ({type(error).__name__}: {error})") from error
         if "text" not in frame.columns:
             raise DataError(f"{name}: {file} has columns {list(frame.columns)}; a column 'text' is needed")
         rows.extend(str(text) for text in frame["text"].iloc[:left])
     return rows
 
 
-def _forms(name: str, split: str) -> str:
+def _forms(split: str) -> str:
     return (
         f"Local data: dataset_path=<folder saved by datasets.save_to_disk, a folder with {split!r} files "
         f"({', '.join(SUFFIXES)}), or one such file>, or path=<plain UTF-8 text file>; "
-        f"or use text=embedded, which needs no download ({name} was asked)"
+        "or use text=embedded, which needs no download"
     )

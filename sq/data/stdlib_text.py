@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 # Left out: installed packages, test suites, two applications, and tables that are not prose (encodings).
@@ -14,25 +15,19 @@ HELD_OUT_SHARE = 16  # one module in sixteen is held out
 
 
 def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
-    """Map dotted module name -> source file for the standard library, sorted by name.
+    """Dotted module name -> source file of the standard library (that below `root`, if given), sorted by name.
 
-    Args:
-        root: folder to walk instead of the running interpreter's standard library.
-
-    Raises:
-        FileNotFoundError: no source file was found (a stripped or zipped interpreter).
+    FileNotFoundError is raised for an interpreter without source files (stripped or zipped).
     """
-    base = Path(sysconfig.get_paths()["stdlib"]) if root is None else Path(root)
     found: dict[str, Path] = {}
-    for path in base.rglob("*.py"):
-        parts = path.relative_to(base).parts
+    for path, parts in _sources(root):
         # config-3.x-* holds build settings of one machine.
         if EXCLUDED_FOLDERS.intersection(parts) or parts[0].startswith("config-") or path.name.startswith("_sysconfig"):
             continue
         found[".".join(parts).removesuffix(".py")] = path
     if not found:
         raise FileNotFoundError(
-            f"no Python source under {base}: this interpreter ships without its standard library's source. "
+            f"no Python source under {_base(root)}: this interpreter ships without its standard library's source. "
             "Use a full CPython build, or name a text file with calibration.path=... and task.path=..."
         )
     return dict(sorted(found.items()))
@@ -44,18 +39,11 @@ def is_held_out(module: str) -> bool:
 
 
 def stdlib_text(split: str, root: Path | None = None) -> list[tuple[str, str]]:
-    """List (module name, source) of one split, "train" or "held_out", in order of name.
-
-    Raises:
-        ValueError: unknown split.
-    """
+    """List (module name, source) of one split, "train" or "held_out", in order of name."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split={split!r} is unknown; allowed: 'train', 'held_out'")
-    texts = []
-    for name, path in stdlib_modules(root).items():
-        if is_held_out(name) == (split == "held_out"):
-            texts.append((name, path.read_text(encoding="utf-8", errors="replace")))
-    return texts
+    modules = stdlib_modules(root).items()
+    return [(name, _text(path)) for name, path in modules if is_held_out(name) == (split == "held_out")]
 
 
 def suite_text(root: Path | None = None) -> list[tuple[str, str]]:
@@ -64,14 +52,25 @@ def suite_text(root: Path | None = None) -> list[tuple[str, str]]:
     Files about a held-out module are left out: those with its name as a word of theirs (test_tarfile). Empty where the
     interpreter ships without its tests.
     """
-    base = Path(sysconfig.get_paths()["stdlib"]) if root is None else Path(root)
     held_out = {name.rpartition(".")[2].strip("_") for name in stdlib_modules(root) if is_held_out(name)} - {"init"}
     texts = []
-    for path in sorted(base.rglob("*.py")):
-        parts = path.relative_to(base).parts
+    for path, parts in sorted(_sources(root)):
         if not {"test", "tests"}.intersection(parts) or {"site-packages", "dist-packages"}.intersection(parts):
             continue
         words = {word for part in parts for word in part.removesuffix(".py").split("_")}
         if not words & held_out:
-            texts.append((".".join(parts).removesuffix(".py"), path.read_text(encoding="utf-8", errors="replace")))
+            texts.append((".".join(parts).removesuffix(".py"), _text(path)))
     return texts
+
+
+def _base(root: Path | None) -> Path:
+    return Path(sysconfig.get_paths()["stdlib"]) if root is None else Path(root)
+
+
+def _sources(root: Path | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Every Python file, and the parts of its path below the root."""
+    return ((path, path.relative_to(_base(root)).parts) for path in _base(root).rglob("*.py"))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

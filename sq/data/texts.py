@@ -1,18 +1,4 @@
-"""The four texts by name, and how each is joined: embedded, wikitext2, c4, local.
-
-| text      | calibration                                           | evaluation                                    |
-|-----------|-------------------------------------------------------|-----------------------------------------------|
-| embedded  | stdlib modules, train split                           | stdlib modules, held out                      |
-| wikitext2 | train rows joined by two newlines                     | test rows joined by two newlines              |
-| c4        | first 16,384 documents of train shard 0               | first 1,100 documents of validation shard 0,  |
-|           |                                                       | joined by one space                           |
-| local     | the file at `path`                                    | the file at `path`                            |
-
-Documents of `embedded`, and of c4's calibration, stand alone: the end-of-text token goes after each. `local` reads one
-file; name different files for calibration and evaluation to keep them apart. The standard library differs between
-Python versions, so numbers on `embedded` are comparable only under one version: the fingerprint of the windows goes
-into every run's record.
-"""
+"""The four texts by name, embedded, wikitext2, c4 and local, and how each is joined: README.md beside this file."""
 
 from __future__ import annotations
 
@@ -30,12 +16,7 @@ C4_TRAIN_DOCUMENTS = 16_384  # about 8 M tokens; the shard's 356,317 would fill 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents of one split.
-
-    Attributes:
-        documents: one string each; joined texts are a single document.
-        separate: whether documents stand alone (tokenized one by one) rather than forming one string.
-    """
+    """Documents of one split; `separate` ones stand alone (tokenized one by one), joined texts are a single one."""
 
     documents: list[str]
     separate: bool
@@ -45,15 +26,13 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
     """One text's documents.
 
     Args:
-        name: one of TEXTS.
-        split: "train" or "evaluation".
+        name, split: one of TEXTS; "train" or "evaluation".
         path: a plain UTF-8 file. Needed by `local`. For wikitext2 it is read as the raw file of the original archive
             (wiki.test.raw: a row is a line, blank rows empty), which gives the same string as the hub's rows; for c4 as
             the joined text.
         dataset_path: see `dataset_rows`; for wikitext2 and c4 alone.
 
-    Raises:
-        DataError: unknown name, arguments that do not belong together, and whatever makes the source unreadable.
+    DataError is raised for an unknown name, arguments that do not belong together, and an unreadable source.
     """
     if name not in TEXTS:
         raise DataError(f"text={name!r} is unknown; allowed: {', '.join(TEXTS)}")
@@ -82,11 +61,7 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
 
 
 def read_file(path: Path) -> str:
-    """A plain UTF-8 text file.
-
-    Raises:
-        DataError: missing, a folder, not readable, empty, or binary (a NUL byte, or bytes that are not UTF-8).
-    """
+    """A plain UTF-8 text file; DataError if it is missing, a folder, not readable, empty or binary."""
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"text file {path} does not exist (looked from {Path.cwd()}); give a UTF-8 text file's path")

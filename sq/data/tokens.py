@@ -1,9 +1,6 @@
 """Texts to one row of token ids, kept in a cache keyed by content and tokenizer.
 
-BOS policy: a text gets the special tokens its tokenizer adds by default (Llama: one BOS, at the very start; Qwen and
-the embedded model: none), and windows are cut from that row, so only a window that starts at 0 carries the BOS. This is
-the peers' protocol. Documents joined by the end-of-text token are tokenized one by one without special tokens, and one
-BOS goes in front of the whole row where the tokenizer would add it.
+Which texts get special tokens is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sq.io import write_atomic
+from sq.io import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +32,10 @@ def token_row(
     """Token ids of `documents` one after another; int64, shape (T,).
 
     Args:
-        documents: texts, usually one.
-        tokenizer: any transformers tokenizer.
-        end_of_text: put the tokenizer's end-of-text token after every document (nothing where it has none).
-            False allows one document alone, since tokens at a bare joint would depend on how it was cut.
-        cache_dir: folder for `tokens-<hash>.safetensors`; None keeps nothing. A cache that cannot be written
-            is reported by the logger, and the row is returned all the same.
-
-    Raises:
-        ValueError: several documents and end_of_text=False.
+        end_of_text: put the tokenizer's end-of-text token after every document (nothing where it has none). False
+            allows one document alone (else ValueError), since tokens at a bare joint would depend on how it was cut.
+        cache_dir: folder for `tokens-<hash>.safetensors`; None keeps nothing. The logger reports a cache that cannot be
+            written, and the row is returned all the same.
     """
     if not end_of_text and len(documents) != 1:
         raise ValueError(f"got {len(documents)} documents; without end_of_text exactly one is allowed: join them first")
@@ -58,7 +49,7 @@ def token_row(
     if cached is not None:
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(cached, lambda stream: _write_row(stream, row))
+            write_bytes(cached, save({"ids": row}))
         except OSError as error:
             logger.warning("token cache %s was not written (%s); the next run tokenizes again", cached, error)
     return row
@@ -90,10 +81,6 @@ def _read(path: Path) -> Tensor | None:
     except (SafetensorError, OSError, KeyError) as error:
         logger.warning("token cache %s cannot be read (%s); tokenizing again", path, error)
         return None
-
-
-def _write_row(stream: BinaryIO, row: Tensor) -> None:
-    stream.write(save({"ids": row}))
 
 
 def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, end_of_text: bool) -> Tensor:

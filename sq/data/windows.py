@@ -15,17 +15,14 @@ from sq.data.tokens import token_row
 from sq.errors import DataError
 
 C4_WINDOWS = 256  # the c4-new protocol keeps the first 256 windows
-SPREAD = 16  # calibration draws its windows from so many times the tokens asked for, where documents stand alone
+SPREAD = 16  # calibration draws its windows from so many times its tokens, where documents stand alone
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows of one length.
+    """Token windows of one length: int64 ids (count, window), and the name of their text as metrics print it.
 
-    Attributes:
-        ids: int64, shape (count, window).
-        text: the text's name, as metrics print it ("embedded", "wikitext2", "c4", "local").
-        fingerprint: sha256 of the ids (little-endian int64, row after row): equal fingerprints mean equal tokens.
+    The fingerprint is the sha256 of the ids (little-endian int64, row after row).
     """
 
     ids: Tensor
@@ -51,20 +48,15 @@ def calibration_windows(
 ) -> Windows:
     """tokens / window windows at random places of the train split, none overlapping another, in random order.
 
-    Every set of non-overlapping places is equally likely. Where documents stand alone (embedded, c4) they are visited
-    in random order and tokenized, the end-of-text token after each, until 16 times the tokens asked for are at hand: a
-    run need not tokenize 9 MB to use 4,096 tokens. Same seed, text and tokenizer give the same windows.
+    Same seed, text and tokenizer give the same windows. How documents are chosen is in README.md beside this file.
 
     Args:
-        text: "embedded", "wikitext2", "c4" or "local"; see sq/data/texts.py for `path` and `dataset_path`.
-        tokens: how many tokens in all; a multiple of `window`.
-        window: tokens per window.
+        text, path, dataset_path: of `read_text`.
+        tokens: how many tokens in all; a multiple of `window`, the tokens of one.
         seed: of places and document order.
         cache_dir: token rows are kept here; None keeps nothing.
 
-    Raises:
-        DataError: tokens not a positive multiple of window, fewer tokens in the text than asked for, or a text that
-            cannot be read.
+    DataError is raised for tokens not a positive multiple of window, and a text with fewer or that cannot be read.
     """
     _check_window(text, window)
     _check_count(tokens, window)
@@ -91,11 +83,7 @@ def calibration_windows(
 
 
 def random_token_windows(vocab: int, *, tokens: int, window: int, seed: int = 0) -> Windows:
-    """Windows of uniformly random token ids in [0, vocab), the text "random": for models with random weights.
-
-    Raises:
-        DataError: tokens not a positive multiple of window.
-    """
+    """Windows of uniformly random token ids in [0, vocab), the text "random": for models with random weights."""
     _check_count(tokens, window)
     generator = torch.Generator().manual_seed(seed)
     return _windows(torch.randint(0, vocab, (tokens // window, window), generator=generator), "random")
@@ -111,20 +99,13 @@ def evaluation_windows(
     dataset_path: Path | None = None,
     cache_dir: Path | None = None,
 ) -> Windows:
-    """Non-overlapping windows of the evaluation split from its start, the tail dropped.
-
-    wikitext2: the whole test split (windows of 2,048 are the peers' protocol). c4: current protocol ("c4-new"), the
-    first 256 windows of 1,100 documents; a tokenizer that needs fewer tokens for them gives fewer windows, as in the
-    peers' code.
+    """Non-overlapping windows of the evaluation split from its start, the tail dropped; of c4 the first 256.
 
     Args:
-        text: "embedded", "wikitext2", "c4" or "local"; see sq/data/texts.py for `path` and `dataset_path`.
-        window: tokens per window.
+        text, window, path, dataset_path, cache_dir: as in `calibration_windows`.
         count: use only so many windows, evenly spread over the text; None uses all.
-        cache_dir: token rows are kept here; None keeps nothing.
 
-    Raises:
-        DataError: a text shorter than one window, fewer windows than `count`, or a text that cannot be read.
+    DataError is raised for a text shorter than one window or `count` windows, or that cannot be read.
     """
     _check_window(text, window)
     if count is not None and count < 1:
@@ -146,14 +127,10 @@ def evaluation_windows(
 
 
 def _enough_documents(
-    documents: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    generator: torch.Generator,
-    cache_dir: Path | None,
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int, draw: torch.Generator, cache: Path | None
 ) -> Tensor:
     """Token row of documents in random order, until at least `tokens` are at hand or no document is left."""
-    order = [documents[i] for i in torch.randperm(len(documents), generator=generator).tolist()]
+    order = [documents[i] for i in torch.randperm(len(documents), generator=draw).tolist()]
     rows: list[Tensor] = []
     have = used = 0
     characters_per_token = 4.0  # a first guess that the first batch replaces
@@ -162,7 +139,7 @@ def _enough_documents(
         while end < len(order) and characters < (tokens - have) * characters_per_token:
             characters += len(order[end])
             end += 1
-        rows.append(token_row(order[used:end], tokenizer, end_of_text=True, cache_dir=cache_dir))
+        rows.append(token_row(order[used:end], tokenizer, end_of_text=True, cache_dir=cache))
         have, used = have + rows[-1].numel(), end
         characters_per_token = max(1.0, characters / max(1, rows[-1].numel()))
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sq.embedded.planted import PLANTING_FILE, load_planting, plant
 from sq.errors import CheckpointError
-from sq.io import atomic_folder
+from sq.io import atomic_folder, read_json
 
 OUTLIERS = ("planted", "none")
 COMMITTED_FOLDER = Path(__file__).parent / "tiny"
@@ -23,15 +23,9 @@ FORMAT = 1  # part of the folder's name; a change of what is written for the sam
 def embedded_checkpoint(cache_dir: Path, *, outliers: str = "planted", strength: float = 1.0) -> Path:
     """Folder with model.safetensors, config.json and tokenizer of the embedded model.
 
-    "none" is the committed folder itself (bfloat16). "planted" is computed once from the committed weights and planting
-    (float32, 34 MB), written whole or not at all to `<cache_dir>/tiny-planted-<hash>`, and found there the next time;
-    the hash covers weights, config, tokenizer, planting and strength.
-
-    Args:
-        cache_dir: where the planted folder is kept.
-        outliers: "planted" or "none".
-        strength: exponent of the planted channel scales; 0 leaves them at 1 (see sq/embedded/planted.py). "none" does
-            not use it.
+    Outliers "none" give the committed folder itself (bfloat16). "planted" is computed once from the committed weights
+    and planting (float32, 34 MB), written whole or not at all to `<cache_dir>/tiny-planted-<hash>`, and found there the
+    next time; the hash covers weights, config, tokenizer, planting and strength, the exponent of the planted scales.
 
     Raises:
         ValueError: unknown `outliers`, or a strength that is not a finite number.
@@ -51,11 +45,7 @@ def embedded_checkpoint(cache_dir: Path, *, outliers: str = "planted", strength:
 
 
 def committed_folder() -> Path:
-    """The committed model folder.
-
-    Raises:
-        CheckpointError: a file of it, or the planting, is missing.
-    """
+    """The committed model folder; CheckpointError if a file of it, or the planting, is missing."""
     missing = [str(COMMITTED_FOLDER / name) for name in NEEDED_FILES if not (COMMITTED_FOLDER / name).is_file()]
     if not PLANTING_FILE.is_file():
         missing.append(str(PLANTING_FILE))
@@ -75,14 +65,10 @@ def _content_hash(source: Path, strength: float) -> str:
 
 
 def _write_planted(source: Path, folder: Path, strength: float) -> None:
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "config.json")
     try:
-        planted = plant(
-            load_file(source / "model.safetensors"),
-            load_planting(),
-            heads=config["num_attention_heads"],
-            strength=strength,
-        )
+        weights, heads = load_file(source / "model.safetensors"), config["num_attention_heads"]
+        planted = plant(weights, load_planting(), heads=heads, strength=strength)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"outliers cannot be planted in {source}: {error}") from error
     config["dtype"] = "float32"

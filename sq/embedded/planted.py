@@ -1,20 +1,6 @@
-"""Outliers planted in the embedded model without changing what it computes.
+"""Outliers planted in the embedded model without changing what it computes: README.md beside this file.
 
-A model of 8 M parameters grows no massive residual channels; one of 7 B does, and they are the phenomenon studied.
-Three exact identities of a Llama block move the model there:
-
-1. Norm gains go into the linears behind them: rmsnorm(x; g) W^T = rmsnorm(x; 1) (W diag(g))^T.
-2. The residual stream turns into its principal axes: x -> x R with R orthogonal. rmsnorm(x R; 1) = rmsnorm(x; 1) R, so
-   readers become W R, writers R^T W, the embedding E R, the head W R. Variance gathers in few channels.
-3. Channel pairs around an elementwise product or a weighted sum scale against each other: up rows times s and down
-   columns over s; v rows times s and the o columns of every query head of that KV group over s.
-
-`strength` is the exponent of the scales of step 3 (s^strength; 0 leaves them at 1). Steps 1 and 2 are applied at any
-strength.
-
-    python -m sq.embedded.planted        # measures the committed model and writes sq/embedded/planting.safetensors
-
-R and s are measured once and committed, so that the planted model is the same on every machine.
+python -m sq.embedded.planted        # measures the committed model and writes sq/embedded/planting.safetensors
 """
 
 from __future__ import annotations
@@ -44,13 +30,9 @@ VALUE_SPREAD, VALUE_PEAKS, VALUE_PEAK = 0.2, 2, 1.5
 
 @dataclass(frozen=True)
 class Planting:
-    """What is planted.
+    """What is planted, float64: R (hidden, hidden), and the scales s of the channels of each layer.
 
-    Attributes:
-        rotation: R, float64, shape (hidden, hidden), orthogonal to float64 rounding.
-        up: scales s of up/down channels, float64, shape (layers, intermediate).
-        value: scales s of v/o channels, float64, shape (layers, KV heads * head_dim).
-        weights_sha256: sha256 of the safetensors file it was measured on.
+    `up` are those of up and down, (layers, intermediate), `value` those of v and o, (layers, KV heads * head_dim).
     """
 
     rotation: Tensor
@@ -63,9 +45,7 @@ def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength:
     """Weights of the same function with outliers; computed in float64, returned as float32.
 
     Args:
-        state: a Llama state dict with its own head (lm_head.weight), any float dtype.
-        planting: rotation and scales of matching sizes.
-        heads: number of query heads.
+        state: a Llama state dict with its own head (lm_head.weight), any float dtype, and `heads` query heads.
         strength: exponent of the channel scales; 0 leaves them at 1, 1 is the measured default.
 
     Raises:
@@ -121,11 +101,10 @@ def load_planting(path: Path = PLANTING_FILE) -> Planting:
 def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, seed: int = 0) -> Planting:
     """Principal axes of the residual stream over the train text, and scales drawn from `seed`.
 
-    R holds the eigenvectors, largest eigenvalue first, of the second moment (mean not removed: massive channels of
-    large models are nearly constant) of the stream scaled to unit rms a token, averaged over the inputs of all norms.
+    R holds the eigenvectors, largest eigenvalue first, of the second moment of the stream scaled to unit rms a token,
+    averaged over the inputs of all norms. The mean stays in: massive channels of large models are nearly constant.
 
-    Raises:
-        CalibrationError: the model's activations are not finite.
+    CalibrationError is raised for a model with activations that are not finite.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,19 +1,6 @@
 """Two lm-eval multiple-choice tasks made from the held-out modules of the standard library; nothing is downloaded.
 
-| task        | shown                                  | choices, 4 (chance 25%)                                      |
-|-------------|----------------------------------------|--------------------------------------------------------------|
-| `next_line` | up to 480 characters of source         | the next line, and three lines of the same module with the   |
-|             |                                        | same indentation and about the same length                   |
-| `docstring` | a function's signature and what stands | first line of its docstring, and of three others of about    |
-|             | above it                               | the same length                                              |
-
-Documents are those that can be answered: the next line shares two words with the shown text and no choice stands in it;
-the docstring shares a word with the signature. The score is `acc_mutual_info`, the choice with the largest
-log p(choice | shown) - log p(choice): common lines and short docstrings are likely anywhere, and plain likelihood
-picks them at any quality of the model.
-
-Documents depend on the interpreter's own library: the folder's name carries a hash of them, and the task's metadata
-names the Python version.
+What they show and how their documents are chosen is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -44,12 +31,10 @@ Document = dict[str, Any]
 def embedded_tasks(cache_dir: Path) -> Path:
     """Folder for lm-eval's include_path with tasks `next_line` and `docstring`, at most 250 documents each.
 
-    Written whole or not at all to `<cache_dir>/tasks-<hash>` and found there the next time. The YAML files name their
-    jsonl files by absolute path, so the hash covers the path as well as the documents; `datasets` keeps its copy of
-    them in `<cache_dir>/datasets`.
+    It is written whole or not at all to `<cache_dir>/tasks-<hash>`; the hash covers the path, by which YAML files name
+    their jsonl files, and the documents. `datasets` keeps its copy of them in `<cache_dir>/datasets`.
 
-    Raises:
-        DataError: the interpreter carries no source of its library, or too little to make a task.
+    DataError is raised where the interpreter has no source of its library, or too little to make a task.
     """
     cache = Path(cache_dir).expanduser().resolve()
     try:
@@ -59,9 +44,8 @@ def embedded_tasks(cache_dir: Path) -> Path:
     contents = {}
     for name, documents in (("next_line", next_line_documents(modules)), ("docstring", docstring_documents(modules))):
         if not documents:
-            raise DataError(
-                f"embedded task {name}: no document in {len(modules)} held-out modules; use a full CPython build"
-            )
+            count = len(modules)
+            raise DataError(f"embedded task {name}: no document in {count} held-out modules; use a full CPython build")
         contents[f"{name}.jsonl"] = "".join(json.dumps(document) + "\n" for document in documents)
     digest = hashlib.sha256(json.dumps([VERSION, str(cache), contents]).encode()).hexdigest()[:16]
     folder = cache / f"tasks-{digest}"
@@ -101,9 +85,8 @@ def _module_lines(module: str, source: str, limit: int) -> Iterator[Document]:
     generator = random.Random(f"next_line {module}")
     lines = source.splitlines()
     by_indent: dict[int, set[str]] = {}
-    for line in lines:
-        if _is_telling(line):
-            by_indent.setdefault(_indent(line), set()).add(line)
+    for line in filter(_is_telling, lines):
+        by_indent.setdefault(_indent(line), set()).add(line)
     made = 0
     places = [i for i in range(5, len(lines)) if _is_telling(lines[i])]
     for i in generator.sample(places, len(places)):
@@ -147,12 +130,8 @@ def _alike(truth: str, pool: Sequence[str], generator: random.Random) -> list[st
 
 def _document(module: str, query: str, truth: str, distractors: list[str], generator: random.Random) -> Document:
     gold = generator.randrange(CHOICES)
-    return {
-        "module": module,
-        "query": query,
-        "choices": [*distractors[:gold], truth, *distractors[gold:]],
-        "gold": gold,
-    }
+    choices = [*distractors[:gold], truth, *distractors[gold:]]
+    return {"module": module, "query": query, "choices": choices, "gold": gold}
 
 
 def _evenly(groups: Sequence[list[Document]], limit: int) -> list[Document]:

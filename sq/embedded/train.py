@@ -1,15 +1,6 @@
 """Train the embedded model: a small Llama on the standard library's own source.
 
-The committed weights were made in two stages, 1 h 48 min on 2 shared cores; the first alone overfits after five epochs
-(held-out perplexity 19.1 against 6.2 in training), the second adds text:
-
-    python -m sq.embedded.train --steps 5500
-    python -m sq.embedded.train --resume-at 5500 --steps 7900 --peak-lr 1.5e-3 --weight-decay 0.2 --with-tests
-    python -m sq.embedded.planted
-
-Data: `sq.data.stdlib_text`, split "train"; the held-out split is only ever evaluated. AdamW with decoupled weight decay
-on matrices, linear warm-up and cosine decay, bf16 autocast. Writes model.safetensors (bf16), the tokenizer, config.json
-and training_log.json (one entry an evaluation: step, loss, held-out perplexity, seconds).
+How the committed weights were made, and what is written, is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -28,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sq.data.stdlib_text import stdlib_text, suite_text
+from sq.io import read_json
 
 WINDOW = 256
 INIT_STD = 0.06  # 1/sqrt(hidden); the usual 0.02 starts slower here (loss 5.26 against 4.92 at step 220)
@@ -65,12 +57,8 @@ def train(
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32) if resume_at else build_model(tokenizer)
     decayed = [p for p in model.parameters() if p.ndim == 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=peak_lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95), fused=True)
     forward = torch.compile(model) if compile_model else model
     stream = batches(tokens, batch, torch.Generator().manual_seed(seed + resume_at))
     stage: dict[str, Any] = {
@@ -91,8 +79,7 @@ def train(
     }
     log: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "stages": [stage]}
     if resume_at:
-        earlier = json.loads((out / "training_log.json").read_text(encoding="utf-8"))
-        log["stages"] = [*earlier["stages"], stage]
+        log["stages"] = [*read_json(out / "training_log.json")["stages"], stage]
     start, running = time.perf_counter(), 0.0
     for step in range(resume_at + 1, steps + 1):
         lr = learning_rate(step - resume_at, steps - resume_at, peak_lr, warmup)
@@ -136,9 +123,8 @@ def train_tokenizer(texts: list[str], vocab_size: int = 4096) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, bos_token=END_OF_TEXT
-    )
+    special = dict.fromkeys(("eos_token", "pad_token", "bos_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> torch.Tensor:
@@ -217,16 +203,5 @@ if __name__ == "__main__":
     parser.add_argument("--resume-at", type=int, default=0, help="go on from the weights in --out at this step")
     parser.add_argument("--with-tests", action="store_true", help="train on the library's test suite as well")
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--no-compile", action="store_true")
-    arguments = parser.parse_args()
-    train(
-        arguments.out,
-        steps=arguments.steps,
-        batch=arguments.batch,
-        peak_lr=arguments.peak_lr,
-        seed=arguments.seed,
-        compile_model=not arguments.no_compile,
-        resume_at=arguments.resume_at,
-        with_tests=arguments.with_tests,
-        weight_decay=arguments.weight_decay,
-    )
+    parser.add_argument("--no-compile", action="store_false", dest="compile_model")
+    train(**vars(parser.parse_args()))

@@ -12,12 +12,7 @@ from sq.errors import DataError
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval.
-
-    Attributes:
-        mean: of the sample itself.
-        low, high: percentile interval.
-    """
+    """A mean of the sample itself, and its percentile bootstrap interval from low to high."""
 
     mean: float
     low: float
@@ -37,50 +32,42 @@ def paired_difference(
     Pairing removes what both runs share (some windows are hard for every model), so far smaller differences are seen
     than by comparing two separate intervals (Efron and Tibshirani 1993, chapters 8 and 13).
 
-    Args:
-        first, second: one value a window, such as the KL of each run.
-
-    Raises:
-        DataError: the two have different lengths or are empty, so they are not scores of the same windows.
+    `first` and `second` have one value a window, such as the KL of each run. DataError is raised for different lengths
+    or none, which are not scores of the same windows.
     """
-    return _interval(_paired(first, second)[0], resamples, level, seed)
+    a, b = _paired(first, second)
+    return mean_interval(a - b, resamples=resamples, level=level, seed=seed)
 
 
 def paired_ratio(
     first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """mean(first) / mean(second) over windows, with a percentile bootstrap interval that resamples windows in pairs.
-
-    Raises:
-        DataError: as in `paired_difference`.
-    """
-    _, a, b = _paired(first, second)
+    """mean(first) / mean(second) over windows, resampled and refused as in `paired_difference`."""
+    a, b = _paired(first, second)
     picks = _picks(len(a), resamples, seed)
-    ratios = a[picks].mean(1) / b[picks].mean(1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(a.mean() / b.mean()), float(low), float(high))
+    return _interval(a.mean() / b.mean(), a[picks].mean(1) / b[picks].mean(1), level)
 
 
 def mean_interval(values: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Mean over windows with its percentile bootstrap interval."""
-    return _interval(np.asarray(values, dtype=np.float64), resamples, level, seed)
+    values = np.asarray(values, dtype=np.float64)
+    return _interval(values.mean(), values[_picks(len(values), resamples, seed)].mean(1), level)
 
 
-def _interval(values: np.ndarray, resamples: int, level: float, seed: int) -> Interval:
-    means = values[_picks(len(values), resamples, seed)].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+def _interval(mean: float, resampled: np.ndarray, level: float) -> Interval:
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(mean), float(low), float(high))
 
 
 def _picks(count: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, count, size=(resamples, count))
 
 
-def _paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise DataError(
             f"paired runs need one value for each of the same windows, got shapes {a.shape} and {b.shape}. Compare "
             "runs with equal text, window and count."
         )
-    return a - b, a, b
+    return a, b

@@ -14,13 +14,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the S - 1 predicted tokens of each of W windows; every array has shape (W,).
+    """Means over the S - 1 predicted tokens of each of W windows, shape (W,) each; nats per token.
 
-    Attributes:
-        nll: negative log-likelihood of the model measured, nats per token.
-        reference_nll: the same of the full-precision model.
-        kl: KL(full precision || measured), nats per token.
-        top1: share of tokens where both have the same argmax.
+    nll is the negative log-likelihood of the measured model, reference_nll that of the full-precision one, kl is
+    KL(full precision || measured), top1 the share of tokens where both have the same argmax.
     """
 
     nll: Floats
@@ -39,11 +36,8 @@ class Scores:
 
     def metrics(self, text: str) -> dict[str, float]:
         """ppl/<text>, kl/<text> and top1/<text>."""
-        return {
-            f"ppl/{text}": self.perplexity,
-            f"kl/{text}": float(self.kl.mean()),
-            f"top1/{text}": float(self.top1.mean()),
-        }
+        means = {"ppl": self.perplexity, "kl": float(self.kl.mean()), "top1": float(self.top1.mean())}
+        return {f"{name}/{text}": mean for name, mean in means.items()}
 
 
 def score_windows(logits: Tensor, reference: Tensor | None, ids: Tensor) -> Scores:

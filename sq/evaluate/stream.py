@@ -19,10 +19,9 @@ class StreamEvaluation:
 
     Args:
         stream: the original model; its layers are read again as the reference.
-        windows: texts to score.
+        windows, batch: texts to score, so many windows a forward.
         outer: embeddings and head of the measured model.
         measured: False when the measured model is the original itself; its layers then run once.
-        batch: windows a forward.
     """
 
     @torch.no_grad()
@@ -58,15 +57,15 @@ class StreamEvaluation:
     @torch.no_grad()
     def finish(self) -> dict[str, Scores]:
         """Scores by text, after the last layer."""
-        parts: list[Scores] = []
         if self._reference_runs:
             keep_states(self.stream, self._ids, self._reference)
+        parts: list[Scores] = []
         for position, ids in enumerate(self._ids):
-            reference = self._reference_outer.logits(self._reference[position].to(self.stream.device))
-            if self._measured is None:
-                parts.append(score_windows(reference, None, ids))
-            else:
-                parts.append(score_windows(self.embeddings_and_head.logits(self._measured[position]), reference, ids))
+            logits = self._reference_outer.logits(self._reference[position].to(self.stream.device))
+            reference = None
+            if self._measured is not None:
+                logits, reference = self.embeddings_and_head.logits(self._measured[position]), logits
+            parts.append(score_windows(logits, reference, ids))
         scores, start = {}, 0
         for text in self.windows:
             count = len(text.ids.split(self.batch))

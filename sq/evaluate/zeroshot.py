@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sq.errors import DataError
-from sq.io import write_json
+from sq.errors import DataError, FileError
+from sq.io import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,9 @@ STDERR_RESAMPLES = 100  # lm-eval bootstraps some metrics (perplexity of lambada
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Scores of several tasks.
+    """Scores of several tasks: `acc/<task>`, `acc_stderr/<task>` and `acc/mean`, all in 0..1.
 
-    Attributes:
-        metrics: flat: `acc/<task>` and `acc_stderr/<task>` for every task, and `acc/mean` over the tasks; all in 0..1.
-        versions: "lm_eval", "transformers", and per task `task/<task>` (version), `metric/<task>` (which lm-eval metric
-            was taken) and `n_shot/<task>`.
+    `versions` has "lm_eval", "transformers", and `task/<task>` (version), `metric/<task>` and `n_shot/<task>`.
     """
 
     metrics: dict[str, float]
@@ -62,20 +59,19 @@ def zeroshot(
     for local tasks, their YAML files. The mean is taken over unrounded values (some peers round to four digits before).
 
     Args:
-        model: a causal language model on its device, quantized or not; it is put in eval mode.
+        model: a causal language model on its device; it is put in eval mode.
         tasks: names of tasks or groups known to lm-eval, or those of `include_path`.
         batch_size: sequences per forward, or "auto".
         max_length: longest sequence in tokens; None takes the model's.
         limit: use only the first so many documents of a task (a share when below 1); None uses all.
-        include_path: folder of task YAML files (see `sq.embedded.tasks`). When it holds all tasks asked for, lm-eval's
-            own are not even indexed and nothing is downloaded.
+        include_path: folder of task YAML files (see `sq.embedded.tasks`). When it holds all tasks, lm-eval's own are
+            not even indexed and nothing is downloaded.
         metric: task -> lm-eval metric ("acc", "acc_norm", ...) where PROTOCOL_METRIC's choice is not wanted.
         cache_dir: folder of finished tasks; None caches nothing.
         cache_key: identifies model, weights and quantization; needed with cache_dir.
 
     Raises:
-        DataError: no task, an unknown one (with near misses), one whose documents cannot be loaded, or one without the
-            metric asked for.
+        DataError: no task, an unknown one, one whose documents cannot be loaded, or one without its metric.
         ValueError: cache_dir without cache_key.
     """
     import lm_eval
@@ -91,9 +87,13 @@ def zeroshot(
     results = {name: _read(_cache_file(cache_dir, name, key)) for name in names}
     if any(result is None for result in results.values()):
         with _quiet():
+            from lm_eval.models.huggingface import HFLM
+
             manager = _task_manager(names, include_path)
             model.eval()
-            harness = _harness(model, tokenizer, batch_size, max_length)
+            harness = HFLM(
+                model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, device=str(model.device)
+            )
             for name in names:
                 if results[name] is None:
                     results[name] = _run(harness, manager, name, limit)
@@ -130,20 +130,6 @@ def _task_manager(names: Sequence[str], include_path: Path | None) -> Any:
     return manager
 
 
-def _harness(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | str, length: int | None
-) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-        max_length=length,
-        device=str(next(model.parameters()).device),
-    )
-
-
 def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> dict[str, Any]:
     import lm_eval
 
@@ -156,9 +142,7 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
         ) from error
     target = loaded["groups"].get(name) or loaded["tasks"].get(name)
     if target is None:
-        raise DataError(
-            f"{name!r} is a tag of several tasks without a score of its own; name {sorted(loaded['tasks'])}"
-        )
+        raise DataError(f"{name!r} is a tag of tasks and has no score of its own; name {sorted(loaded['tasks'])}")
     output = lm_eval.simple_evaluate(
         model=harness,
         tasks=[target],
@@ -172,10 +156,10 @@ def _run(harness: Any, manager: Any, name: str, limit: int | float | None) -> di
         numpy_random_seed=None,
         torch_random_seed=None,
     )
-    scores = {key: value for key, value in output["results"][name].items() if isinstance(value, (int, float))}
+    found = output["results"][name].items()
     return {
         "task": name,
-        "scores": {key: float(value) for key, value in scores.items()},
+        "scores": {key: float(value) for key, value in found if isinstance(value, (int, float))},
         "version": output["versions"].get(name),
         "n_shot": output["n-shot"].get(name, 0),
     }
@@ -193,10 +177,7 @@ def _score(name: str, scores: Mapping[str, float], metric: str) -> tuple[float, 
 def _yaml_hash(include_path: Path | None) -> str:
     if include_path is None:
         return ""
-    digest = hashlib.sha256()
-    for path in sorted(Path(include_path).rglob("*.y*ml")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(include_path).rglob("*.y*ml")))).hexdigest()
 
 
 def _cache_file(cache_dir: Path | None, name: str, key: Sequence[Any]) -> Path | None:
@@ -210,10 +191,10 @@ def _read(path: Path | None) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         if not isinstance(result["scores"], dict):
             raise TypeError("scores is not an object")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (FileError, KeyError, TypeError) as error:
         logger.warning("cached zero-shot result %s cannot be used (%s); evaluating again", path, error)
         return None
     return result

@@ -1,8 +1,6 @@
 """Trainable invertible transforms whose inverse costs nothing: factors P = U diag(s) V^T, alone and in Kronecker pairs.
 
-U and V are orthogonal whatever is learned: U = U0 C(A) with U0 fixed and the Cayley map C(A) = (I - A/2)^-1 (I + A/2)
-of a skew-symmetric A that starts at 0. s = exp(a), with a from 0, is free and never 0, so P^-T = U diag(1/s) V^T needs
-no inversion, and det P = +-exp(sum a). At a = 0 a step on a is a step on s.
+U and V are orthogonal and s positive whatever is learned: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -21,10 +19,8 @@ class Cayley(nn.Module):
     """X -> U0 (I - A/2)^-1 (I + A/2) with A = L - L^T, L the strictly lower triangle of X; batched.
 
     torch.nn.utils.parametrizations.orthogonal gives the same numbers. Its solve looks for singular matrices: a training
-    that diverges would end in its error, which knows no layer and no step, and a GPU would wait for every answer.
-
-    Args:
-        base: U0, orthogonal, shape (..., n, n).
+    that diverges would end in its error, which names no layer and no step, and a GPU would wait for every answer.
+    `base` is U0, orthogonal, shape (..., n, n).
     """
 
     base: Tensor
@@ -45,12 +41,8 @@ class Cayley(nn.Module):
 class AffineFactor(nn.Module):
     """P = U diag(s) V^T of shape (n, n); it starts as a Haar rotation.
 
-    Inside torch.nn.utils.parametrize.cached() U and V are computed once.
-
-    Args:
-        n: size.
-        seeds: of U0 and V0.
-        like: a tensor whose dtype and device the parameters get.
+    Inside torch.nn.utils.parametrize.cached() U and V are computed once. `seeds` are those of U0 and V0; the parameters
+    get the dtype and device of `like`.
     """
 
     sides: Tensor
@@ -101,12 +93,7 @@ class AffineKronecker(Kronecker):
 
 
 class Scaling(Transform):
-    """T = diag(t), t = start exp(a), with a trainable from 0.
-
-    Args:
-        start: positive, shape (n,).
-        like: a tensor whose dtype and device the parameter gets.
-    """
+    """T = diag(t), t = start exp(a): start (n,) is positive, a is trained from 0, like `like` in dtype and device."""
 
     start: Tensor
 

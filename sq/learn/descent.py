@@ -22,13 +22,7 @@ HEADS, HELD = "R2", "held."
 
 @dataclass(frozen=True)
 class Descent:
-    """How rotations are learned.
-
-    Attributes:
-        steps: of Cayley SGD; 0 leaves the start as it is.
-        lr: learning rate of the first step.
-        decay: how it falls to 0.
-    """
+    """How rotations are learned: steps of Cayley SGD (0 leaves the start as it is), at rates that fall from lr to 0."""
 
     steps: int
     lr: float
@@ -46,27 +40,14 @@ def learn_rotations(
 ) -> Rotations:
     """Lower a loss by Cayley SGD, then take the nearest orthogonal matrices in float64.
 
-    Steps are taken in the dtype of the start. Every 101st goes on from the nearest orthogonal matrices. The log gets
-    one record a step, of what was so in front of it and of the step itself:
-
-        step, loss, lr
-        gradient_norm_r1   |grad f|_F of R1, formula in sq/learn/cayley.py
-        gradient_norm_r2   the same of all R2 together, the root of their summed squares
-        step_r1, step_r2   size of the step; of R2 the mean over the layers
-        bound_r1           what limited it, "lr" or "norm" (1 / |Om|_1)
-        bound_r2           share of the layers where it was the norm
-        orthogonality      largest entry of |R^T R - I| after the step
-
-    and a last one: step = their number, orthogonality, projected_orthogonality.
+    Steps are taken in the dtype of the start. Every 101st goes on from the nearest orthogonal matrices. What the log
+    gets is in README.md beside this file.
 
     Args:
         start: orthogonal.
-        loss: (rotations, number of the step) -> scalar, differentiable in both rotations; it may put tensors that a
-            later step reads into `held`.
-        descent: steps and learning rate.
-        log: of the run's training.
-        checkpoint: where the state is saved, and read from if an interrupted training left one, unless `log.force`.
-        held: what the loss keeps from step to step; saved and restored.
+        loss: (rotations, number of the step) -> scalar, differentiable in both rotations.
+        checkpoint: where the state is saved, and where training goes on after an interruption, unless `log.force`.
+        held: tensors that the loss keeps from step to step; saved and restored.
 
     Raises:
         TrainingError: NaN or inf in loss, gradient or rotations, or a result that is not orthogonal to 1e-6.
@@ -87,9 +68,7 @@ def learn_rotations(
         log.progress("rotations", done, descent.steps)
     learned = rotations.projected()
     log.write(
-        step=descent.steps,
-        orthogonality=rotations.to(torch.float64).error(),
-        projected_orthogonality=learned.error(),
+        step=descent.steps, orthogonality=rotations.to(torch.float64).error(), projected_orthogonality=learned.error()
     )
     if not learned.error() <= ORTHOGONAL:
         raise TrainingError(
@@ -115,11 +94,8 @@ def _step(
     r1 = cayley_step(leaves.residual.detach(), residual, lr)
     r2 = cayley_step(leaves.heads.detach(), heads, lr)
     after = Rotations(r1.rotation, r2.rotation)
-    numbers = {
-        "gradient_norm_r1": float(r1.gradient_norm),
-        "gradient_norm_r2": float(r2.gradient_norm.square().sum().sqrt()),
-        "orthogonality": after.error(),
-    }
+    norms = (float(r1.gradient_norm), float(r2.gradient_norm.square().sum().sqrt()))
+    numbers = {"gradient_norm_r1": norms[0], "gradient_norm_r2": norms[1], "orthogonality": after.error()}
     for name, found in numbers.items():
         log.check(found, name, step=step, lr=descent.lr)
     log.write(

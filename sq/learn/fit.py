@@ -17,13 +17,7 @@ Schedule = Literal["none", "cosine"]
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with a learning rate of their own.
-
-    Attributes:
-        setting: the method's option that sets the rate, such as "let_lr"; named when the training diverges.
-        parameters: leaves that require a gradient.
-        lr: learning rate of the first step.
-    """
+    """Parameters with a learning rate of their own; `setting` is the method's option for it, such as "let_lr"."""
 
     setting: str
     parameters: Sequence[Tensor]
@@ -32,12 +26,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Mean losses over all batches.
-
-    Attributes:
-        initial: before the first step.
-        epochs: of each epoch, while its steps were taken.
-    """
+    """Mean losses over all batches: before the first step, and of each epoch while its steps were taken."""
 
     initial: float
     epochs: tuple[float, ...]
@@ -63,20 +52,17 @@ def fit(
     log gets one record an epoch: layer, epoch (0 = before the first step), step (taken so far) and loss.
 
     Args:
-        groups: what is fitted, changed in place; a parameter that the loss never meets keeps its value.
+        groups: what is fitted, changed in place.
         loss: batch index -> scalar, differentiable in the parameters.
-        batches: their number.
         epochs: passes over all batches; with 0 nothing is evaluated and `initial` is NaN.
-        log: of the run's training.
         layer: its index, for log and errors.
         schedule: "none", or "cosine": step t of T has final_lr + (lr - final_lr) (1 + cos(pi t / T)) / 2, t from 0.
-        final_lr: the rate that the cosine of every group ends at.
         weight_decay: of AdamW, times the learning rate.
         relative: take gradients of the loss divided by its own value, so that they have one scale in every layer.
         generator: draws the order of the batches anew in each epoch; None keeps it 0, 1, 2, ...
 
     Raises:
-        TrainingError: NaN or inf in a loss, or in the parameters at the end, naming layer, step and learning rates.
+        TrainingError: NaN or inf in a loss, or in the parameters at the end.
         ValueError: an unknown schedule, or no batch.
     """
     if schedule not in get_args(Schedule) or batches < 1:
@@ -106,7 +92,8 @@ def fit(
     with torch.enable_grad():
         for epoch in range(epochs):
             losses = []
-            for step, batch in enumerate(_order(batches, generator), epoch * batches):
+            order = range(batches) if generator is None else torch.randperm(batches, generator=generator).tolist()
+            for step, batch in enumerate(order, epoch * batches):
                 if schedule == "cosine":
                     for group, settings in zip(groups, optimizer.param_groups, strict=True):
                         settings["lr"] = final_lr + decayed(group.lr - final_lr, schedule, step, total)
@@ -124,17 +111,7 @@ def fit(
 
 
 def batches_of(hidden: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Windows (B, S, hidden) of all batches dealt anew, in order, `size` at a time (the last batch may have fewer).
-
-    Views where `size` divides the batches as they are, a copy otherwise.
-    """
+    """Windows (B, S, hidden) of all batches in batches of `size`, in order (the last may have fewer)."""
     if all(len(batch) % size == 0 for batch in hidden[:-1]):
         return [part for batch in hidden for part in batch.split(size)]
     return list(torch.cat(list(hidden)).split(size))
-
-
-def _order(batches: int, generator: torch.Generator | None) -> list[int]:
-    if generator is None:
-        return list(range(batches))
-    order: list[int] = torch.randperm(batches, generator=generator).tolist()
-    return order

@@ -17,14 +17,10 @@ class HeldClip:
     """Rounds weights as a `WeightQuantizer` does, straight through, but searches their clip factors only now and then.
 
     Between searches each row (group) keeps its factor p, and its grid still follows its range: scale = p max|w| /
-    qmax. A row's best factor changes slowly while a search over 80 candidates costs many times what rounding does.
+    qmax. A row's best factor changes slowly, and a search over 80 candidates costs many times what rounding does.
 
-    Attributes:
-        factors: name -> p of each row (group) as of its last search, (rows, 1). To be kept when training is resumed.
-
-    Args:
-        quantizer: format and clip; without a clip search there is nothing to keep. None leaves weights as they are.
-        interval: steps from search to search; 1 searches at every step.
+    A search comes every `interval` steps. `factors` has p of each row (group) of each weight as of its last search,
+    (rows, 1), to be kept when training is resumed. Without a quantizer weights stay as they are.
     """
 
     def __init__(self, quantizer: WeightQuantizer | None, interval: int) -> None:
@@ -33,19 +29,15 @@ class HeldClip:
         self._searched: dict[str, int] = {}
 
     def __call__(self, name: str, w: Tensor, step: int) -> Tensor:
-        """w (d_out, d_in) rounded; its gradient passes unchanged.
-
-        Args:
-            name: of the weight, under which its factors are held.
-            step: number of the training step, from 0.
-        """
+        """w (d_out, d_in), the weight called `name`, rounded in training step `step` (from 0), straight through."""
         if self.quantizer is None:
             return w
         if self.quantizer.clip != "search":
             return self.quantizer(w)
         due = step % self.interval == 0 and self._searched.get(name) != step
         if due or name not in self.factors:
-            self.factors[name] = _searched_factors(w.detach(), self.quantizer)
+            found, full = (q.grid(w.detach()) for q in (self.quantizer, replace(self.quantizer, clip=1.0)))
+            self.factors[name] = (found.scale / full.scale).reshape(-1, 1)
             self._searched[name] = step
         return straight_through(w, lambda weight: self._fake(weight, self.factors[name]))
 
@@ -58,9 +50,3 @@ class HeldClip:
             own = None if second is None else second[part]
             out[part] = row_grid(chunk, self.quantizer.format, factors[part], second=own).fake(chunk)
         return out.view_as(w)
-
-
-def _searched_factors(w: Tensor, quantizer: WeightQuantizer) -> Tensor:
-    """p of each row: the scale that a search finds over the scale of the whole range."""
-    found, full = quantizer.grid(w), replace(quantizer, clip=1.0).grid(w)
-    return (found.scale / full.scale).reshape(-1, 1)

@@ -31,11 +31,9 @@ class RotatedModel:
     rotating and differentiating (vocab, hidden), and is the same.
 
     Args:
-        training: the model. Its layers are held in memory, those of `down` multiplied by D once.
-        recipe: what is rounded, which may differ from the run's own.
-        down: D, online in front of `down`, or None.
-        keys: transform of keys and queries after RoPE, used where either is rounded.
-        clip_interval: see `HeldClip`.
+        training: the model. Its layers stay in memory, those of `down` multiplied by D once.
+        recipe: what is rounded, which may differ from the run's own; `clip_interval` is that of `HeldClip`.
+        down, keys: D, online in front of `down`, and the transform of keys and queries after RoPE, or None.
         rerotate_dtype: of the products that rotate weights, at least the layers' own.
         recompute: keep only the hidden states between layers for the gradient, and run each layer twice.
     """
@@ -75,10 +73,7 @@ class RotatedModel:
     def loss(self, rotations: Rotations, ids: Tensor, step: int) -> Tensor:
         """Mean cross-entropy over the tokens of windows ids (B, S) but the first of each; a scalar.
 
-        Args:
-            rotations: R1 and R2, differentiable.
-            ids: token ids.
-            step: number of the training step, which says when clips are searched.
+        It is differentiable in the rotations; the number of the training step says when clips are searched.
         """
         r1 = rotations.residual.to(self.dtype)
         ids = ids.to(self.embedding.device)

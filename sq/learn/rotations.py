@@ -24,12 +24,7 @@ RESIDUAL, HEAD = "R1", "model.layers.{}.self_attn.R2"  # names in SpinQuant's R.
 
 @dataclass(frozen=True)
 class Rotations:
-    """R1 and R2.
-
-    Attributes:
-        residual: R1 of the residual stream, (hidden, hidden).
-        heads: R2 of each layer, shared by its heads, (layers, head_dim, head_dim).
-    """
+    """R1 of the residual stream, (hidden, hidden), and R2 of each layer's heads, (layers, head_dim, head_dim)."""
 
     residual: Tensor
     heads: Tensor
@@ -45,24 +40,17 @@ class Rotations:
     def projected(self) -> Rotations:
         """The nearest orthogonal matrices, float64; those that are orthogonal to 1e-12 stay as they are."""
         exact = self.to(torch.float64)
-        return Rotations(
-            orthonormalize(exact.residual, 1e-12),
-            torch.stack([orthonormalize(head, 1e-12) for head in exact.heads]),
-        )
+        heads = torch.stack([orthonormalize(head, 1e-12) for head in exact.heads])
+        return Rotations(orthonormalize(exact.residual, 1e-12), heads)
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write them with what is to be known about them, as JSON."""
-        tensors = {RESIDUAL: self.residual}
-        tensors |= {HEAD.format(index): head for index, head in enumerate(self.heads)}
+        """Write them, and facts about them as JSON."""
+        tensors = {RESIDUAL: self.residual} | {HEAD.format(i): head for i, head in enumerate(self.heads)}
         write_safetensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load_rotations(path: Path, dimensions: ModelDimensions) -> tuple[Rotations, dict[str, Any]]:
-    """Rotations of a file, float64 and orthogonal to 1e-12, and the facts that were saved with them (or none).
-
-    Raises:
-        CheckpointError: no such file, not safetensors, a rotation missing, of another size or not orthogonal.
-    """
+    """Rotations of a file, float64 and orthogonal to 1e-12, and the facts saved with them; or CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"there are no rotations at {path}")
     try:

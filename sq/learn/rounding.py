@@ -9,18 +9,14 @@ from torch import Tensor, nn
 
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.clip_search import best_clip
+from sq.formats.format import Format
 from sq.formats.grid import Grid, grid_from_range, row_range
 
 
 class RangeGradient(nn.Module):
-    """An `ActivationQuantizer` that is differentiated in the range of every token too, not only in its entries.
+    """An `ActivationQuantizer` of integers that is differentiated in the range of every token too, by `round_rows`.
 
-    Same numbers, with the gradient of sq.formats.differentiable.fake_between for a range that follows the smallest and
-    the largest entry. Straight-through gradients alone never say that an outlier costs all other channels of its token
-    their resolution.
-
-    Args:
-        quantizer: whose format, of integers, and clip are taken.
+    Straight-through gradients alone never show that an outlier costs all other channels of its token their resolution.
     """
 
     def __init__(self, quantizer: ActivationQuantizer) -> None:
@@ -29,27 +25,38 @@ class RangeGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., n) rounded to its grids: shape and dtype of x."""
-        given = self.quantizer
+        format, clip = self.quantizer.format, self.quantizer.clip
         if not (torch.is_grad_enabled() and x.requires_grad):
-            out: Tensor = given(x)
+            out: Tensor = self.quantizer(x)
             return out
-        rows = x.reshape(-1, given.format.group or x.shape[-1]).float()
-        low, high = row_extremes(rows)
-        clip: float | Tensor = 1.0
-        if isinstance(given.clip, tuple):
-            low, high = given.clip[0] * low, given.clip[1] * high
-        elif isinstance(given.clip, str):
+        if isinstance(clip, tuple):
+            return round_rows(x, format, clip)
+        if isinstance(clip, str):
             with torch.no_grad():
-                clip = best_clip(rows, given.clips, given.format)
-        else:
-            clip = given.clip
-        grid = grid_from_range(low, high, given.format, clip)
-        return round_on(rows, grid).view_as(x).to(x)
+                found = best_clip(_rows(x, format), self.quantizer.clips, format)
+            return round_rows(x, format, clip=found)
+        return round_rows(x, format, clip=clip)
 
 
 def differentiable(quantizer: ActivationQuantizer | None) -> RangeGradient | None:
     """`RangeGradient` of a quantizer, None of None."""
     return None if quantizer is None else RangeGradient(quantizer)
+
+
+def round_rows(
+    x: Tensor, format: Format, factors: tuple[float | Tensor, float | Tensor] = (1.0, 1.0), clip: float | Tensor = 1.0
+) -> Tensor:
+    """x (..., n) rounded on a grid for each row (group), differentiable in x, in the range of each row and in factors.
+
+    Args:
+        format: of integers.
+        factors: on the low and the high end of each range.
+        clip: factor on the whole range; a tensor broadcasts against (rows, 1).
+    """
+    rows = _rows(x, format)
+    low, high = row_extremes(rows)
+    grid = grid_from_range(factors[0] * low, factors[1] * high, format, clip)
+    return round_on(rows, grid).view_as(x).to(x)
 
 
 def round_on(x: Tensor, grid: Grid, *, lowest: int | None = None) -> Tensor:
@@ -58,8 +65,7 @@ def round_on(x: Tensor, grid: Grid, *, lowest: int | None = None) -> Tensor:
     y = q s has dy/dx = 1 and dy/ds = q - x / s, and where q is the end of the codes that a larger or smaller one was
     clamped to, dy/dx = 0 and dy/ds = q.
 
-    Args:
-        lowest: smallest code, instead of the scheme's.
+    `lowest` is the smallest code, instead of the scheme's.
     """
     rounded: Tensor = _RoundOn.apply(x, grid.scale, grid, lowest)  # type: ignore[no-untyped-call]
     return rounded
@@ -69,6 +75,10 @@ def row_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest entry of the rows of x (R, n), (R, 1) each; equal ones share the gradient."""
     low, high = _Extremes.apply(x)  # type: ignore[no-untyped-call]
     return low, high
+
+
+def _rows(x: Tensor, format: Format) -> Tensor:
+    return x.reshape(-1, format.group or x.shape[-1]).float()
 
 
 # Comparisons below are made in place on floats, into 0 and 1: on a CPU twenty times faster than into booleans, and the

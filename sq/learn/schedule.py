@@ -11,11 +11,7 @@ Decay = Literal["linear", "cosine"]
 
 
 def decayed(lr: float, decay: Decay, step: int, steps: int) -> float:
-    """Learning rate of step t of T, t from 0: lr (1 - t / T), or lr (1 + cos(pi t / T)) / 2.
-
-    Raises:
-        ValueError: another decay.
-    """
+    """Learning rate of step t of T, t from 0: lr (1 - t / T), or lr (1 + cos(pi t / T)) / 2."""
     if decay not in get_args(Decay):
         raise ValueError(f"decay={decay!r}; allowed: {', '.join(get_args(Decay))}")
     share = step / steps
@@ -25,8 +21,8 @@ def decayed(lr: float, decay: Decay, step: int, steps: int) -> float:
 def windows_of_step(step: int, batch: int, count: int, seed: int) -> list[int]:
     """Indices of the windows of one step: all `count` are dealt in a random order, then all again in another.
 
-    Depends on its arguments alone, so that a training which goes on after an interruption sees what it would have seen.
-    At most `count` windows, each once.
+    They depend on the arguments alone, so that an interrupted training goes on with the windows it would have had. At
+    most `count` windows, each once.
     """
     batch = min(batch, count)
     wanted = range(step * batch, (step + 1) * batch)

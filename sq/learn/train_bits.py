@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from sq.errors import QuantizationError
 from sq.formats.activation import ActivationQuantizer
@@ -11,35 +12,25 @@ from sq.formats.labels import SIXTEEN, format_of, parse_parts
 from sq.quantize.recipe import Recipe
 from sq.quantize.rounders.rounder import WeightRounder
 
+ROUNDED_ONLINE = ("activations", "queries", "keys", "values")
+
 
 def recipe_at(recipe: Recipe, label: str) -> Recipe:
     """The run's recipe with other bits; parts that the label leaves out keep theirs.
 
-    Raises:
-        QuantizationError: no label, or a part that the run leaves in 16 bits, and has no quantizer for, is to be
-            rounded.
+    QuantizationError is raised for no label, and for a part to be rounded that the run leaves in 16 bits.
     """
     parts = parse_parts(label)
-
-    def at(name: str, found: ActivationQuantizer | None) -> ActivationQuantizer | None:
-        return _quantizer_at(found, parts.get(name), name, label)
-
-    return replace(
-        recipe,
-        weights=_rounder_at(recipe.weights, parts["weights"], label),
-        activations=at("activations", recipe.activations),
-        queries=at("queries", recipe.queries),
-        keys=at("keys", recipe.keys),
-        values=at("values", recipe.values),
-    )
+    quantizers: dict[str, Any] = {
+        part: _quantizer_at(getattr(recipe, part), parts.get(part), part, label) for part in ROUNDED_ONLINE
+    }
+    return replace(recipe, weights=_rounder_at(recipe.weights, parts["weights"], label), **quantizers)
 
 
 def describe(recipe: Recipe) -> dict[str, str]:
     """All quantizers of a recipe in words, by part."""
-    parts = {"activations": recipe.activations, "queries": recipe.queries, "keys": recipe.keys, "values": recipe.values}
-    weights = recipe.weight_quantizer
-    named = {"weights": "16 bits" if weights is None else str(weights)}
-    return {**named, **{part: "16 bits" if found is None else str(found) for part, found in parts.items()}}
+    parts = {"weights": recipe.weight_quantizer, **{part: getattr(recipe, part) for part in ROUNDED_ONLINE}}
+    return {part: "16 bits" if found is None else str(found) for part, found in parts.items()}
 
 
 def _rounder_at(found: WeightRounder | None, part: str, label: str) -> WeightRounder | None:

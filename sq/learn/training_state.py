@@ -20,13 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingState:
-    """A training after some of its steps.
-
-    Attributes:
-        step: number of steps taken.
-        tensors: all that the next step reads and the arguments of the run do not say.
-        records: of the log.
-    """
+    """A training after `step` steps: the tensors that the next step reads, and the records of the log."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -34,12 +28,9 @@ class TrainingState:
 
 
 class TrainingStateFile:
-    """One file that always holds the newest state; it is replaced as a whole.
+    """The file of the newest state, replaced as a whole every `interval` steps; without a path nothing is kept.
 
-    Args:
-        path: of the file, or None to keep nothing.
-        settings: all that determines the training, in words; a state that was saved under others is not read.
-        interval: steps from one saved state to the next.
+    `settings` say in words all that determines the training; a state that was saved under others is not read.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], interval: int) -> None:
@@ -56,8 +47,7 @@ class TrainingStateFile:
     def load(self, device: torch.device | str = "cpu") -> TrainingState | None:
         """The state that was saved, or None where there is none to go on from.
 
-        A file that cannot be read or was saved under other settings is told to the log with its reason; the next `save`
-        replaces it.
+        The log gets a warning about a file that cannot be read or was saved under other settings; `save` replaces it.
         """
         if self.path is None or not self.path.is_file():
             return None

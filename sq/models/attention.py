@@ -1,12 +1,4 @@
-"""Quantized queries, keys and values inside attention, seen by every way of calling the model.
-
-The attention function ATTENTION is registered with transformers. It rounds what its module's `attention_input` says and
-hands over to transformers' own SDPA attention; a module without one is left alone. Keys and values arrive after RoPE
-and after the cache (models.*.modeling_*: q/k/v -> RoPE -> cache.update -> attention), so a plain forward, `generate`
-and lm-eval see the same numbers: rounding per token and head gives the same result when it is read as when it was
-written. A cache that rounds when it writes (sq/nn/kv_cache.py) hands over `HeldKeys` in place of keys, and nothing
-is rounded twice.
-"""
+"""Quantized queries, keys and values inside attention, seen by every way of calling the model: README.md here."""
 
 from __future__ import annotations
 

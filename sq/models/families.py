@@ -1,13 +1,6 @@
-"""Decoder families as data: where the sites, norms and residual outputs of a model are.
+"""Decoder families as data: where the sites, norms and residual outputs of a model are. README.md explains the sites.
 
-A family is one entry of `FAMILIES`; nothing else in the package knows a module's name. Vocabulary of sites:
-
-| site    | linears            | fed by                 | channels produced by (before the site) |
-|---------|--------------------|------------------------|----------------------------------------|
-| qkv     | q, k, v            | input norm             | the residual stream                    |
-| o       | o                  | attention of the values| v (one head_dim block a KV head)       |
-| gate_up | gate, up           | post-attention norm    | the residual stream                    |
-| down    | down               | act(gate) * up         | up (elementwise)                       |
+A family is one entry of `FAMILIES`; nothing else in the package knows a module's name.
 """
 
 from __future__ import annotations
@@ -28,14 +21,12 @@ class Family:
     """Names of one decoder family's parts; paths inside a decoder layer are relative to it.
 
     Attributes:
-        model_type: `config.model_type` of transformers.
         linears: site -> the linears that read it, in the order GPTQ visits them.
         norms: site -> the RMSNorm in front of it, for sites fed by the residual stream.
         producers: site -> the linear whose output rows are the site's channels.
         residual_outputs: linears that write into the residual stream.
         head_norms: RMSNorms on q and k heads, between projection and RoPE (in that order); empty where there are none.
-        attention: the module that calls the attention function.
-        mlp: the module that computes down(act(gate(x)) up(x)).
+        attention, mlp: the modules that call the attention function, and compute down(act(gate(x)) up(x)).
     """
 
     model_type: str
@@ -74,11 +65,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family of a model's config.
-
-    Raises:
-        CheckpointError: the architecture has no entry in `FAMILIES`.
-    """
+    """The family of a model's config; CheckpointError if the architecture has no entry in `FAMILIES`."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise CheckpointError(
@@ -89,11 +76,7 @@ def family_of(config: PretrainedConfig) -> Family:
 
 
 def check_layer(family: Family, layer: nn.Module) -> None:
-    """Refuse a decoder layer with parts that the family's entry does not name: a silent wrong mapping is worse.
-
-    Raises:
-        CheckpointError: a linear or norm is missing from the layer or unknown to the entry.
-    """
+    """Raise CheckpointError for a layer with linears or norms that the family's entry does not name, or without one."""
     named = {path for paths in family.linears.values() for path in paths}
     norms = {*family.norms.values(), *family.head_norms}
     linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}

@@ -1,7 +1,6 @@
 """Absorb transforms into the weights of a decoder layer, in place, so that they cost nothing at inference.
 
-Every function keeps the layer's function: what one side multiplies, the other divides. Row vectors: a linear is
-y = x W^T. Weights should be in float32 or float64 when these are called.
+Row vectors: a linear is y = x W^T. Weights should be in float32 or float64 when these are called.
 """
 
 from __future__ import annotations
@@ -34,11 +33,7 @@ def rotate_residual(family: Family, layer: nn.Module, rotation: Transform) -> No
             weight = weight_of(layer, name)
             weight.copy_(rotation(weight))
     for name in family.residual_outputs:
-        weight = weight_of(layer, name)
-        weight.copy_(rotation(weight.T).T)
-        bias = bias_of(layer, name)
-        if bias is not None:
-            bias.copy_(rotation(bias))
+        _transform_outputs(layer, name, rotation)
 
 
 def rotate_embeddings_and_head(outer: EmbeddingsAndHead, rotation: Transform | None) -> EmbeddingsAndHead:
@@ -50,9 +45,7 @@ def rotate_embeddings_and_head(outer: EmbeddingsAndHead, rotation: Transform | N
     if rotation is not None:
         head, embedding = rotation(head), rotation(embedding)
     gain.fill_(1.0)
-    return EmbeddingsAndHead(
-        embedding=embedding.to(outer.embedding.dtype), norm=outer.norm, head=head.to(outer.head.dtype)
-    )
+    return EmbeddingsAndHead(embedding.to(outer.embedding.dtype), outer.norm, head.to(outer.head.dtype))
 
 
 def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform, head_dim: int) -> None:
@@ -60,24 +53,22 @@ def fold_site(family: Family, layer: nn.Module, site: str, transform: Transform,
 
     A diagonal goes into the norm's gain (qkv, gate_up) or the rows of up (down); at o, one block of head_dim a KV head
     goes into the rows and bias of v, and the query heads of a group share it. The readers are not touched here.
-
-    Raises:
-        ValueError: T does not act within the producer's rows (its size is neither n nor the rows of the producer).
+    ValueError is raised for a T that cannot be folded there.
     """
     if site in family.norms:
+        if not isinstance(transform, Diagonal):
+            raise ValueError(f"only a Diagonal can be folded into the norm of {site!r}, got {type(transform).__name__}")
         gain = weight_of(layer, family.norms[site])
-        gain.copy_(_diagonal(transform, gain, site))
+        gain.copy_(transform(gain))
         return
-    weight, bias = (of(layer, family.producers[site]) for of in (weight_of, bias_of))
-    assert weight is not None
-    if transform.n != weight.shape[0]:
+    producer = family.producers[site]
+    rows = weight_of(layer, producer).shape[0]
+    if transform.n != rows:
         raise ValueError(
-            f"a transform folded at {site!r} acts on the {weight.shape[0]} rows of {family.producers[site]}, got "
-            f"one of size {transform.n}; at 'o' give one block of {head_dim} for each KV head"
+            f"a transform folded at {site!r} acts on the {rows} rows of {producer}, got one of size {transform.n}; at "
+            f"'o' give one block of {head_dim} for each KV head"
         )
-    weight.copy_(transform(weight.T).T)
-    if bias is not None:
-        bias.copy_(transform(bias))
+    _transform_outputs(layer, producer, transform)
 
 
 def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, dimensions: ModelDimensions) -> None:
@@ -86,11 +77,7 @@ def fold_query_key(family: Family, layer: nn.Module, scale: Tensor, dimensions: 
     RoPE rotates channels i and i + head_dim / 2 of a head into each other, so both take one factor. It goes into rows
     and biases of the projections, or into the gains of the head norms where the family has them.
 
-    Args:
-        scale: t, (kv_heads, head_dim / 2); (1, head_dim / 2) is shared by all heads, and all that head norms allow.
-
-    Raises:
-        ValueError: another shape.
+    The scale t is (kv_heads, head_dim / 2), or (1, head_dim / 2), shared by all heads, and all that head norms allow.
     """
     half = dimensions.head_dim // 2
     allowed = {(1, half)} if family.head_norms else {(1, half), (dimensions.kv_heads, half)}
@@ -120,8 +107,8 @@ def transform_readers(family: Family, layer: nn.Module, site: str, transform: Tr
         weight.copy_(transform.inverse_transpose(weight))
 
 
-def _diagonal(transform: Transform, gain: Tensor, site: str) -> Tensor:
-    if not isinstance(transform, Diagonal):
-        raise ValueError(f"only a Diagonal can be folded into the norm of {site!r}, got {type(transform).__name__}")
-    scaled: Tensor = transform(gain)
-    return scaled
+def _transform_outputs(layer: nn.Module, name: str, transform: Transform) -> None:
+    weight, bias = weight_of(layer, name), bias_of(layer, name)
+    weight.copy_(transform(weight.T).T)
+    if bias is not None:
+        bias.copy_(transform(bias))

@@ -15,8 +15,8 @@ import torch
 class PeakMemory:
     """Start on construction; `peak()` is the highest number of bytes in use since.
 
-    On Linux the resident high-water mark is reset through /proc/self/clear_refs; where that is refused the peak covers
-    the whole life of the process (`resets` tells).
+    On Linux the resident high-water mark is reset through /proc/self/clear_refs; where that is refused, `resets` is
+    False and the peak covers the whole life of the process.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -27,12 +27,8 @@ class RandomSource:
     A tensor is a function of its name, `seed`, the dtype and the device: the same whenever it is read.
 
     Args:
-        architecture: a transformers config as plain data: model_type, hidden_size, ...
-        seed: of all tensors.
+        architecture: of `config_of`.
         device: that tensors are drawn on; a GPU draws 70 billion numbers in seconds, a CPU in minutes.
-
-    Raises:
-        CheckpointError: no model_type, an unknown one, or sizes that transformers refuses.
     """
 
     def __init__(self, architecture: Mapping[str, Any], *, seed: int = 0, device: str | torch.device = "cpu") -> None:
@@ -49,11 +45,7 @@ class RandomSource:
         return list(self._shapes)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors in the config's dtype.
-
-        Raises:
-            CheckpointError: the architecture has no such tensor.
-        """
+        """The named tensors in the config's dtype; CheckpointError for a name that the architecture has not."""
         return {name: self._draw(name) for name in names}
 
     def fingerprint(self) -> Hashable:
@@ -75,11 +67,7 @@ class RandomSource:
 
 
 def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config that plain data describes.
-
-    Raises:
-        CheckpointError: no model_type, an unknown one, or sizes that transformers refuses.
-    """
+    """The transformers config of plain data (model_type, hidden_size, ...); CheckpointError if it is refused."""
     sizes = dict(architecture)
     model_type = sizes.pop("model_type", None)
     if model_type not in FAMILIES:

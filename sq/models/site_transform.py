@@ -44,8 +44,7 @@ class SiteTransform:
 
 def on_values(x: Tensor, apply: Callable[[Tensor], Tensor], dimensions: ModelDimensions) -> Tensor:
     """Apply a map of the values' channels, (..., kv_heads * head_dim), to the o input (..., heads * head_dim)."""
-    spread = over_heads(x, dimensions)
-    return from_heads(apply(spread), dimensions)
+    return from_heads(apply(over_heads(x, dimensions)), dimensions)
 
 
 def over_heads(x: Tensor, dimensions: ModelDimensions) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from sq.errors import CheckpointError
+from sq.io import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -21,8 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 def model_folder(path: str, revision: str | None = None) -> Path:
     """A local folder with the model: `path` itself, or a hub id's snapshot (HF_HUB_OFFLINE and HF_HOME are honoured).
 
-    Raises:
-        CheckpointError: the folder does not exist, or the hub has no such model or cannot be reached.
+    CheckpointError is raised where there is no such folder, or the hub has no such model or cannot be reached.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -51,11 +50,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The transformers config of a model folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The transformers config of a model folder; CheckpointError if there is none."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a transformers model folder")
     config: PretrainedConfig = AutoConfig.from_pretrained(folder)
@@ -78,11 +73,8 @@ class TensorSource(Protocol):
 class WeightSource:
     """Tensors of a model folder, read by name; nothing stays open or resident between reads.
 
-    Args:
-        folder: holds model.safetensors, or an index and its shards.
-
-    Raises:
-        CheckpointError: no weights, a missing shard, or a file that is truncated or not safetensors.
+    The folder has model.safetensors, or an index and its shards. CheckpointError is raised for no weights, a missing
+    shard, or a file that is truncated or not safetensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,11 +86,7 @@ class WeightSource:
         return list(self._files)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Copies of the named tensors in their stored dtype, on the CPU.
-
-        Raises:
-            CheckpointError: a name is absent, a file cannot be read, or a value is NaN or inf.
-        """
+        """Copies of the named tensors in their stored dtype, on the CPU; CheckpointError for NaN or inf among them."""
         wanted: dict[str, list[str]] = defaultdict(list)
         for name in names:
             if name not in self._files:
@@ -132,7 +120,7 @@ class WeightSource:
             raise CheckpointError(f"model folder {self.folder} does not exist")
         if (self.folder / INDEX).is_file():
             try:
-                files = dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+                files = dict(read_json(self.folder / INDEX)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
             absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
@@ -144,9 +132,8 @@ class WeightSource:
                 with self._open(file) as handle:
                     lost = {name for name, owner in files.items() if owner == file}.difference(handle.keys())
                 if lost:
-                    raise CheckpointError(
-                        f"{self.folder / file} lacks tensors that the index promises: {sorted(lost)[:3]}"
-                    )
+                    lacking = sorted(lost)[:3]
+                    raise CheckpointError(f"{self.folder / file} lacks tensors that the index promises: {lacking}")
             return files
         if (self.folder / SINGLE).is_file():
             with self._open(SINGLE) as handle:

@@ -23,10 +23,8 @@ from sq.models.source import TensorSource, WeightSource, read_config
 class EmbeddingsAndHead:
     """What stands around the decoder layers: tokens become hidden states, and hidden states logits.
 
-    Attributes:
-        embedding: (vocab, hidden).
-        norm: final RMSNorm.
-        head: (vocab, hidden); a copy when the checkpoint ties it to the embedding, so that each can be transformed.
+    Embedding and head are (vocab, hidden), the norm is the final RMSNorm. A head that the checkpoint ties to the
+    embedding is a copy of it, so that each can be transformed.
     """
 
     embedding: Tensor
@@ -45,21 +43,13 @@ class EmbeddingsAndHead:
 class DecoderStream:
     """A decoder LLM read layer by layer, from a folder or from a source of random weights.
 
-    Args:
-        folder: a transformers model folder (config.json and safetensors), or random weights of an architecture.
-        dtype: of the computation, or None for the checkpoint's own.
-        device: of the computation.
-
-    Raises:
-        CheckpointError: no config, an unknown architecture, or weights that cannot be read.
+    `folder` is a transformers model folder (config.json and safetensors), or random weights of an architecture. `dtype`
+    and `device` are those of the computation (None: the checkpoint's dtype). CheckpointError is raised for no config,
+    an unknown architecture, or weights that cannot be read.
     """
 
     def __init__(
-        self,
-        folder: Path | RandomSource,
-        *,
-        dtype: torch.dtype | None = None,
-        device: str | torch.device = "cpu",
+        self, folder: Path | RandomSource, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
     ) -> None:
         self.source: TensorSource
         if isinstance(folder, RandomSource):
@@ -162,10 +152,8 @@ class DecoderStream:
         model.config.tie_word_embeddings = False
         for path, weight in ((self.family.embedding, outer.embedding), (self.family.head, outer.head)):
             model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
-        owner, _, name = self.family.final_norm.rpartition(".")
-        setattr(model.get_submodule(owner), name, outer.norm)
-        owner, _, name = self.family.rotary.rpartition(".")
-        setattr(model.get_submodule(owner), name, self.rotary())
+        model.set_submodule(self.family.final_norm, outer.norm)
+        model.set_submodule(self.family.rotary, self.rotary())
         model.eval()
         return model
 

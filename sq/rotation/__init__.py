@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from sq.rotation.art import Partner, Statistic, art_angle, art_rotation, art_step
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
-from sq.rotation.blind import blind_rotation
 from sq.rotation.givens import givens_chain, plane_rotation
-from sq.rotation.hadamard import Hadamard, hadamard_matrix, has_hadamard, random_orthogonal, random_signs
+from sq.rotation.hadamard import (
+    Hadamard,
+    blind_rotation,
+    hadamard_matrix,
+    has_hadamard,
+    random_orthogonal,
+    random_signs,
+)
 from sq.rotation.kronecker import Kronecker, kronecker_factors
 from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
 from sq.rotation.low_rank import LowRank
@@ -14,44 +20,3 @@ from sq.rotation.permutation import Permutation
 from sq.rotation.stages import Art, RandomHadamard, RandomOrthogonal, Stage, Urt, build_rotation, orthonormalize
 from sq.rotation.transform import Compose, Dense, Diagonal, Identity, PerHead, Transform
 from sq.rotation.urt import Target, urt_rotation
-
-__all__ = [
-    "Art",
-    "Compose",
-    "Dense",
-    "Diagonal",
-    "Hadamard",
-    "Identity",
-    "Kronecker",
-    "LowRank",
-    "Partner",
-    "PerHead",
-    "Permutation",
-    "RandomHadamard",
-    "RandomOrthogonal",
-    "Stage",
-    "Statistic",
-    "Target",
-    "Transform",
-    "Urt",
-    "art_angle",
-    "art_rotation",
-    "art_step",
-    "blind_rotation",
-    "block_balance",
-    "build_rotation",
-    "dense_balance",
-    "diagonal_balance",
-    "fourth_moment_angle",
-    "givens_chain",
-    "hadamard_matrix",
-    "has_hadamard",
-    "kronecker_factors",
-    "kurtosis_rotation",
-    "low_rank_balance",
-    "orthonormalize",
-    "plane_rotation",
-    "random_orthogonal",
-    "random_signs",
-    "urt_rotation",
-]

@@ -19,8 +19,8 @@ Statistic = Literal["channel_max", "peak_row"]
 def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic: Statistic = "channel_max") -> Tensor:
     """R, the product of at most `steps` plane rotations that lower the largest |entry| of x, shape (m, m), float64.
 
-    A step takes the largest |entry| (t*, i) and a partner channel j, and turns the plane (i, j) by art_angle of the two
-    entries of token t*. Steps end early when the plane's peak would not fall; the peak of x R never exceeds that of x.
+    A step takes the largest |entry| (t*, i) and a partner channel j, and rotates the plane (i, j) by art_angle of the
+    two entries of token t*. Steps end early when the plane's peak would not fall; x R never has a higher peak than x.
 
     Args:
         x: samples, shape (T, m).
@@ -29,9 +29,7 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
             and takes the one whose plane ends with the lowest peak.
         statistic: profile of "smallest": "channel_max" is max_t |x_tj|, "peak_row" is |x_t*j|.
 
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-        ValueError: negative steps, or a partner or statistic that does not exist.
+    CalibrationError is raised as by check_samples.
     """
     if steps < 0 or partner not in ("smallest", "best") or statistic not in ("channel_max", "peak_row"):
         raise ValueError(
@@ -40,30 +38,25 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
         )
     rows = channel_rows(x)
     m = rows.shape[0]
-    rotation = torch.eye(m, dtype=torch.float64, device=x.device)  # rows of R^T: turned exactly as those of x^T
+    rotation = torch.eye(m, dtype=torch.float64, device=x.device)  # rows of R^T: rotated exactly as those of x^T
     if m < 2:
         return rotation
     peaks, tokens = rows.abs().max(1)
     with fitting_threads(rows):
         for _ in range(steps):
             i, j, theta = _step(rows, peaks, tokens, partner, statistic)
-            plane = _turn(rows[[i, j]], theta)
+            plane = _rotated(rows[[i, j]], theta)
             plane_peaks, plane_tokens = plane.abs().max(1)
             if not bool(plane_peaks.max() < peaks[i]):
                 break
             rows[[i, j]] = plane
             peaks[[i, j]], tokens[[i, j]] = plane_peaks, plane_tokens
-            rotation[[i, j]] = _turn(rotation[[i, j]], theta)
+            rotation[[i, j]] = _rotated(rotation[[i, j]], theta)
     return rotation.T.contiguous()
 
 
 def art_step(x: Tensor, partner: Partner = "smallest", statistic: Statistic = "channel_max") -> tuple[int, int, Tensor]:
-    """The plane and angle of the first step of ART at full width: channels i and j, and theta (), float64.
-
-    Args:
-        x: samples, shape (T, m), m at least 2.
-        partner, statistic: as in art_rotation.
-    """
+    """Channels i, j and the angle theta (), float64, of art_rotation's first step on x (T, m), m at least 2."""
     rows = channel_rows(x)
     return _step(rows, *rows.abs().max(1), partner, statistic)
 
@@ -85,11 +78,11 @@ def _step(
     return i, j, art_angle(rows[i, token].double(), rows[j, token].double())
 
 
-def _turn(plane: Tensor, theta: Tensor) -> Tensor:
-    """The two rows of plane, shape (2, T), turned by theta."""
+def _rotated(plane: Tensor, theta: Tensor) -> Tensor:
+    """The two rows of plane, shape (2, T), rotated by theta."""
     c, s = theta.cos(), theta.sin()
-    turn = torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
-    return turn.to(plane.dtype) @ plane
+    rotation = torch.stack([torch.stack([c, s]), torch.stack([-s, c])])
+    return rotation.to(plane.dtype) @ plane
 
 
 def _smallest(rows: Tensor, peaks: Tensor, i: int, token: int, statistic: Statistic) -> int:

@@ -1,7 +1,9 @@
 """Balance: transforms in closed form that give activations and weights the same second moment.
 
 The derivation is in README.md beside this file. C and M are the second moments of activations and weights,
-C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first.
+C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first. damping is added to the
+diagonals of C and M, as a share of their mean; it bounds the stretch. CalibrationError is raised for moments with NaN,
+inf or a zero trace, or that are not positive definite after damping.
 """
 
 from __future__ import annotations
@@ -20,17 +22,13 @@ DIRECT = 1024  # largest matrix whose eigenvectors are all computed
 def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float = 0.5) -> Tensor:
     """s_j = rms(x_j)^strength / rms(w_j)^(1 - strength): x / s and w s have equal rms in every channel at strength 1/2.
 
-    s is divided by its geometric mean. A common factor changes neither side's quantization, and this choice leaves the
-    typical norm gain as it is, so that folding s neither overflows nor loses bits in bfloat16. A channel whose
-    activations or weights are all zero gets s = 1: there is nothing to balance, and unseen inputs are not amplified.
+    s (n,), float64, is divided by its geometric mean: folding it neither overflows nor loses bits in bfloat16. A
+    channel whose activations or weights are all zero gets s = 1: unseen inputs are not amplified.
 
     Args:
         activation_rms: rms of each channel over tokens, shape (n,).
         weight_rms: rms of each weight column over rows of all linears that share the input, shape (n,).
         strength: 0 balances weights alone, 1 activations alone.
-
-    Returns:
-        s, shape (n,), float64, positive.
 
     Raises:
         CalibrationError: NaN, inf or negative entries.
@@ -66,11 +64,8 @@ def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = N
         m: M, second moment of the weights before D, shape (n, n).
         rank: r, 1 to n.
         divisor: s of diagonal_balance; None for D = I.
-        damping: added to the diagonals of C and M, as a share of their mean. It bounds the stretch.
 
-    Raises:
-        CalibrationError: NaN, inf or a zero trace; a moment that is not positive definite after damping.
-        ValueError: a rank outside 1 to n.
+    ValueError is raised for a rank outside 1 to n.
     """
     n = c.shape[0]
     if not 1 <= rank <= n:
@@ -82,17 +77,14 @@ def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = N
     c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
     basis = _leading_eigenvectors(c - m, rank)
     t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis)
-    return LowRank(diagonal, basis, _symmetric_power(t @ t.T, 0.5))
+    values, vectors = torch.linalg.eigh(t @ t.T)
+    return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
 
 def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2) -> PerHead:
     """Block-diagonal T, not orthogonal, that balances C and M inside each run of `block` channels.
 
-    It costs n block multiply-adds online.
-
-    Raises:
-        CalibrationError: as low_rank_balance.
-        ValueError: a block that does not divide n.
+    It costs n block multiply-adds online. ValueError is raised for a block that does not divide n.
     """
     n = c.shape[0]
     if block < 1 or n % block:
@@ -110,9 +102,6 @@ def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2) -> Dense:
 
     C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
-
-    Raises:
-        CalibrationError: as low_rank_balance.
     """
     return Dense(_balancer(_normalize("activation", c, damping), _normalize("weight", m, damping)), orthogonal=False)
 
@@ -149,29 +138,20 @@ def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
 
 
 def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    """Orthonormal eigenvectors of the largest |eigenvalue|, shape (n, rank).
-
-    Above DIRECT rows by subspace iteration: the balance is exact on whatever subspace it finds.
-    """
+    """Orthonormal eigenvectors of the largest |eigenvalue|, (n, rank); by subspace iteration above DIRECT rows."""
     n = symmetric.shape[0]
     if n <= DIRECT or 4 * rank > n:
         values, vectors = torch.linalg.eigh(symmetric)
-        return _columns(vectors, values.abs().argsort(descending=True)[:rank])
+        return _largest(values, vectors, rank)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, min(n, rank + 16), generator=generator, dtype=torch.float64).to(symmetric.device)
     space: Tensor = torch.linalg.qr(start).Q
     for _ in range(16):
         space = torch.linalg.qr(symmetric @ space).Q
     values, mixing = torch.linalg.eigh(space.T @ symmetric @ space)
-    found: Tensor = space @ _columns(mixing, values.abs().argsort(descending=True)[:rank])
+    found: Tensor = space @ _largest(values, mixing, rank)
     return found
 
 
-def _columns(matrix: Tensor, index: Tensor) -> Tensor:
-    return torch.index_select(matrix, 1, index)
-
-
-def _symmetric_power(matrix: Tensor, exponent: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    power: Tensor = vectors * values.pow(exponent) @ vectors.T
-    return power
+def _largest(values: Tensor, vectors: Tensor, rank: int) -> Tensor:
+    return torch.index_select(vectors, 1, values.abs().argsort(descending=True)[:rank])

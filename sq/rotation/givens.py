@@ -18,10 +18,7 @@ def plane_rotation(m: int, i: int, j: int, theta: float | Tensor) -> Tensor:
 def rotate_halves(rows: Tensor, c: Tensor, s: Tensor, out: Tensor) -> None:
     """Rotate m/2 disjoint planes at once: row k with row m/2 + k, by the angle (c_k, s_k), into out.
 
-    Args:
-        rows: channels as rows, shape (m, T), m even.
-        c, s: cosines and sines, shape (m/2, 1), dtype of rows.
-        out: shape (m, T), another tensor than rows.
+    Channels are rows: rows and out are two tensors of shape (m, T), m even; c and s have shape (m/2, 1).
     """
     half = rows.shape[0] // 2
     first, second = rows[:half], rows[half:]
@@ -34,12 +31,10 @@ def rotate_halves(rows: Tensor, c: Tensor, s: Tensor, out: Tensor) -> None:
 def givens_chain(v: Tensor) -> Tensor:
     """G, a product of m - 1 plane rotations, with v G = |v| e_1; shape (m, m), float64, determinant 1.
 
-    Step k = m-1, ..., 1 turns the plane (k-1, k) so that the norm of the tail, t_k = |v[k:]|, moves into channel k-1.
-    Multiplied out, with u_k = v[k:] / t_k padded with zeros in front:
+    Multiplied out, with t_k = |v[k:]| and u_k = v[k:] / t_k padded with zeros in front (derived in README.md):
         column 0 = u_0, column k = (v_{k-1} / t_{k-1}) u_k - (t_k / t_{k-1}) e_{k-1}.
 
-    Args:
-        v: any vector, shape (m,); the zero vector gives the identity.
+    v is any vector, shape (m,); the zero vector gives the identity.
     """
     v = v.detach().to(torch.float64)
     m = v.numel()
@@ -52,11 +47,10 @@ def givens_chain(v: Tensor) -> Tensor:
     tail[-1] = v[-1]
     alive = tail != 0
     unit = torch.where(alive, v[:, None] / torch.where(alive, tail, 1.0), 0.0).tril()  # column k is u_k
-    unit.diagonal()[~alive] = 1.0  # nothing left to turn: these planes stay
+    unit.diagonal()[~alive] = 1.0  # nothing left to rotate: these planes stay
     before = torch.where(alive[:-1], tail[:-1], 1.0)
     cosine = torch.where(alive[:-1], v[:-1] / before, 1.0)
     sine = torch.where(alive[:-1], tail[1:] / before, 0.0)
-    chain = unit
-    chain[:, 1:] *= cosine
-    chain[:-1, 1:] -= torch.diag(sine)
-    return chain
+    unit[:, 1:] *= cosine
+    unit[:-1, 1:] -= torch.diag(sine)
+    return unit

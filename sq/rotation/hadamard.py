@@ -5,22 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.errors import QuantizationError
 from sq.kernels.backend import Backend, picks_triton
 from sq.kernels.hadamard import hadamard
 from sq.kernels.hadamard.tiles import tile_obstacle
 from sq.kernels.steps import HadamardStep
 from sq.rotation.hadamard_orders import base_matrix, find_split, hadamard_split, sylvester
-from sq.rotation.transform import Transform
+from sq.rotation.transform import Dense, Transform
 
 BLOCK = 64  # largest power-of-two factor applied as one matmul; measured faster on CPU than butterflies
 
 
 def hadamard_matrix(order: int) -> Tensor:
-    """H with entries +-1 and H H^T = order I, shape (order, order), float64: H_K (x) H_{2^m} for order = K 2^m.
-
-    Raises:
-        ValueError: no Hadamard matrix of this order exists or is known here; names what works instead.
-    """
+    """H with entries +-1 and H H^T = order I, shape (order, order), float64: H_K (x) H_{2^m} of hadamard_split."""
     k, powers = hadamard_split(order)
     h: Tensor = torch.kron(base_matrix(k), sylvester(powers))
     return h
@@ -52,18 +49,11 @@ def random_orthogonal(n: int, seed: int) -> Tensor:
 class Hadamard(Transform):
     """T = diag(signs) H / sqrt(n), H = H_K (x) H_{2^m}, applied in O(n (K + m)).
 
-    x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it, everything
-    else by torch. Sums of the kernel are float32 for every dtype.
+    x on CUDA that needs no gradient is transformed by kernels/hadamard where its Triton kernel takes it (`backend`, see
+    kernels/backend.py), everything else by torch. Sums of the kernel are float32 for every dtype.
 
-    Args:
-        n: K 2^m.
-        signs: +-1, shape (n,); None for all +1. `random_signs(n, seed)` makes the randomized Hadamard of QuaRot.
-
-    Raises:
-        ValueError: an n without a Hadamard matrix, or signs other than +-1.
-
-    Attributes:
-        backend: of x without gradient, see kernels/backend.py.
+    n is K 2^m, signs (n,) are +-1; `random_signs(n, seed)` makes the randomized Hadamard of QuaRot. ValueError is
+    raised for an n without a Hadamard matrix.
     """
 
     backend: Backend = "auto"
@@ -100,10 +90,6 @@ class Hadamard(Transform):
             x = self._multiply(x * self.n**-0.5, transposed=True)
         return x * self._factor("signs", x) if self._randomized else x
 
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T, T being orthogonal."""
-        return self.forward(w)
-
     def macs(self) -> int:
         """n (K + m) additions: K a feature for H_K, one for each of m butterflies. Signs and scale are not counted."""
         return self.n * ((self.k if self.k > 1 else 0) + self.powers.bit_length() - 1)
@@ -136,6 +122,22 @@ class Hadamard(Transform):
                 x = torch.matmul(h if transposed else h.T, x.reshape(-1, left, size, right))
             left *= size
         return x.reshape(shape)
+
+
+def blind_rotation(kind: str, n: int, seed: int, *, signs: bool, what: str, option: str, also: str = "") -> Transform:
+    """A rotation of size n from a seed alone: kind "hadamard", with random signs if `signs`, or "orthogonal" (Haar).
+
+    QuantizationError is raised for a Hadamard of an order that has none. `what`, `option` and `also` are for its
+    message: what has size n, the setting to change, and another way out.
+    """
+    if kind == "orthogonal":
+        return Dense(random_orthogonal(n, seed), orthogonal=True)
+    if not has_hadamard(n):
+        raise QuantizationError(
+            f"{what} {n} has no Hadamard matrix that exists or is known here; set {option}=orthogonal (a random "
+            f"rotation, {n} multiply-adds a feature where it is online){also}"
+        )
+    return Hadamard(n, random_signs(n, seed) if signs else None)
 
 
 def _blocks(powers: int) -> list[int]:

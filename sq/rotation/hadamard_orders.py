@@ -20,15 +20,14 @@ from torch import Tensor
 def hadamard_split(order: int) -> tuple[int, int]:
     """(K, 2^m) with order = K 2^m: a tabulated order is its own K, any other takes the smallest K that can be built.
 
-    Raises:
-        ValueError: no Hadamard matrix of this order exists or is known here; names what works instead.
+    ValueError is raised where no Hadamard matrix of this order exists or is known here.
     """
     split = find_split(order)
     if split is None:
         exists = order > 2 and order % 4 == 0
         why = "none is known here" if exists else "no Hadamard matrix of this order exists"
         raise ValueError(
-            f"a Hadamard matrix of order {order} was asked for, and {why} (orders are 1, 2 and K*2^m for K in "
+            f"a Hadamard matrix of order {order} cannot be built: {why} (orders are 1, 2 and K*2^m for K in "
             f"{sorted(map(int, _facts()))} and others by Paley's constructions); use random_orthogonal({order}, seed) "
             "(stage RandomOrthogonal), or other Kronecker factors"
         )
@@ -76,7 +75,7 @@ def base_matrix(k: int) -> Tensor:
         return torch.ones(1, 1, dtype=torch.float64)
     fact = _construction(k)
     if fact is None:
-        raise ValueError(f"order {k} has no construction; ask has_hadamard({k}) first")
+        raise ValueError(f"order {k} has no construction; see has_hadamard({k})")
     kind = fact["construction"]
     if kind == "double":
         return torch.kron(sylvester(2), base_matrix(fact["of"]))

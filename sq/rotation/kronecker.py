@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import KroneckerStep
-from sq.rotation.checks import check_orthogonal, invert
-from sq.rotation.transform import Transform
+from sq.rotation.transform import MatrixTransform
 
 
 def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) -> tuple[int, int]:
     """The pair (n1, n2), n1 <= n2 and n1 n2 = n, closest to sqrt(n): it makes the online cost n (n1 + n2) least.
 
     Args:
-        n: number of features.
-        admits: which factors may be used; has_hadamard where a stage needs a Hadamard matrix on both axes (11008 is
-            then 64 x 172 and not 86 x 128).
+        admits: which factors may be used, such as has_hadamard (11008 is then 64 x 172 and not 86 x 128).
 
-    Raises:
-        ValueError: n has no such pair with both factors above 1.
+    ValueError is raised where n has no such pair with both factors above 1.
     """
     divisors = (divisor for divisor in range(isqrt(max(n, 0)), 1, -1) if n % divisor == 0)
     n1 = next((divisor for divisor in divisors if admits(divisor) and admits(n // divisor)), None)
@@ -34,45 +30,27 @@ def kronecker_factors(n: int, admits: Callable[[int], bool] = lambda _: True) ->
     return n1, n // n1
 
 
-class Kronecker(Transform):
-    """T = R1 (x) R2. With x viewed as X (..., n1, n2): x T = R1^T X R2.
+class Kronecker(MatrixTransform):
+    """T = R1 (x) R2. With x viewed as X (..., n1, n2): x T = R1^T X R2, x T^-1 = R1^-T X R2^-1, w T^-T = R1^-1 W R2^-T.
 
     Args:
         r1: shape (n1, n1), or the int n1 for an identity, which costs nothing.
         r2: shape (n2, n2), or the int n2.
-        orthogonal: whether both are; otherwise their inverses are computed in float64 and held as well.
+        orthogonal: whether both are.
     """
 
     def __init__(self, r1: Tensor | int, r2: Tensor | int, orthogonal: bool = True) -> None:
         factors = {"r1": r1, "r2": r2}
-        sizes = []
-        for name, factor in factors.items():
-            if isinstance(factor, Tensor) and (factor.dim() != 2 or factor.shape[0] != factor.shape[1]):
-                raise ValueError(f"Kronecker got {name} of shape {tuple(factor.shape)}; it needs a square matrix")
-            sizes.append(factor.shape[0] if isinstance(factor, Tensor) else factor)
+        matrices = {name: factor for name, factor in factors.items() if isinstance(factor, Tensor)}
+        for name, matrix in matrices.items():
+            if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+                raise ValueError(f"Kronecker got {name} of shape {tuple(matrix.shape)}; it needs a square matrix")
+        sizes = [len(factor) if isinstance(factor, Tensor) else factor for factor in factors.values()]
         super().__init__(sizes[0] * sizes[1], orthogonal=orthogonal)
         self.n1, self.n2 = sizes
-        self._active = [name for name, factor in factors.items() if isinstance(factor, Tensor)]
-        for name, factor in factors.items():
-            if not isinstance(factor, Tensor):
-                continue
-            self._hold(name, factor)
-            if orthogonal:
-                check_orthogonal("Kronecker", factor)
-            else:
-                self._hold(f"{name}_inverse", invert("Kronecker", factor))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x T, as R1^T X R2."""
-        return self._multiply(x, inverted=False, transposed=False)
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """x T^-1, as R1^-T X R2^-1."""
-        return self._multiply(x, inverted=not self.orthogonal, transposed=self.orthogonal)
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T^-T, as R1^-1 W R2^-T."""
-        return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
+        self._active = list(matrices)
+        for name, matrix in matrices.items():
+            self._hold_matrix(name, matrix)
 
     def macs(self) -> int:
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
@@ -87,14 +65,10 @@ class Kronecker(Transform):
         return f"n1={self.n1}, n2={self.n2}, orthogonal={self.orthogonal}"
 
     def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
-        """a^T X b for a, b = the factors or their inverses, or the transposes of these."""
         shape = x.shape
-        suffix = "_inverse" if inverted else ""
         if "r2" in self._active:
-            b = self._factor(f"r2{suffix}", x)
-            x = x.reshape(-1, self.n2) @ (b.T if transposed else b)
+            x = x.reshape(-1, self.n2) @ self._matrix("r2", x, inverted, transposed)
         x = x.reshape(-1, self.n1, self.n2)
         if "r1" in self._active:
-            a = self._factor(f"r1{suffix}", x)
-            x = torch.matmul(a if transposed else a.T, x)
+            x = torch.matmul(self._matrix("r1", x, inverted, not transposed), x)
         return x.reshape(shape)

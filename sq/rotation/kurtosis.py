@@ -1,7 +1,7 @@
 """Fourth-moment rotation: Jacobi sweeps of plane rotations, each the exact minimizer of its plane's fourth moment.
 
-The derivation is in README.md beside this file. Minimizing sum x^4 at fixed sum x^2 is minimizing kurtosis: it drives
-channels away from heavy tails, toward the flat distributions that an integer grid covers best.
+Minimizing sum x^4 at fixed sum x^2 is minimizing kurtosis: it drives channels away from heavy tails, toward the flat
+distributions that an integer grid covers best. The derivation is in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ SLICE = 2**18  # entries worked on at a time, about 1 MB in float32: a slice and
 def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> Tensor:
     """R that lowers sum_tj (x R)_tj^4, shape (m, m), float64.
 
-    A sweep meets every pair of channels once, m/2 disjoint pairs a step, m - 1 steps (m steps for odd m). Every step
-    lowers the sum or leaves it. Sums run in the dtype of x over slices of tokens and in float64 over the slices.
+    A sweep meets every pair of channels once, m/2 disjoint pairs a step. No step raises the sum. Sums run in the dtype
+    of x over slices of tokens and in float64 over the slices.
 
     Args:
-        x: samples, shape (T, m).
+        x: samples, shape (T, m), CalibrationError as by check_samples.
         sweeps: times every pair is met.
         unit_tokens: first divide every sample by its rms, so that each token counts the same.
-
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-        ValueError: negative sweeps.
     """
     if sweeps < 0:
         raise ValueError(f"got {sweeps} sweeps; 0 or more are allowed")
@@ -42,10 +38,12 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     if odd:  # a row of zeros at place 0, which the schedule never moves: its partner sits a step out
         rows = torch.cat([torch.zeros_like(rows[:1]), rows])
     size = rows.shape[0]
-    slices = [part.clone() for part in torch.split(rows, _width(rows), dim=1)]
+    # On an accelerator one slice holds all tokens: launches cost more there than passes over memory.
+    width = rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // size)
+    slices = [part.clone() for part in torch.split(rows, width, dim=1)]
     scratch = [torch.empty_like(part) for part in slices]
-    rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: turned exactly as those of x^T
-    turned = torch.empty_like(rotation)
+    rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: rotated exactly as those of x^T
+    rotated = torch.empty_like(rotation)
     following = _round_robin(size).to(x.device)
     with fitting_threads(rows):
         for _ in range(sweeps * (size - 1)):
@@ -57,20 +55,15 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
             for part, out in zip(slices, scratch, strict=True):
                 rotate_halves(part, low_c, low_s, out)
                 torch.index_select(out, 0, following, out=part)
-            rotate_halves(rotation, c, s, turned)
-            torch.index_select(turned, 0, following, out=rotation)
+            rotate_halves(rotation, c, s, rotated)
+            torch.index_select(rotated, 0, following, out=rotation)
     return (rotation[1:, 1:] if odd else rotation).T.contiguous()
 
 
 def fourth_moment_angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """theta = atan2(2B, A - C) / 4 in [-pi/4, pi/4], the minimizer of sum x'^4 + y'^4 over all rotations of the plane.
 
-    With x' = cos x + sin y, y' = -sin x + cos y, p = x y, q = (y^2 - x^2) / 2:
-
-    Args:
-        a: A = sum p^2.
-        b: B = sum p q.
-        c: C = sum q^2.
+    x' = cos x + sin y, y' = -sin x + cos y, p = x y, q = (y^2 - x^2) / 2, A = sum p^2, B = sum p q, C = sum q^2.
     """
     return torch.atan2(2 * b, a - c) / 4
 
@@ -87,11 +80,6 @@ def _sums(slices: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         total[1] += torch.linalg.vecdot(p, q)
         total[2] += torch.linalg.vecdot(q, q)
     return total[0], total[1], total[2]
-
-
-def _width(rows: Tensor) -> int:
-    """Tokens a slice holds; on an accelerator all of them, where launches cost more than memory passes."""
-    return rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // rows.shape[0])
 
 
 def _round_robin(size: int) -> Tensor:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from sq.kernels.steps import LowRankStep
-from sq.rotation.checks import invert
-from sq.rotation.transform import Transform
+from sq.rotation.transform import Transform, invert
 
 
 class LowRank(Transform):
@@ -42,8 +41,9 @@ class LowRank(Transform):
         self._scaled = diagonal is not None
         self._hold("basis", basis)
         self._hold("change", (stretch - identity) @ exact.T)  # (P - I) U^T
-        self._hold("change_inverse", (invert("LowRank", stretch) - identity) @ exact.T)  # (P^-1 - I) U^T
-        self._hold("change_inverse_transpose", (invert("LowRank", stretch).T - identity) @ exact.T)  # (P^-T - I) U^T
+        inverse = invert("LowRank", stretch)
+        self._hold("change_inverse", (inverse - identity) @ exact.T)  # (P^-1 - I) U^T
+        self._hold("change_inverse_transpose", (inverse.T - identity) @ exact.T)  # (P^-T - I) U^T
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""

@@ -9,14 +9,7 @@ from sq.rotation.transform import Transform
 
 
 class Permutation(Transform):
-    """T with (x T)_j = x_{order[j]}: one gather and no arithmetic.
-
-    Args:
-        order: each of 0 ... n - 1 once, shape (n,), any integer dtype.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """T with (x T)_j = x_{order[j]}: one gather and no arithmetic. order (n,) has each of 0 ... n - 1 once."""
 
     def __init__(self, order: Tensor) -> None:
         if order.dim() != 1 or order.is_floating_point():
@@ -36,10 +29,6 @@ class Permutation(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         """x T^T."""
         return x.index_select(-1, self.get_buffer("order").argsort())
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T, T being orthogonal."""
-        return self.forward(w)
 
     def macs(self) -> int:
         """Nothing is computed."""

@@ -14,11 +14,7 @@ ENTRIES_PER_THREAD = 2**22
 
 
 def channel_rows(x: Tensor) -> Tensor:
-    """A copy of x (T, m) as (m, T), contiguous, float64 for float64 x and float32 otherwise.
-
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-    """
+    """A checked copy of x (T, m) as (m, T), contiguous, float64 for float64 x, else float32: see check_samples."""
     check_samples(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return x.detach().T.to(dtype, copy=True).contiguous()
@@ -49,8 +45,7 @@ def token_rms(x: Tensor) -> Tensor:
 def fitting_threads(x: Tensor) -> Iterator[None]:
     """Run a loop of small CPU operations over x on one thread per ENTRIES_PER_THREAD entries.
 
-    Such loops meet a barrier every few microseconds, and on a busy machine each waits for a thread that was put aside:
-    beside another job, two threads on two cores took 73 s where one took 10 s.
+    Threads meet every few microseconds: beside another job, two threads on two cores took 73 s where one took 10 s.
     """
     allowed = torch.get_num_threads()
     torch.set_num_threads(max(1, min(allowed, x.numel() // ENTRIES_PER_THREAD)))

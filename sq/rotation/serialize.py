@@ -12,35 +12,27 @@ from sq.errors import CheckpointError
 from sq.rotation.transform import Transform
 
 _PLAIN = (bool, int, float, str, type(None))
+_MODULE_ATTRIBUTES = {*vars(nn.Module()), "_is_hf_initialized"}  # transformers marks with the last what it filled
 
 
 def describe(transform: Transform) -> dict[str, Any]:
     """JSON-ready: class, plain attributes, shapes and dtypes of the factors, and the parts of a composition."""
-    attributes = {
-        key: value
-        for key, value in vars(transform).items()
-        if key not in _MODULE_ATTRIBUTES and (isinstance(value, _PLAIN) or _is_plain_list(value))
-    }
+    own = {key: value for key, value in vars(transform).items() if key not in _MODULE_ATTRIBUTES}
     factors = {
         name: [str(buffer.dtype).removeprefix("torch."), list(buffer.shape)]
         for name, buffer in transform.named_buffers(recurse=False)
     }
-    parts = [describe(part) for part in getattr(transform, "transforms", ())]
     kind = type(transform)
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
-        "attributes": attributes,
+        "attributes": {key: value for key, value in own.items() if _is_plain(value)},
         "factors": factors,
-        "parts": parts,
+        "parts": [describe(part) for part in getattr(transform, "transforms", ())],
     }
 
 
 def empty_transform(description: dict[str, Any], device: torch.device | str = "meta") -> Transform:
-    """The transform of a description with factors that hold nothing yet.
-
-    Raises:
-        CheckpointError: a description that is damaged, or of a class that this package does not have.
-    """
+    """The transform of a description, its factors without values; CheckpointError for one that cannot be built."""
     try:
         module, _, name = str(description["class"]).rpartition(".")
         if not module.startswith("sq."):
@@ -65,10 +57,6 @@ def empty_transform(description: dict[str, Any], device: torch.device | str = "m
     return made
 
 
-def _is_plain_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value)
-
-
-_MODULE_ATTRIBUTES = frozenset(
-    {*vars(nn.Module()), "_is_hf_initialized"}
-)  # the last: transformers marks what it filled
+def _is_plain(value: Any) -> bool:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, _PLAIN) for item in items)

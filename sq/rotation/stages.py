@@ -30,7 +30,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Art:
-    """art_rotation with these arguments."""
+    """ART, the rotation that shares the largest entry between two channels: art_rotation with these arguments."""
 
     steps: int = 8
     partner: Partner = "smallest"
@@ -38,13 +38,13 @@ class Art:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """R of ART; no randomness."""
+        """art_rotation; the seed is not used."""
         return art_rotation(x, self.steps, self.partner, self.statistic)
 
 
 @dataclass(frozen=True)
 class Urt:
-    """urt_rotation with these arguments; target "kurtosis" reads tokens at unit rms, the others as they are."""
+    """URT, the rotation that evens out the channels: urt_rotation, on tokens at unit rms for target "kurtosis"."""
 
     target: Target = "kurtosis"
     sweeps: int = 1
@@ -60,7 +60,7 @@ class Urt:
         return self.target == "kurtosis"
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """R of URT; no randomness."""
+        """urt_rotation; the seed is not used."""
         return urt_rotation(x, self.target, self.statistic, self.sweeps, unit_tokens=False)
 
 
@@ -71,7 +71,7 @@ class RandomHadamard:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """ValueError for an m without a Hadamard matrix."""
+        """R from the seed alone; ValueError for an m without a Hadamard matrix."""
         m = x.shape[1]
         randomized: Tensor = random_signs(m, seed)[:, None] * hadamard_matrix(m) / m**0.5
         return randomized
@@ -84,7 +84,7 @@ class RandomOrthogonal:
     unit_tokens: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
-        """Works for every m."""
+        """R from the seed alone."""
         return random_orthogonal(x.shape[1], seed)
 
 
@@ -93,13 +93,13 @@ def build_rotation(
 ) -> Transform:
     """The rotation that applies the stages in the order given, each built from x as the stages before it left it.
 
-    With factors (n1, n2) every stage builds R1 from the T n2 vectors of length n1 of X (T, n1, n2), applies it, then
-    builds R2 from the T n1 vectors of length n2; the products over the stages make one Kronecker transform. Without
-    factors there is one dense (n, n) rotation, and a lone RandomHadamard stays a fast Hadamard.
+    With factors (n1, n2) every stage builds R1, applies it, then builds R2 (README.md beside this file); the products
+    over the stages make one Kronecker transform. Without factors there is one dense (n, n) rotation, and a lone
+    RandomHadamard stays a fast Hadamard.
 
     Args:
         x: calibration tokens at the site, shape (T, n). float32 suffices: factors are accumulated in float64.
-        stages: Art, Urt, RandomHadamard, RandomOrthogonal, or anything with their interface; none gives Identity.
+        stages: without any the result is an Identity.
         factors: (n1, n2) with n1 n2 = n, see kronecker_factors; None for full width.
         seed: of the random stages; each stage and axis draws its own.
         name: what x is, for error messages: "layer 3 qkv".
@@ -108,7 +108,7 @@ def build_rotation(
         Kronecker, Dense, Hadamard or Identity, orthogonal to 1e-12, on the device of x.
 
     Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
+        CalibrationError: as check_samples.
         ValueError: factors that do not multiply to n; a stage that cannot serve the size.
     """
     check_samples(x, name)
@@ -159,8 +159,7 @@ def _apply(x: Tensor, step: Tensor, factors: tuple[int, int] | None, axis: int) 
     if factors is None:
         return x @ step
     n1, n2 = factors
-    turned = x.reshape(-1, n2) @ step if axis == 1 else torch.matmul(step.T, x.reshape(-1, n1, n2))
-    return turned.reshape(x.shape)
+    return (x.reshape(-1, n2) @ step if axis == 1 else torch.matmul(step.T, x.reshape(-1, n1, n2))).reshape(x.shape)
 
 
 def _draw(generator: torch.Generator) -> int:

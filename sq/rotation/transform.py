@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from sq.kernels.steps import DiagonalStep, Step
-from sq.rotation.checks import check_orthogonal, check_square, invert
 
 Self = TypeVar("Self", bound="Transform")
 
@@ -47,9 +46,11 @@ class Transform(nn.Module, ABC):
     def inverse(self, x: Tensor) -> Tensor:
         """x T^-1, shape (..., n), dtype of x."""
 
-    @abstractmethod
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w T^-T, the weight side of the transform, shape (d_out, n), dtype of w. An orthogonal T has T^-T = T."""
+        if not self.orthogonal:
+            raise NotImplementedError(f"{type(self).__name__} needs an inverse_transpose of its own")
+        return self.forward(w)
 
     @abstractmethod
     def macs(self) -> int:
@@ -87,7 +88,6 @@ class Transform(nn.Module, ABC):
             self.register_buffer(name, value.detach().to(torch.float64, copy=True).contiguous())
 
     def _factor(self, name: str, x: Tensor) -> Tensor:
-        """The factor in the dtype of x."""
         return self._cast(name, x.dtype)
 
     def _cast(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -131,10 +131,6 @@ class Identity(Transform):
         """x itself."""
         return x
 
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w itself."""
-        return w
-
     def macs(self) -> int:
         """Nothing is computed."""
         return 0
@@ -145,11 +141,7 @@ class Identity(Transform):
 
 
 class Diagonal(Transform):
-    """T = diag(t): x_j times t_j.
-
-    Args:
-        t: nonzero factors, shape (n,).
-    """
+    """T = diag(t): x_j times t_j, nonzero, of t (n,)."""
 
     def __init__(self, t: Tensor) -> None:
         if t.dim() != 1:
@@ -180,85 +172,78 @@ class Diagonal(Transform):
         return (DiagonalStep(self._factor("t", x)),)
 
 
-class Dense(Transform):
-    """T given as a matrix.
+class MatrixTransform(Transform):
+    """T made of matrices, each held with its inverse in float64 unless T is orthogonal.
 
-    Args:
-        matrix: T, shape (n, n).
-        orthogonal: whether T^-1 = T^T; otherwise T^-1 is computed in float64 and held as well.
+    A subclass says in `_multiply` how they act on x.
     """
-
-    def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
-        check_square("Dense", matrix, dim=2)
-        super().__init__(matrix.shape[-1], orthogonal=orthogonal)
-        self._hold("factor", matrix)
-        if orthogonal:
-            check_orthogonal("Dense", matrix)
-        else:
-            self._hold("factor_inverse", invert("Dense", matrix))
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""
-        return x @ self._factor("factor", x)
+        return self._multiply(x, inverted=False, transposed=False)
 
     def inverse(self, x: Tensor) -> Tensor:
         """x T^-1."""
-        return x @ (self._factor("factor", x).T if self.orthogonal else self._factor("factor_inverse", x))
+        return self._multiply(x, inverted=not self.orthogonal, transposed=self.orthogonal)
 
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w T^-T."""
-        return self.forward(w) if self.orthogonal else w @ self._factor("factor_inverse", w).T
+        return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
+
+    @abstractmethod
+    def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
+        """x times T, with each matrix replaced by its inverse, its transpose or both."""
+
+    def _hold_matrix(self, name: str, matrix: Tensor) -> None:
+        self._hold(name, matrix)
+        if self.orthogonal:
+            _check_orthogonal(type(self).__name__, matrix)
+        else:
+            self._hold(f"{name}_inverse", invert(type(self).__name__, matrix))
+
+    def _matrix(self, name: str, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
+        matrix = self._factor(f"{name}_inverse" if inverted else name, x)
+        return matrix.mT if transposed else matrix
+
+
+class Dense(MatrixTransform):
+    """T given as a matrix, shape (n, n)."""
+
+    def __init__(self, matrix: Tensor, orthogonal: bool) -> None:
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"Dense got a tensor of shape {tuple(matrix.shape)}; it needs (n, n)")
+        super().__init__(matrix.shape[0], orthogonal=orthogonal)
+        self._hold_matrix("factor", matrix)
 
     def macs(self) -> int:
         """n^2, one matrix-vector product."""
         return self.n * self.n
 
+    def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
+        return x @ self._matrix("factor", x, inverted, transposed)
 
-class PerHead(Transform):
-    """Block-diagonal T: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h.
 
-    Args:
-        blocks: shape (H, d, d), n = H d.
-        orthogonal: whether every block is.
-    """
+class PerHead(MatrixTransform):
+    """Block-diagonal T of blocks (H, d, d), n = H d: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h."""
 
     def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
-        check_square("PerHead", blocks, dim=3)
+        if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2]:
+            raise ValueError(f"PerHead got a tensor of shape {tuple(blocks.shape)}; it needs (H, d, d)")
         super().__init__(blocks.shape[0] * blocks.shape[1], orthogonal=orthogonal)
-        self._hold("blocks", blocks)
-        if orthogonal:
-            check_orthogonal("PerHead", blocks)
-        else:
-            self._hold("blocks_inverse", invert("PerHead", blocks))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x T."""
-        return self._multiply(x, self._factor("blocks", x))
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """x T^-1."""
-        return self._multiply(x, self._factor("blocks", x).mT if self.orthogonal else self._factor("blocks_inverse", x))
-
-    def inverse_transpose(self, w: Tensor) -> Tensor:
-        """w T^-T."""
-        return self.forward(w) if self.orthogonal else self._multiply(w, self._factor("blocks_inverse", w).mT)
+        self._hold_matrix("blocks", blocks)
 
     def macs(self) -> int:
         """n d: each head is a d x d product."""
         return self.n * self.get_buffer("blocks").shape[-1]
 
-    def _multiply(self, x: Tensor, blocks: Tensor) -> Tensor:
-        heads, width, _ = blocks.shape
-        by_head = x.reshape(-1, heads, width).transpose(0, 1)  # (H, T, d)
+    def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
+        blocks = self._matrix("blocks", x, inverted, transposed)
+        by_head = x.reshape(-1, *blocks.shape[:2]).transpose(0, 1)  # (H, T, d)
         return torch.bmm(by_head, blocks).transpose(0, 1).reshape(x.shape)
 
 
 class Compose(Transform):
-    """T = T_1 T_2 ... T_k: the first of the list is applied first.
-
-    Args:
-        transforms: at least one, all of the same size.
-    """
+    """T = T_1 T_2 ... T_k of at least one transform, all of one size: the first of the list is applied first."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         sizes = [transform.n for transform in transforms]
@@ -297,3 +282,25 @@ class Compose(Transform):
                 return None
             steps += part
         return steps
+
+
+def invert(owner: str, matrix: Tensor) -> Tensor:
+    """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
+    inverse: Tensor
+    inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
+    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
+        raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
+    return inverse
+
+
+def _check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
+    """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)
+    exact = matrix.detach().to(torch.float64)
+    error = float((probe @ exact @ exact.mT - probe).abs().max())
+    if error > tolerance:
+        raise ValueError(
+            f"{owner} got a matrix that is not orthogonal (p M M^T differs from p by {error:.1e}, allowed is "
+            f"{tolerance:.0e}); orthonormalize it or pass orthogonal=False"
+        )

@@ -23,23 +23,14 @@ TARGETS: tuple[Target, ...] = ("uniform", "flat", "hadamard", "kurtosis")
 def urt_rotation(
     x: Tensor, target: Target, statistic: Statistic = "peak_row", sweeps: int = 1, unit_tokens: bool = True
 ) -> Tensor:
-    """R of one of four kinds, shape (m, m), float64; v is profile(x, statistic), G_v its Givens chain, v G_v = |v| e_1.
-
-    target:
-        "uniform": R = G_v G_u^T, so v R = |v| u / |u| with u evenly spaced in the rank order of v.
-        "flat": the same with u all equal.
-        "hadamard": R = G_v H / sqrt(m), so v R = |v| / sqrt(m) times the first row of H, and all else is mixed too.
-        "kurtosis": kurtosis_rotation(x, sweeps, unit_tokens); v is not used.
+    """R (m, m), float64, from samples x (T, m); v is profile(x, statistic), G_v its Givens chain, v G_v = |v| e_1.
 
     Args:
-        x: samples, shape (T, m).
-        target: see above.
-        statistic: which profile; see profile.
-        sweeps, unit_tokens: of kurtosis_rotation.
+        target: "uniform" is R = G_v G_u^T, v R = |v| u / |u| with u evenly spaced in the rank order of v; "flat" has u
+            all equal; "hadamard" is R = G_v H / sqrt(m); "kurtosis" is kurtosis_rotation(x, sweeps, unit_tokens).
 
-    Raises:
-        CalibrationError: no tokens, or NaN or inf among them.
-        ValueError: a target or statistic that does not exist, or "hadamard" for an m without a Hadamard matrix.
+    CalibrationError is raised as by check_samples, ValueError for a target or statistic that does not exist, and for
+    "hadamard" with an m that has no Hadamard matrix.
     """
     if target not in TARGETS:
         raise ValueError(f"URT got target {target!r}; allowed are {', '.join(TARGETS)}")

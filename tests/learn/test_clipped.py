@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learn.autograd_rounding import fake_between
 from quantizers import activation_quantizer, weight_quantizer
 from torch import Tensor
 
-from sq.formats.differentiable import fake_between
 from sq.formats.elements import SCHEMES, Scheme
 from sq.formats.format import integer
-from sq.learn.clipped import clipped_weight
-from sq.learn.clips import LearnedClip, LearnedRange, fake_weight
+from sq.learn.clips import LearnedClip, LearnedRange, clipped_weight, fake_weight
 
 
 def made(rows: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learn.autograd_rounding import fake_between
 from quantizers import activation_quantizer, row_format
 from torch import Tensor
 
-from sq.formats.differentiable import fake_between
 from sq.formats.elements import SCHEMES, Scheme
 from sq.formats.format import integer
 from sq.formats.grid import grid_from_range

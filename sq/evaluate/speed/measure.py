@@ -61,13 +61,11 @@ def measure_speed(
 
     Args:
         stream: the original model, read for the bfloat16 kinds.
-        packed: its packed model; the fake kind has the same integers. None where neither is asked for.
+        packed: its packed model; the fake kind has the same integers. None if neither is measured.
         kinds: "bf16", "fake", "packed" call by call; "bf16_graph", "packed_graph" as CUDA graphs.
-        batches: sequences a forward.
-        prompt, new_tokens: tokens a sequence, prefilled and decoded.
+        batches, prompt, new_tokens: sequences a forward, and tokens of each, prefilled and decoded.
         repeats, warmup: passes that are timed, and passes before them (at least 1), in which kernels are tuned.
-        seed: of the token ids.
-        show: told text, passes done and passes in all.
+        show: called with a text, the passes done and the passes in all.
         clock: seconds; tests give their own.
     """
     left_out = {kind: reason for kind in kinds if (reason := obstacle(kind, stream.device, packed))}
@@ -101,8 +99,9 @@ def measure_speed(
         models = models_for(group, stream, packed)
         _describe(speed, stream, models)
         for batch in batches:
-            ids = _ids(stream, batch, prompt + new_tokens, seed)
-            bench = _Bench(ids, prompt, stream.device, clock)
+            generator = torch.Generator().manual_seed(seed)
+            ids = torch.randint(0, stream.config.vocab_size, (batch, prompt + new_tokens), generator=generator)
+            bench = _Bench(ids.to(stream.device), prompt, stream.device, clock)
             _measure(speed, bench, models, repeats, warmup, passed)
         del models  # the next group may need its room
     return speed
@@ -219,8 +218,3 @@ def _prepared(bench: _Bench, model: PreTrainedModel, kind: str, warmup: int) -> 
         if not is_graph(kind):
             raise
         return f"no CUDA graph could be made: {str(error).splitlines()[0]}"
-
-
-def _ids(stream: DecoderStream, batch: int, length: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, stream.config.vocab_size, (batch, length), generator=generator).to(stream.device)

@@ -77,12 +77,8 @@ def weight_bytes(model: nn.Module) -> int:
 
 def linear_bytes(model: PreTrainedModel, family: Family) -> int:
     """Bytes of the decoder layers' linears: weights, scales and biases, and the transforms in front of them."""
-    linears = (
-        layer.get_submodule(name)
-        for layer in layers_of(model, family)
-        for names in family.linears.values()
-        for name in names
-    )
+    names = [name for names in family.linears.values() for name in names]
+    linears = (layer.get_submodule(name) for layer in layers_of(model, family) for name in names)
     return _bytes(tensor for linear in linears for tensor in linear.state_dict(keep_vars=True).values())
 
 
@@ -93,8 +89,7 @@ def layers_of(model: PreTrainedModel, family: Family) -> Iterator[nn.Module]:
 
 def full_bytes(stream: DecoderStream, dtype: torch.dtype) -> int:
     """Bytes of the original model's parameters in a dtype, without building it."""
-    parameters = dict(stream.skeleton.named_parameters())
-    return sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
+    return sum(parameter.numel() for parameter in stream.skeleton.parameters()) * dtype.itemsize
 
 
 def free_memory(device: torch.device) -> int:

@@ -33,20 +33,14 @@ class Runner(Protocol):
 
 
 class EagerRunner:
-    """Call by call, with a cache that grows.
-
-    Args:
-        model: to be timed.
-        length: tokens a sequence in all.
-        int4: hold keys and values in int4.
-    """
+    """Call by call, with a cache that grows, for `length` tokens a sequence in all; `int4` is the cache's format."""
 
     def __init__(self, model: PreTrainedModel, length: int, *, int4: bool = False) -> None:
         self.model, self.length, self.int4 = model, length, int4
         self.cache: Cache | None = None
 
     def rewind(self, positions: int) -> None:
-        """See `Runner`; what the prompt left in the cache stays there."""
+        """See `Runner`; the prompt's keys and values stay in the cache."""
         if positions == 0:
             self.cache = new_cache(self.model, self.length, int4=self.int4)
 
@@ -71,15 +65,9 @@ class GraphRunner:
     fast causal attention. So the graph of the prompt has a growing cache, and the fixed one is filled once, here, with
     the same prompts.
 
-    Args:
-        model: to be timed, on CUDA.
-        ids: prompts (B, P) that are decoded behind.
-        length: tokens a sequence in all.
-        int4: hold keys and values in int4.
-        capture: function -> what replays it, calling `before` ahead of each call; tests on a CPU give their own.
-
-    Raises:
-        RuntimeError: a call that a graph cannot hold, such as one that waits for the device.
+    `ids` are the prompts (B, P) that are decoded behind, `length` and `int4` as in `EagerRunner`; tests on a CPU give
+    their own `capture`. RuntimeError is raised for a call that a graph cannot hold, such as one that waits for the
+    device.
     """
 
     def __init__(
@@ -91,7 +79,7 @@ class GraphRunner:
         int4: bool = False,
         capture: Callable[[Replay, Replay], Replay] | None = None,
     ) -> None:
-        capture = captured if capture is None else capture
+        capture = capture or captured
         self.model, self.length, self.int4, self.prompt = model, length, int4, ids.shape[1]
         self.ids, self.token = ids.clone(), ids[:, :1].clone()
         self.fixed: Int4Cache | StaticCache
@@ -133,7 +121,10 @@ class GraphRunner:
 
 
 def captured(function: Replay, before: Replay) -> Replay:
-    """A CUDA graph of one call, behind calls that tune kernels and make workspaces; returns what replays it."""
+    """A CUDA graph of one call of `function`, after three that tune kernels and make workspaces: what replays it.
+
+    `before` is called ahead of each call.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

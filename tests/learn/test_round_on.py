@@ -9,13 +9,18 @@ import torch
 from quantizers import row_format
 from torch import Tensor
 
-from sq.formats.differentiable import fake_between
 from sq.formats.elements import SCHEMES, Scheme
-from sq.formats.format import integer
+from sq.formats.format import Format, integer
 from sq.formats.grid import grid_from_range
 from sq.kernels.grid import code_range
+from sq.learn.rounding import round_on
 
 ROWS = 6
+
+
+def round_between(x: Tensor, low: Tensor, high: Tensor, format: Format) -> Tensor:
+    """x rounded on the grid that spans [low, high]."""
+    return round_on(x, grid_from_range(low, high, format))
 
 
 def case(scheme: Scheme, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +40,7 @@ def test_numbers_are_those_of_the_grid(scheme: Scheme, bits: int, include_zero: 
     for shifted in (x, x + 5, torch.zeros_like(x)):
         ends = (low, high) if shifted is x else (shifted.amin(1, keepdim=True), shifted.amax(1, keepdim=True))
         expected = grid_from_range(*ends, row_format(bits, scheme, include_zero)).fake(shifted.clone())
-        assert torch.equal(fake_between(shifted, *ends, row_format(bits, scheme, include_zero)), expected)
+        assert torch.equal(round_between(shifted, *ends, row_format(bits, scheme, include_zero)), expected)
 
 
 def held(x: Tensor, low: Tensor, high: Tensor, bits: int, scheme: Scheme) -> Any:
@@ -71,7 +76,7 @@ def test_gradients_are_finite_differences_with_the_rounding_held(scheme: Scheme,
     x, low, high = case(scheme)
     leaves = [tensor.clone().requires_grad_() for tensor in (x, low, high)]
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    (fake_between(*leaves, integer(bits, scheme)) * weight).sum().backward()  # type: ignore[arg-type]
+    (round_between(*leaves, integer(bits, scheme)) * weight).sum().backward()  # type: ignore[arg-type]
     exact = [tensor.double() for tensor in (x, low, high)]
     function = held(*exact, bits, scheme)  # type: ignore[arg-type]
     for which, leaf in enumerate(leaves):
@@ -96,9 +101,9 @@ def test_clamped_entries_have_true_derivatives(scheme: Scheme) -> None:
     x = torch.where(above, x, 0.0)
     x[:, 0] = 4 * torch.maximum(high, -low)[:, 0]
     moved = high.clone().requires_grad_()
-    fake_between(x, low, moved, integer(4, scheme))[:, 0].sum().backward()
+    round_between(x, low, moved, integer(4, scheme))[:, 0].sum().backward()
     step = 1e-3
-    ends = [fake_between(x, low, high + sign * step, integer(4, scheme))[:, 0] for sign in (1, -1)]
+    ends = [round_between(x, low, high + sign * step, integer(4, scheme))[:, 0] for sign in (1, -1)]
     assert moved.grad is not None
     torch.testing.assert_close(moved.grad[:, 0], (ends[0] - ends[1]) / (2 * step), rtol=2e-3, atol=2e-3)
 
@@ -107,7 +112,7 @@ def test_by_hand() -> None:
     """Symmetric, 4 bits, range 7.5: s = 7.5 / 7, 2.3 -> 2 s, 20 -> 7 s. dy/ds = q - x / s inside, q = 7 beyond."""
     x, low, high = torch.tensor([[2.3, 20.0]]), torch.tensor([[-7.0]]), torch.tensor([[7.5]])
     leaves = [tensor.requires_grad_() for tensor in (x, low, high)]
-    y = fake_between(*leaves, integer(4, "symmetric"))  # type: ignore[arg-type]
+    y = round_between(*leaves, integer(4, "symmetric"))  # type: ignore[arg-type]
     scale = 7.5 / 7
     torch.testing.assert_close(y, torch.tensor([[2 * scale, 7 * scale]]))
     gradients = torch.autograd.grad(y[0, 0], leaves, retain_graph=True)

@@ -1,4 +1,4 @@
-"""Rounding to integers that can be differentiated in what is rounded and in the range of its grid."""
+"""Rounding to integers by autograd alone: the reference of sq/learn/rounding.py, which writes its gradients out."""
 
 from __future__ import annotations
 
