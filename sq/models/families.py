@@ -70,7 +70,7 @@ def family_of(config: PretrainedConfig) -> Family:
     if family is None:
         raise CheckpointError(
             f"model_type {config.model_type!r} has no entry in sq.models.families.FAMILIES; supported: "
-            f"{', '.join(FAMILIES)}. Add an entry and its invariance test (README, 'Add a model family')."
+            f"{', '.join(FAMILIES)}. Add an entry and its invariance test (docs/extend.md, 'A family')."
         )
     return family
 
