@@ -124,7 +124,7 @@ class OmniQuant(Method):
         learned = LearnedLayer(block, initial_scales(layer, self.alpha) if self.let else {}, lwc=self.lwc)
         if not (learned.scales or learned.ranges):
             raise QuantizationError(
-                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits.weights"
+                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits, for example bits=w4a4"
             )
         self._train(learned, block)
         return learned.plan()

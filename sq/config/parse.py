@@ -23,7 +23,7 @@ from sq.formats.labels import FULL_PRECISION
 from sq.quantize.typed import read, read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
-OPTIONAL = {"model": ("architecture",), "task": ("activations", "speed")}
+OPTIONAL = (("model", "architecture"), ("task", "activations"), ("task", "speed"))
 
 
 def parse(cfg: DictConfig) -> ExperimentSettings:
@@ -36,16 +36,16 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     """
     problems: list[str] = []
     try:
-        values = _given(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([str(error).splitlines()[0]]) from error
     values.pop(VARIANTS, None)
     if isinstance(values.get("method"), dict):
-        values["method"] = _arguments_of_this_method(values["method"])
+        values["method"] = _own_arguments(values["method"])
     found = read_keys(ExperimentSettings, values, "", problems)
     if "method" in found and not found["method"].quantizes:
         found["bits"] = FULL_PRECISION
-    problems += broken_rules({"save_to": None, "reference_methods": (), **found})
+    problems += broken_rules(found)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     settings = ExperimentSettings(**found)
@@ -72,36 +72,23 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
     config: dict[str, Any] = TypeAdapter(ExperimentSettings).dump_python(settings, mode="json")
-    for part, keys in OPTIONAL.items():
-        for key in keys:
-            if config[part][key] is None:
-                del config[part][key]
+    for part, key in OPTIONAL:
+        if config[part][key] is None:
+            del config[part][key]
     for part in ("method", "weights"):
         config[part] |= config[part].pop("arguments")
-    config["method"] = {
-        "name": config["method"]["name"],
-        "_target_": config["method"].pop("target"),
-        **config["method"],
-    }
+    method = config["method"]
+    config["method"] = {"name": method["name"], "_target_": method.pop("target"), **method}
     return config
 
 
-def _given(value: Any) -> Any:
-    """Without the keys whose value is still to be given (???)."""
-    if isinstance(value, dict):
-        return {str(key): _given(item) for key, item in value.items() if not (isinstance(item, str) and item == "???")}
-    return value
-
-
-def _arguments_of_this_method(section: Mapping[str, Any]) -> dict[str, Any]:
+def _own_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     """`method.quarot.cross_head` is the argument `cross_head` where the method is quarot, and nothing elsewhere."""
-    names = method_names()
-    inner = {key: value for key, value in section.items() if isinstance(value, dict) and key in names}
-    merged = {key: value for key, value in section.items() if key not in inner}
-    for key, arguments in inner.items():
-        if section.get("name") in (key, names[key]):
-            merged |= arguments
-    return merged
+    names, own = method_names(), dict(section)
+    for key in [key for key, value in section.items() if key in names and isinstance(value, dict)]:
+        arguments = own.pop(key)
+        own |= arguments if section.get("name") in (key, names[key]) else {}
+    return own
 
 
 def _load(group: str, name: str, settings: ExperimentSettings) -> Any:

@@ -70,6 +70,8 @@ Names = Annotated[AnyNames, MinLen(1)]
 Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
 Count = Annotated[int, Ge(1)]
 Pair = Annotated[int, Ge(2)]
+# Seeds that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, and torch takes 64 bits.
+Seed = Annotated[int, Ge(0), Lt(2**44)]
 Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
@@ -121,6 +123,9 @@ def read_keys(
     keys = {note.key or name: name for name in wanted for note in [_note(hints[name])] if not note.rest}
     rest = next((name for name in wanted if _note(hints[name]).rest), None)
     dot = f"{place}." if place else ""
+    values = {
+        key: value for key, value in values.items() if value != "???"
+    }  # Hydra's word for what is still to be given
     others = {key: value for key, value in values.items() if key not in keys}
     if rest is None:
         problems.extend(f"{dot}{key} is unknown{closest(key, keys)}" for key in others)
@@ -185,9 +190,10 @@ def show(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or the known words where none is near."""
-    if not (known := sorted(known)):
+def closest(word: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """ "; did you mean X?", or the known words where none is near; those of `also` are not listed."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, [*known, *also], n=1)
+    if not known and not near:
         return "; there is nothing to set"
-    near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"

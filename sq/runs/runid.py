@@ -54,9 +54,7 @@ def identity(settings: ExperimentSettings) -> str:
 
 def run_id(settings: ExperimentSettings) -> str:
     """A folder's name: "tiny-singlequant-w4a4-1a2b3c4d"; the last part is the start of `identity`."""
-    bits = settings.bits
-    short = bits.label.lower() if bits.quantizes_attention else f"w{bits.weights}a{bits.activations}"
-    return f"{settings.model.name}-{settings.method.name}-{short}-{identity(settings)[:8]}"
+    return f"{settings.model.name}-{settings.method.name}-{settings.bits.short}-{identity(settings)[:8]}"
 
 
 def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None:
