@@ -14,13 +14,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
 from sq.config.choices import CONF as CONF
-from sq.config.choices import VARIANTS, content, method_names
+from sq.config.choices import VARIANTS, method_names
 from sq.config.choices import options as options
 from sq.config.rules import broken_rules
-from sq.config.settings import ExperimentSettings, MethodSettings, WeightSettings
+from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.formats.labels import FULL_PRECISION
-from sq.quantize.typed import read, read_keys
+from sq.quantize.typed import read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
 OPTIONAL = (("model", "architecture"), ("task", "activations"), ("task", "speed"))
@@ -53,22 +53,6 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     return settings if settings.task.speed is None else replace(settings, reference_methods=())
 
 
-def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
-    """The run that `settings` is compared with: method `name` as its file states it, weights rounded to nearest.
-
-    Model, bits, activation quantizer, calibration text and task stay as they are, so only the transform and the weight
-    quantizer differ. Activations are kept of the run itself alone: a reference need not have their stages.
-    """
-    problems: list[str] = []
-    method = read(MethodSettings, _load("method", name, settings), "method", problems)
-    weights = read(WeightSettings, _load("weights", "rtn", settings), "weights", problems)
-    if problems:
-        raise ConfigError(problems)
-    bits = settings.bits if method.quantizes else FULL_PRECISION
-    task = replace(settings.task, activations=None)
-    return replace(settings, method=method, bits=bits, weights=weights, task=task, save_to=None)
-
-
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
     config: dict[str, Any] = TypeAdapter(ExperimentSettings).dump_python(settings, mode="json")
@@ -89,9 +73,3 @@ def _own_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
         arguments = own.pop(key)
         own |= arguments if section.get("name") in (key, names[key]) else {}
     return own
-
-
-def _load(group: str, name: str, settings: ExperimentSettings) -> Any:
-    """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
-    around = OmegaConf.create({**as_config(settings), group: content(group, name)})
-    return OmegaConf.to_container(around[group], resolve=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 import sq
 from sq.config.parse import as_config
-from sq.config.settings import SCHEMA, ExperimentSettings
+from sq.config.settings import ExperimentSettings
 
+SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
 
 # Defaults of a model file that calibration and task already carry as their own values.
