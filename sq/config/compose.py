@@ -11,7 +11,6 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -44,7 +43,8 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
     Raises:
         ConfigError: with every mistake, unknown groups, choices and keys among them.
     """
-    with _Command() as command:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        command = _Command()
         return command.settings([command.readable(overrides)])[0]
 
 
@@ -63,7 +63,8 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
     Raises:
         ConfigError: with every mistake of every job, each once.
     """
-    with _Command() as command:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        command = _Command()
         good = command.readable(overrides)
         sweeps, params = command.sweep([one for one in good if not one.is_sweep_override()])
         if not (multirun or sweeps):
@@ -73,18 +74,13 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
 
 
 class _Command:
-    """A command line that is being checked, with Hydra started for it; `problems` collects its mistakes."""
+    """A command line that is being checked; `problems` collects its mistakes."""
 
-    def __enter__(self) -> _Command:
-        self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
+    def __init__(self) -> None:
         self._loader = GlobalHydra.instance().config_loader()
         self.parser = OverridesParser.create(config_loader=self._loader)
         self.problems: dict[str, None] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hydra.__exit__(*error)
 
     def readable(self, texts: Iterable[str]) -> list[Override]:
         """The overrides that can be read and whose choices exist; the others become problems."""

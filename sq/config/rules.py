@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from sq.checkpoint.register import save_obstacle
+from sq.checkpoint.register import save_obstacles
 from sq.config import settings as of
 from sq.config.choices import exists, options
 from sq.data.sources import RANDOM, source_obstacles
@@ -15,7 +15,7 @@ from sq.formats.labels import Bits
 from sq.io import unwritable
 from sq.models.place import known_widths, model_obstacles
 from sq.quantize.arguments import method_of, rounder_mistakes
-from sq.quantize.taken_formats import Grouping, packs, refusals
+from sq.quantize.taken_formats import Grouping, refusals
 
 
 def broken_rules(found: Mapping[str, Any]) -> list[str]:
@@ -59,14 +59,8 @@ def _places(paths: of.PathSettings, reference_methods: tuple[str, ...] = ()) -> 
 
 
 def _save_to(bits: Bits, task: of.TaskSettings, save_to: Path | None = None) -> Iterator[str]:
-    if save_to is None:
-        return
-    if not packs(bits):
-        yield f"save_to packs weights, {bits.label} leaves them in 16 bits; use 2 to 8 bits or a format, or omit it"
-    if task.activations is not None:
-        yield "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
-    if reason := save_obstacle(save_to):
-        yield f"save_to={save_to}; allowed: {reason}"
+    if save_to is not None:
+        yield from save_obstacles(save_to, bits, keeps_activations=task.activations is not None)
 
 
 def _random(model: of.ModelSettings, calibration: of.CalibrationSettings, task: of.TaskSettings) -> Iterator[str]:
@@ -90,7 +84,7 @@ def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterato
     if task.speed is not None and model.placement == "stream":
         yield "task=speed runs the whole model: set model.placement=memory (or auto)"
     quantized = [] if task.speed is None else [kind for kind in task.speed.kinds if not kind.startswith("bf16")]
-    if quantized and not packs(bits):
+    if quantized and not bits.packs:
         yield (
             f"task=speed: {', '.join(quantized)} have packed weights, {bits.label} leaves them in 16 bits; use 2 to 8 "
             "bits or a format for weights, or task.speed.kinds=[bf16,bf16_graph]"

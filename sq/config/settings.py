@@ -6,23 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, FiniteFloat, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, FiniteFloat
 from pydantic.dataclasses import dataclass
 
-from sq.errors import QuantizationError
-from sq.formats.labels import Bits, parse_bits
 from sq.kernels.schemes import Scheme
 from sq.models.place import absolute
 from sq.quantize import typed as t
 
-
-def _bits(value: Any) -> Bits:
-    if isinstance(value, dict):
-        raise QuantizationError("bits is a label, not a section; write for example bits=w5a4 or bits=w4a4kv4")
-    return value if isinstance(value, Bits) else parse_bits(value)
-
-
-Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
 CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
@@ -173,7 +163,7 @@ class ExperimentSettings:
 
     model: ModelSettings
     method: MethodSettings
-    bits: Label
+    bits: t.Label
     weights: WeightSettings
     activations: ActivationSettings
     kv_cache: ActivationSettings  # of queries, keys and values; group_size null = a grid a token and head

@@ -47,6 +47,11 @@ class Bits:
         return self.label.removesuffix(f"KV{SIXTEEN}").lower()
 
     @property
+    def packs(self) -> bool:
+        """Whether weights get codes, which is what packed layers are made of."""
+        return self.weights != SIXTEEN
+
+    @property
     def quantizes_attention(self) -> bool:
         """Whether queries, keys or values are quantized."""
         return {self.queries, self.keys, self.values} != {SIXTEEN}

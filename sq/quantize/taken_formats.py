@@ -24,11 +24,6 @@ class Grouping:
     group_size: int | None
 
 
-def packs(bits: Bits) -> bool:
-    """Whether weights get codes, which is what packed layers are made of."""
-    return bits.weights != SIXTEEN
-
-
 def refusals(
     bits: Bits,
     weights: Grouping,

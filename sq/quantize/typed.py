@@ -12,9 +12,18 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from sq.errors import QuantizationError
+from sq.formats.labels import Bits, parse_bits
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
@@ -57,6 +66,12 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _bits(value: Any) -> Bits:
+    if isinstance(value, dict):
+        raise QuantizationError("bits is a label, not a section; write for example bits=w5a4 or bits=w4a4kv4")
+    return value if isinstance(value, Bits) else parse_bits(value)
+
+
 Text = Annotated[str, BeforeValidator(_text), MinLen(1), Note("a non-empty text")]
 Name = Annotated[
     Text,
@@ -83,6 +98,7 @@ Distinct = Annotated[
     AfterValidator(_distinct),
     Note("a list of distinct whole numbers of at least 1, such as [1,2]"),
 ]
+Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 NullIsNone = BeforeValidator(lambda value: "none" if value is None else value)  # for choices that have `none`
 
 
