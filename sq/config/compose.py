@@ -129,7 +129,7 @@ class _Command:
             single = [one for one in job if not one.is_sweep_override()]
             try:
                 composed = self._compose(single)
-                cfg = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+                cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
                 methods.add(str(OmegaConf.select(cfg, "method.name")))
                 problems |= {wrong: None for one in single if not _is_choice(one) for wrong in _set(cfg, one)}
                 found.append(parse(cfg))

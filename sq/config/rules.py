@@ -92,7 +92,8 @@ def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterato
 
 
 def _method(method: of.MethodSettings) -> list[str]:
-    method_of(method.target, method.name, method.arguments, problems := [])
+    problems: list[str] = []
+    method_of(method.target, method.name, method.arguments, problems)
     return problems
 
 

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, FiniteFloat
+from pydantic import AfterValidator, FiniteFloat
 from pydantic.dataclasses import dataclass
 
+from sq.evaluate.task import TaskSettings as TaskSettings
 from sq.kernels.schemes import Scheme
 from sq.models.place import absolute
 from sq.quantize import typed as t
 
-SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
-CONFIG = ConfigDict(extra="forbid", defer_build=True)
 
-
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class ModelSettings:
     """What is quantized, and the texts, windows and tasks that go with it."""
 
@@ -38,7 +36,7 @@ class ModelSettings:
     architecture: Mapping[str, Any] | None = None  # of a model with random weights: a transformers config as plain data
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class MethodSettings:
     """A method's class path and its arguments; `quantizes` is false for the full-precision row alone."""
 
@@ -48,7 +46,7 @@ class MethodSettings:
     quantizes: bool = True
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class WeightSettings:
     """The weight quantizer; `arguments` are the rounder's own (sq.quantize.rounders)."""
 
@@ -60,7 +58,7 @@ class WeightSettings:
     propagate: Literal["full_precision", "quantized_weights", "quantized"] = "quantized_weights"
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class ActivationSettings:
     """A quantizer of activations; `clip` is a share of the token's range in (0, 1], or "search"."""
 
@@ -71,7 +69,7 @@ class ActivationSettings:
     group_size: t.Pair | None = None
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class CalibrationSettings:
     """The text that statistics are captured on."""
 
@@ -84,60 +82,7 @@ class CalibrationSettings:
     dataset_path: t.Place | None = None
 
 
-@dataclass(frozen=True, config=CONFIG)
-class PerplexitySettings:
-    """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all."""
-
-    texts: t.Names
-    window: t.Pair
-    count: t.Count | None = None
-    path: t.Place | None = None
-    dataset_path: t.Place | None = None
-    batch_size: t.Count = 8
-
-
-@dataclass(frozen=True, config=CONFIG)
-class ZeroShotSettings:
-    """lm-eval tasks; `limit` questions of each, None = all."""
-
-    tasks: t.Names
-    limit: t.Count | None = None
-    batch_size: t.Count = 8
-
-
-@dataclass(frozen=True, config=CONFIG)
-class ActivationRecordSettings:
-    """The layer and site whose activations are kept for figures; `tokens` of them, spread over the calibration text."""
-
-    layer: Annotated[int, Ge(0)]
-    site: Literal["qkv", "o", "gate_up", "down"]
-    tokens: t.Count
-
-
-@dataclass(frozen=True, config=CONFIG)
-class SpeedSettings:
-    """Prefill and decode of the whole model, measured in each of `kinds` and at each of `batches`."""
-
-    kinds: Annotated[tuple[SpeedKind, ...], BeforeValidator(t.listed), MinLen(1)]
-    batches: t.Distinct
-    prompt: t.Count  # tokens a sequence
-    new_tokens: t.Count  # decoded one by one behind the prompt
-    repeats: t.Count
-    warmup: t.Count  # passes that are not timed; kernels are tuned and peak memory is taken in them
-
-
-@dataclass(frozen=True, config=CONFIG)
-class TaskSettings:
-    """What is measured after quantization, and what is kept of it."""
-
-    name: t.Name
-    perplexity: PerplexitySettings | None = None
-    zeroshot: ZeroShotSettings | None = None
-    activations: ActivationRecordSettings | None = None
-    speed: SpeedSettings | None = None
-
-
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class TrackerSettings:
     """Who learns of a finished run besides its run directory."""
 
@@ -149,7 +94,7 @@ class TrackerSettings:
     dir: t.Place | None = None
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class PathSettings:
     """Where run directories and caches go; both absolute."""
 
@@ -157,7 +102,7 @@ class PathSettings:
     cache: t.Place
 
 
-@dataclass(frozen=True, config=CONFIG)
+@dataclass(frozen=True, config=t.CONFIG)
 class ExperimentSettings:
     """One run, complete and checked."""
 

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -25,6 +26,7 @@ from pydantic import (
 from sq.errors import QuantizationError
 from sq.formats.labels import Bits, parse_bits
 
+CONFIG = ConfigDict(extra="forbid", defer_build=True)  # of every section's dataclass
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
