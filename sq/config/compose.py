@@ -69,7 +69,7 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
         sweeps, params = command.sweep([one for one in good if not one.is_sweep_override()])
         if not (multirun or sweeps):
             return command.settings([good])
-        values = {one.get_key_element(): list(_values(one)) for one in [*command.readable(params), *good]}
+        values = {one.get_key_element(): _values(one) for one in [*command.readable(params), *good]}
         return command.settings([command.parser.parse_overrides(list(job)) for job in product(*values.values())])
 
 
@@ -124,9 +124,10 @@ class _Command:
         """
         found, problems, methods = [], self.problems, set()
         for job in jobs:
-            lists = [str(one.input_line) for one in job if one.is_sweep_override()]
-            problems |= {f"{one} lists several values; add -m to run one after the other": None for one in lists}
             single = [one for one in job if not one.is_sweep_override()]
+            lists = [str(one.input_line) for one in job if one.is_sweep_override()]
+            words = "lists several values where one is wanted; add -m to run one after the other"
+            problems |= {f"{one} {words}": None for one in lists}
             try:
                 composed = self._compose(single)
                 cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
@@ -169,20 +170,22 @@ def _set(cfg: DictConfig, override: Override) -> Iterator[str]:
             also = method_names() if path == f"method.{part}" else ()
             yield f"{path} is unknown{closest(part, map(str, parent), also)}"
             return
-    if override.is_delete():
-        del parent[part]
-    elif override.is_add() and not isinstance(override.value(), dict) and OmegaConf.select(cfg, key) is not None:
-        yield f"{override.input_line}: {key} is there already; write it without +"
-    else:
-        OmegaConf.update(cfg, key, override.value(), merge=True)
+    try:
+        if override.is_delete():
+            del parent[part]
+        elif override.is_add() and not isinstance(override.value(), dict) and OmegaConf.select(cfg, key) is not None:
+            yield f"{override.input_line}: {key} is there already; write it without +"
+        else:
+            OmegaConf.update(cfg, key, override.value(), merge=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        yield f"{override.input_line}: {' '.join(str(error).split())}"
 
 
-def _values(override: Override) -> Iterator[str]:
+def _values(override: Override) -> list[str]:
     """An override for each value of a sweep."""
-    if not override.is_sweep_override():
-        yield str(override.input_line)
-    else:
-        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+    if override.is_sweep_override():
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
 
 
 def _is_group(override: Override) -> bool:

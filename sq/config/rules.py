@@ -109,6 +109,7 @@ def _formats(
     kv_cache: of.ActivationSettings,
     bits: Bits = Bits("4", "4"),  # noqa: B008  (frozen; beside a wrong label, groups are judged as those of integers)
 ) -> list[str]:
+    """Formats that a part of the run does not take, and groups that do not divide."""
     if not method.quantizes:
         return []
     groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))

@@ -141,9 +141,7 @@ def read_keys(
     keys = {note.key or name: name for name in wanted for note in [_note(hints[name])] if not note.rest}
     rest = next((name for name in wanted if _note(hints[name]).rest), None)
     dot = f"{place}." if place else ""
-    values = {
-        key: value for key, value in values.items() if value != "???"
-    }  # Hydra's word for what is still to be given
+    values = {str(key): value for key, value in values.items() if value != "???"}  # ???: still to be given
     others = {key: value for key, value in values.items() if key not in keys}
     if rest is None:
         problems.extend(f"{dot}{key} is unknown{closest(key, keys)}" for key in others)

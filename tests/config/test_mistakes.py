@@ -123,6 +123,12 @@ def test_a_wrong_label_and_unknown_keys_hide_no_other_mistake(tmp_path: Path) ->
         assert sum(word in one for one in told) == 1, (word, told)
 
 
+def test_a_value_that_cannot_be_set_hides_no_other_mistake() -> None:
+    told = problems("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3")
+    for word in ("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3"):
+        assert any(one.startswith(word) for one in told), (word, told)
+
+
 def test_known_keys_of_a_method_are_its_own_and_a_method_is_only_suggested() -> None:
     (told,) = problems("method=singlequant", "method.alpha=abc")
     assert "balance_strength" in told
