@@ -10,33 +10,44 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from argparse import Namespace
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from sq.config.compose import check, of_one_method
-from sq.errors import ConfigError
-from sq.runs.environment import COMMAND
-from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, job
+from sq.config.choices import of_one_method  # which also registers the variants of methods with Hydra
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def hydra_main(cfg: DictConfig) -> None:
     """One job, as Hydra composed it."""
+    from sq.runs.sweep import job
+
     job(cfg)
 
 
 def main() -> int:
-    """Check the whole command line, then let Hydra run its job or jobs; return the exit status."""
-    args = get_args_parser().parse_args()
-    asks_only = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
-    own_config = args.config_name or args.config_path or args.config_dir
-    os.environ[COMMAND] = shlex.join(["python", *sys.argv])
+    """Print what is asked about (--help, --cfg), which imports nothing heavy, or run; return the exit status."""
+    args, command = get_args_parser().parse_args(), list(sys.argv)
     sys.argv[1:] = map(of_one_method, sys.argv[1:])
+    if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
+        return run(args, command)
+    hydra_main()
+    return 0
+
+
+def run(args: Namespace, command: list[str]) -> int:
+    """Check the whole command line, then let Hydra run its job or jobs; return the exit status."""
+    from sq.config.compose import check
+    from sq.errors import ConfigError
+    from sq.runs.environment import COMMAND
+    from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep
+
+    os.environ[COMMAND] = shlex.join(["python", *command])
     interrupted = False
     try:
-        if not asks_only and not own_config:
+        if not (args.config_name or args.config_path or args.config_dir):
             check(args.overrides, multirun=bool(args.multirun))
         hydra_main()
     except ConfigError as error:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from sq.analysis.results import MissingRuns, settings, summary
 from sq.config.compose import compose_jobs
-from sq.config.parse import CONF, as_config, options, reference
+from sq.config.parse import CONF, as_config, options
 from sq.errors import DataError
+from sq.runs.references import reference
 from sq.runs.runid import run_id
 
 

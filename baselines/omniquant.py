@@ -81,7 +81,9 @@ class OmniQuant(Method):
             raise QuantizationError(f"layer {layer.index} came without a block to train on; OmniQuant needs one")
         learned = LearnedLayer(block, initial_scales(layer, self.alpha) if self.let else {}, lwc=self.lwc)
         if not (learned.scales or learned.ranges):
-            raise QuantizationError("16-bit weights have no ranges to learn; set method.let=true or fewer bits.weights")
+            raise QuantizationError(
+                "16-bit weights have no ranges to learn; set method.let=true, or fewer bits, for example bits=w4a4"
+            )
         self._train(learned, block)
         return learned.plan()
 

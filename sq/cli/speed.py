@@ -18,10 +18,10 @@ import yaml  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 import sq
-from sq.config.settings import SpeedKind
 from sq.data.windows import random_token_windows
 from sq.errors import SQError
 from sq.evaluate.speed import Speed, measure_speed
+from sq.evaluate.task import SpeedKind
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer

@@ -7,6 +7,7 @@ method=ablation/art is conf/method/singlequant.yaml with the arguments that the 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,6 @@ def exists(group: str, choice: str) -> bool:
     return (group == "method" and choice in _VARIANTS) or (CONF / group / f"{choice}.yaml").is_file()
 
 
-def method_names() -> dict[str, str]:
-    """The name in tables of each method's file or variant, by the last part of its choice."""
-    named = {path.stem: path.read_text(encoding="utf-8") for path in (CONF / "method").rglob("*.yaml")}
-    found = {stem: re.search(r"^name: *([\w.+-]+)", text, re.MULTILINE) for stem, text in named.items()}
-    names = {stem: stem if match is None else match[1] for stem, match in found.items()}
-    return names | {choice.rpartition("/")[2]: content["name"] for choice, content in _VARIANTS.items()}
-
-
 def content(group: str, choice: str) -> DictConfig:
     """A choice on top of those that its defaults list names (- /method/singlequant@_here_)."""
     variant = _VARIANTS.get(choice) if group == "method" else None
@@ -59,6 +52,27 @@ def content(group: str, choice: str) -> DictConfig:
     merged = OmegaConf.merge(*parents, own)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+@cache
+def method_names() -> dict[str, str]:
+    """The name in tables of each method's file or variant, by the last part of its choice."""
+    files = {choice: str(content("method", choice).get("name", choice)) for choice in options("method")}
+    return files | {choice.rpartition("/")[2]: entry["name"] for choice, entry in _VARIANTS.items()}
+
+
+def method_of_argument(override: str) -> str | None:
+    """The method that an override gives an argument to and to no other: quarot of method.quarot.cross_head=none."""
+    match = re.fullmatch(r"method\.([^.=]+)\.[^=]+=.*", override, re.DOTALL)
+    return match[1] if match and match[1] in method_names() else None
+
+
+def of_one_method(override: str) -> str:
+    """An argument for one method of a sweep (method.quarot.cross_head=none) as Hydra takes it, with ++ in front.
+
+    It becomes a section of the method's section, whichever method that is; `sq.config.parse` takes it from there.
+    """
+    return f"++{override}" if method_of_argument(override) else override
 
 
 def trained(count: int, *, _root_: DictConfig) -> int:

@@ -2,6 +2,7 @@
 
 Two parts of Hydra 1.3 have no public form and are used all the same: the grammar of overrides, here
 (hydra.core.override_parser), and the parser of the command line in run.py (hydra._internal.utils.get_args_parser).
+Hydra composes a job again when it starts it: it has no public way to start one whose config is composed already.
 """
 
 from __future__ import annotations
@@ -9,28 +10,24 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import product
-from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq.config.choices import CONF, exists, method_names, options
+from sq.config.choices import CONF, exists, method_names, method_of_argument, of_one_method, options
 from sq.config.parse import parse
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.quantize.typed import closest
 
-_OF_ONE_METHOD = re.compile(r"method\.([^.=]+)\.[^=]+=.*", re.DOTALL)
 _MOVED = {
     re.compile(r"cache(\..*)?"): "the group cache is called kv_cache; write kv_cache=<name> or kv_cache.<key>=<value>",
     re.compile(r"bits\..*"): "bits is a label without keys; write for example bits=w5a4 or bits=w4a4kv4",
@@ -46,8 +43,9 @@ def compose(overrides: Sequence[str] = ()) -> ExperimentSettings:
     Raises:
         ConfigError: with every mistake, unknown groups, choices and keys among them.
     """
-    with _command() as command:
-        return command.settings([command.readable(overrides, "lists several values where one is wanted")])[0]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        command = _Command()
+        return command.settings([command.readable(overrides)])[0]
 
 
 def check(overrides: Sequence[str], *, multirun: bool = False) -> int:
@@ -65,67 +63,38 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
     Raises:
         ConfigError: with every mistake of every job, each once.
     """
-    with _command() as command:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        command = _Command()
         good = command.readable(overrides)
         sweeps, params = command.sweep([one for one in good if not one.is_sweep_override()])
         if not (multirun or sweeps):
-            return command.settings(
-                [command.readable(overrides, "lists several values; add -m to run one after the other")]
-            )
-        values = {one.get_key_element(): list(_values(one)) for one in [*command.readable(params), *good]}
+            return command.settings([good])
+        values = {one.get_key_element(): _values(one) for one in [*command.readable(params), *good]}
         return command.settings([command.parser.parse_overrides(list(job)) for job in product(*values.values())])
-
-
-def of_one_method(override: str) -> str:
-    """An argument for one method of a sweep (method.quarot.cross_head=none) as Hydra takes it, with ++ in front.
-
-    It becomes a section of the method's section, whichever method that is; `sq.config.parse` takes it from there.
-    """
-    match = _OF_ONE_METHOD.fullmatch(override)
-    return f"++{override}" if match and match[1] in method_names() else override
-
-
-@contextmanager
-def _command() -> Iterator[_Command]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield _Command(GlobalHydra.instance().config_loader())
-
-
-def _values(override: Override) -> Iterator[str]:
-    """An override for each value of a sweep."""
-    if not override.is_sweep_override():
-        yield str(override.input_line)
-    else:
-        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 class _Command:
     """A command line that is being checked; `problems` collects its mistakes."""
 
-    def __init__(self, loader: ConfigLoader) -> None:
+    def __init__(self) -> None:
+        self._loader = GlobalHydra.instance().config_loader()
+        self.parser = OverridesParser.create(config_loader=self._loader)
         self.problems: dict[str, None] = {}
-        self.parser, self._loader = OverridesParser.create(config_loader=loader), loader
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any]]] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def readable(self, texts: Iterable[str], refusal: str = "") -> list[Override]:
-        """The overrides that can be read and whose choices exist; the others become problems.
-
-        Args:
-            refusal: what is said of a sweep, where none is wanted.
-        """
+    def readable(self, texts: Iterable[str]) -> list[Override]:
+        """The overrides that can be read and whose choices exist; the others become problems."""
         good = []
         for text in map(of_one_method, texts):
             try:
                 (override,) = self.parser.parse_overrides([text])
                 if not override.key_or_group:
                     raise HydraException("no key")
-                unknown = list(self._unknown_choices(override))
+                wrong = list(self._unknown_choices(override))
             except HydraException as error:
-                unknown = [f"{text!r} cannot be read ({str(error).splitlines()[0]}); write key=value"]
-            if not unknown and refusal and override.is_sweep_override():
-                unknown = [f"{text} {refusal}"]
-            self.problems |= dict.fromkeys(unknown)
-            good += [] if unknown else [override]
+                wrong = [f"{text!r} cannot be read ({str(error).splitlines()[0]}); write key=value"]
+            self.problems |= dict.fromkeys(wrong)
+            good += [] if wrong else [override]
         return good
 
     def _unknown_choices(self, override: Override) -> Iterator[str]:
@@ -142,13 +111,10 @@ class _Command:
     def sweep(self, fixed: Sequence[Override]) -> tuple[bool, list[str]]:
         """Whether the config itself (an experiment file) sweeps, and over what."""
         try:
-            hydra = self._compose([one for one in fixed if _is_group(one)])[0].hydra
+            hydra = self._compose(fixed).hydra
         except (HydraException, OmegaConfBaseException):
             return False, []  # `settings` names the mistake
-        modes = [str(one.value()) for one in fixed if one.key_or_group == "hydra.mode"]
-        mode = RunMode[modes[-1]] if modes and modes[-1] in RunMode.__members__ else hydra.mode
-        params = OmegaConf.to_container(hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
-        return mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in params.items()]
+        return hydra.mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
 
     def settings(self, jobs: Sequence[Sequence[Override]]) -> list[ExperimentSettings]:
         """The settings of every job.
@@ -156,81 +122,70 @@ class _Command:
         Raises:
             ConfigError: with every mistake found so far.
         """
-        shared = set.intersection(*({str(one.input_line) for one in job} for job in jobs))
-        found, methods, names = [], set(), method_names()
+        found, problems, methods = [], self.problems, set()
         for job in jobs:
+            single = [one for one in job if not one.is_sweep_override()]
+            lists = [str(one.input_line) for one in job if one.is_sweep_override()]
+            words = "lists several values where one is wanted; add -m to run one after the other"
+            problems |= {f"{one} {words}": None for one in lists}
             try:
-                cfg = self._choices([one for one in job if _is_choice(one)], shared)
+                composed = self._compose(single)
+                cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
                 methods.add(str(OmegaConf.select(cfg, "method.name")))
-                for one in job:
-                    if not _is_choice(one):
-                        self._set(cfg, one)
+                problems |= {wrong: None for one in single if not _is_choice(one) for wrong in _set(cfg, one)}
                 found.append(parse(cfg))
             except ConfigError as error:
-                self.problems |= dict.fromkeys(error.problems)
+                problems |= dict.fromkeys(error.problems)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                self.problems[" ".join(str(error).split())] = None
+                problems[" ".join(str(error).split())] = None
         for text in (str(one.input_line).lstrip("+") for job in jobs for one in job):
-            match = _OF_ONE_METHOD.fullmatch(text)
-            if match and match[1] in names and not {match[1], names[match[1]]} & methods:
+            method = method_of_argument(text)
+            if method and not {method, method_names()[method]} & methods:
                 there = ", ".join(sorted(methods))
-                self.problems[f"{text}: no job of this command has the method {match[1]}; there are {there}"] = None
-        if self.problems:
-            raise ConfigError(list(self.problems))
+                problems[f"{text}: no job of this command has the method {method}; there are {there}"] = None
+        if problems:
+            raise ConfigError(list(problems))
         return found
 
-    def _choices(self, choices: Sequence[Override], shared: set[str]) -> DictConfig:
-        """The config of a job's choices, without values and without its hydra section.
+    def _compose(self, overrides: Sequence[Override]) -> DictConfig:
+        """What Hydra composes from the choices among overrides, once for the same choices."""
+        choices = tuple(str(one.input_line) for one in overrides if _is_choice(one))
+        if choices not in self._composed:
+            self._composed[choices] = hydra_compose("config", list(choices), return_hydra_config=True)
+            OmegaConf.set_struct(self._composed[choices], False)
+        return copy.deepcopy(self._composed[choices])
 
-        Hydra takes 0.15 s to compose one config. A sweep of 72 jobs over 17 choices composes each of them once, beside
-        what all jobs share, and takes its section from there, unless the choice reaches into other sections too.
-        """
-        base = [one for one in choices if one.input_line in shared]
-        whole, plain = self._compose(base)
-        cfg = copy.deepcopy(whole)
-        for one in (one for one in choices if one not in base):
-            (part, content), group = self._compose([*base, one]), str(one.key_or_group)
-            alone = _is_group(one) and one.package is None and not (one.is_add() or one.is_delete())
-            others = (content.keys() | plain.keys()) - {group, "hydra"}
-            if not alone or any(content.get(key) != plain.get(key) for key in others):
-                cfg = copy.deepcopy(self._compose(choices)[0])
-                break
-            cfg[group] = part[group]
-        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        OmegaConf.set_struct(cfg, True)
-        return cfg
 
-    def _compose(self, overrides: Sequence[Override]) -> tuple[DictConfig, dict[str, Any]]:
-        """What Hydra composes, once for the same overrides, and the same as plain values."""
-        texts = tuple(str(one.input_line) for one in overrides)
-        if texts not in self._composed:
-            cfg = hydra_compose("config", list(texts), return_hydra_config=True)
-            self._composed[texts] = cfg, OmegaConf.to_container(cfg)  # type: ignore[assignment]
-        return self._composed[texts]
-
-    def _set(self, cfg: DictConfig, override: Override) -> None:
-        """Set, add or delete one value as Hydra does; a key that does not exist becomes a problem."""
-        key, adds = str(override.key_or_group), override.is_add() or override.is_force_add()
-        if moved := next((words for pattern, words in _MOVED.items() if pattern.fullmatch(key)), None):
-            self.problems[f"{override.input_line}: {moved}"] = None
+def _set(cfg: DictConfig, override: Override) -> Iterator[str]:
+    """Set, add or delete one value as Hydra does; a mistake leaves the config as it is."""
+    key, adds = str(override.key_or_group), override.is_add() or override.is_force_add()
+    if moved := next((words for pattern, words in _MOVED.items() if pattern.fullmatch(key)), None):
+        yield f"{override.input_line}: {moved}"
+        return
+    path, parent = "", cfg
+    for part in key.split("."):
+        parent = OmegaConf.select(cfg, path) if path else cfg
+        path = f"{path}.{part}".lstrip(".")
+        if isinstance(parent, DictConfig) and part not in list(parent) and not adds:
+            also = method_names() if path == f"method.{part}" else ()
+            yield f"{path} is unknown{closest(part, map(str, parent), also)}"
             return
-        path, parent = "", cfg
-        for part in key.split("."):
-            parent = OmegaConf.select(cfg, path) if path else cfg
-            if isinstance(parent, DictConfig) and part not in list(parent) and not adds:
-                names = method_names() if path == "method" else {}
-                self.problems[
-                    f"{path}.{part}".lstrip(".") + " is unknown" + closest(part, [*map(str, parent), *names])
-                ] = None
-                return
-            path = f"{path}.{part}".lstrip(".")
+    try:
         if override.is_delete():
-            with open_dict(parent):
-                del parent[part]
+            del parent[part]
         elif override.is_add() and not isinstance(override.value(), dict) and OmegaConf.select(cfg, key) is not None:
-            self.problems[f"{override.input_line}: {key} is there already; write it without +"] = None
+            yield f"{override.input_line}: {key} is there already; write it without +"
         else:
-            OmegaConf.update(cfg, key, override.value(), merge=True, force_add=adds)
+            OmegaConf.update(cfg, key, override.value(), merge=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        yield f"{override.input_line}: {' '.join(str(error).split())}"
+
+
+def _values(override: Override) -> list[str]:
+    """An override for each value of a sweep."""
+    if override.is_sweep_override():
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return [str(override.input_line)]
 
 
 def _is_group(override: Override) -> bool:

@@ -14,16 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter
 
 from sq.config.choices import CONF as CONF
-from sq.config.choices import VARIANTS, content, method_names
+from sq.config.choices import VARIANTS, method_names
 from sq.config.choices import options as options
 from sq.config.rules import broken_rules
-from sq.config.settings import ExperimentSettings, MethodSettings, WeightSettings
+from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.formats.labels import FULL_PRECISION
-from sq.quantize.typed import read, read_keys
+from sq.quantize.typed import read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
-OPTIONAL = {"model": ("architecture",), "task": ("activations", "speed")}
+OPTIONAL = (("model", "architecture"), ("task", "activations"), ("task", "speed"))
 
 
 def parse(cfg: DictConfig) -> ExperimentSettings:
@@ -36,16 +36,16 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     """
     problems: list[str] = []
     try:
-        values = _given(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False))
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([str(error).splitlines()[0]]) from error
     values.pop(VARIANTS, None)
     if isinstance(values.get("method"), dict):
-        values["method"] = _arguments_of_this_method(values["method"])
+        values["method"] = _own_arguments(values["method"])
     found = read_keys(ExperimentSettings, values, "", problems)
     if "method" in found and not found["method"].quantizes:
         found["bits"] = FULL_PRECISION
-    problems += broken_rules({"save_to": None, "reference_methods": (), **found})
+    problems += broken_rules(found)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     settings = ExperimentSettings(**found)
@@ -53,58 +53,23 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     return settings if settings.task.speed is None else replace(settings, reference_methods=())
 
 
-def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
-    """The run that `settings` is compared with: method `name` as its file states it, weights rounded to nearest.
-
-    Model, bits, activation quantizer, calibration text and task stay as they are, so only the transform and the weight
-    quantizer differ. Activations are kept of the run itself alone: a reference need not have their stages.
-    """
-    problems: list[str] = []
-    method = read(MethodSettings, _load("method", name, settings), "method", problems)
-    weights = read(WeightSettings, _load("weights", "rtn", settings), "weights", problems)
-    if problems:
-        raise ConfigError(problems)
-    bits = settings.bits if method.quantizes else FULL_PRECISION
-    task = replace(settings.task, activations=None)
-    return replace(settings, method=method, bits=bits, weights=weights, task=task, save_to=None)
-
-
 def as_config(settings: ExperimentSettings) -> dict[str, Any]:
     """The settings as plain YAML-ready values, shaped like the composed config: parse(as_config(s)) == s."""
     config: dict[str, Any] = TypeAdapter(ExperimentSettings).dump_python(settings, mode="json")
-    for part, keys in OPTIONAL.items():
-        for key in keys:
-            if config[part][key] is None:
-                del config[part][key]
+    for part, key in OPTIONAL:
+        if config[part][key] is None:
+            del config[part][key]
     for part in ("method", "weights"):
         config[part] |= config[part].pop("arguments")
-    config["method"] = {
-        "name": config["method"]["name"],
-        "_target_": config["method"].pop("target"),
-        **config["method"],
-    }
+    method = config["method"]
+    config["method"] = {"name": method["name"], "_target_": method.pop("target"), **method}
     return config
 
 
-def _given(value: Any) -> Any:
-    """Without the keys whose value is still to be given (???)."""
-    if isinstance(value, dict):
-        return {str(key): _given(item) for key, item in value.items() if not (isinstance(item, str) and item == "???")}
-    return value
-
-
-def _arguments_of_this_method(section: Mapping[str, Any]) -> dict[str, Any]:
+def _own_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     """`method.quarot.cross_head` is the argument `cross_head` where the method is quarot, and nothing elsewhere."""
-    names = method_names()
-    inner = {key: value for key, value in section.items() if isinstance(value, dict) and key in names}
-    merged = {key: value for key, value in section.items() if key not in inner}
-    for key, arguments in inner.items():
-        if section.get("name") in (key, names[key]):
-            merged |= arguments
-    return merged
-
-
-def _load(group: str, name: str, settings: ExperimentSettings) -> Any:
-    """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
-    around = OmegaConf.create({**as_config(settings), group: content(group, name)})
-    return OmegaConf.to_container(around[group], resolve=True)
+    names, own = method_names(), dict(section)
+    for key in [key for key, value in section.items() if key in names and isinstance(value, dict)]:
+        arguments = own.pop(key)
+        own |= arguments if section.get("name") in (key, names[key]) else {}
+    return own

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from sq.checkpoint.register import save_obstacle
+from sq.checkpoint.register import save_obstacles
+from sq.config import settings as of
 from sq.config.choices import exists, options
-from sq.config.settings import (
-    ActivationSettings,
-    CalibrationSettings,
-    MethodSettings,
-    ModelSettings,
-    PathSettings,
-    TaskSettings,
-    WeightSettings,
-)
 from sq.data.sources import RANDOM, source_obstacles
 from sq.formats.labels import Bits
 from sq.io import unwritable
 from sq.models.place import known_widths, model_obstacles
-from sq.quantize.arguments import method_of, rounder_of
-from sq.quantize.taken_formats import Grouping, packs, refusals
+from sq.quantize.arguments import method_of, rounder_mistakes
+from sq.quantize.taken_formats import Grouping, refusals
 
 
 def broken_rules(found: Mapping[str, Any]) -> list[str]:
-    """The mistakes that types do not see. A rule that reads a section with mistakes of its own is left out."""
+    """The mistakes that types do not see.
+
+    Args:
+        found: the sections without mistakes of their own. A rule that reads another is left out, or takes its default.
+    """
     problems: list[str] = []
-    for rule in (_model, _calibration, _perplexity, _places, _save_to, _random, _task, _arguments):
-        names = signature(rule).parameters
-        if found.keys() >= names.keys():
-            problems.extend(rule(**{name: found[name] for name in names}))
+    for rule in (_model, _calibration, _perplexity, _places, _save_to, _random, _task, _method, _rounder, _formats):
+        wanted = signature(rule).parameters
+        if all(name in found or one.default is not Parameter.empty for name, one in wanted.items()):
+            problems.extend(rule(**{name: found[name] for name in wanted if name in found}))
     return problems
 
 
-def _model(model: ModelSettings) -> Iterator[str]:
-    yield from model_obstacles(model.path)
+def _model(model: of.ModelSettings) -> Iterator[str]:
+    return model_obstacles(model.name, model.path, model.architecture)
 
 
-def _calibration(calibration: CalibrationSettings) -> Iterator[str]:
+def _calibration(calibration: of.CalibrationSettings) -> Iterator[str]:
     yield from source_obstacles("calibration.text", [calibration.text], calibration.path, calibration.dataset_path)
     if calibration.tokens < calibration.window:
         yield (
@@ -49,18 +45,12 @@ def _calibration(calibration: CalibrationSettings) -> Iterator[str]:
         )
 
 
-def _perplexity(task: TaskSettings) -> Iterator[str]:
-    if (wanted := task.perplexity) is None:
-        return
-    yield from source_obstacles("task.perplexity.texts", wanted.texts, wanted.path, wanted.dataset_path)
-    if wanted.path is not None and len(wanted.texts) > 1:
-        yield (
-            f"task.perplexity.path is one file but task.perplexity.texts names {len(wanted.texts)} texts; "
-            "name one, for example task.perplexity.texts=[mine]"
-        )
+def _perplexity(task: of.TaskSettings) -> Iterator[str]:
+    if (wanted := task.perplexity) is not None:
+        yield from source_obstacles("task.perplexity.texts", wanted.texts, wanted.path, wanted.dataset_path)
 
 
-def _places(paths: PathSettings, reference_methods: tuple[str, ...]) -> Iterator[str]:
+def _places(paths: of.PathSettings, reference_methods: tuple[str, ...] = ()) -> Iterator[str]:
     if reason := unwritable(paths.results):
         yield f"paths.results={paths.results}; allowed: {reason}"
     for name in reference_methods:
@@ -68,64 +58,61 @@ def _places(paths: PathSettings, reference_methods: tuple[str, ...]) -> Iterator
             yield f"reference_methods names {name!r}; allowed: {', '.join(options('method'))}"
 
 
-def _save_to(save_to: Path | None, bits: Bits, task: TaskSettings) -> Iterator[str]:
-    if save_to is None:
-        return
-    if not packs(bits):
-        yield f"save_to packs weights, {bits.label} leaves them in 16 bits; use 2 to 8 bits or a format, or omit it"
-    if task.activations is not None:
-        yield "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
-    if reason := save_obstacle(save_to):
-        yield f"save_to={save_to}; allowed: {reason}"
+def _save_to(bits: Bits, task: of.TaskSettings, save_to: Path | None = None) -> Iterator[str]:
+    if save_to is not None:
+        yield from save_obstacles(save_to, bits, keeps_activations=task.activations is not None)
 
 
-def _random(model: ModelSettings, calibration: CalibrationSettings, task: TaskSettings) -> Iterator[str]:
-    """Random weights: a name that hides them, texts, and a score that would say nothing."""
+def _random(model: of.ModelSettings, calibration: of.CalibrationSettings, task: of.TaskSettings) -> Iterator[str]:
+    """Random weights know no text, and other weights no random one."""
+    random_text = calibration.text == RANDOM and calibration.path is None
     if model.architecture is None:
-        if model.path == RANDOM:
-            yield "model.path=random needs sizes in model.architecture; choose one of model=random_<shape>"
-        elif calibration.text == RANDOM and calibration.path is None:
+        if random_text and model.path != RANDOM:
             yield "calibration.text=random is for random weights; name a text that the model knows"
         if task.perplexity is not None and task.perplexity.path is None and RANDOM in task.perplexity.texts:
             yield "task.perplexity.texts=random is not a text that anything can be measured on"
         return
-    if model.path != RANDOM:
-        yield f"model.architecture describes random weights, model.path={model.path} names others; give one"
-    if not model.name.startswith(f"{RANDOM}_"):
-        yield f"model.name={model.name} has random weights; begin it with {RANDOM}_ so that tables show it"
-    if calibration.text != RANDOM or calibration.path is not None:
+    if not random_text:
         yield f"calibration.text={calibration.text}: random weights have no tokenizer; allowed: {RANDOM} (token ids)"
     if task.perplexity is not None or task.zeroshot is not None:
         yield f"task={task.name}: random weights know no text, their scores say nothing; use task=speed or task=none"
 
 
-def _task(model: ModelSettings, bits: Bits, task: TaskSettings) -> Iterator[str]:
+def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterator[str]:
     if task.zeroshot is not None and model.placement == "stream":
         yield "zero-shot tasks need the whole model: set model.placement=memory, or task=perplexity"
     if task.speed is not None and model.placement == "stream":
         yield "task=speed runs the whole model: set model.placement=memory (or auto)"
     quantized = [] if task.speed is None else [kind for kind in task.speed.kinds if not kind.startswith("bf16")]
-    if quantized and not packs(bits):
+    if quantized and not bits.packs:
         yield (
             f"task=speed: {', '.join(quantized)} have packed weights, {bits.label} leaves them in 16 bits; use 2 to 8 "
             "bits or a format for weights, or task.speed.kinds=[bf16,bf16_graph]"
         )
 
 
-def _arguments(
-    model: ModelSettings,
-    method: MethodSettings,
-    bits: Bits,
-    weights: WeightSettings,
-    activations: ActivationSettings,
-    kv_cache: ActivationSettings,
-) -> list[str]:
-    """Arguments of method and rounder, as their own classes judge them, and formats that one of them does not take."""
+def _method(method: of.MethodSettings) -> list[str]:
     problems: list[str] = []
-    built = method_of(method.target, method.name, method.arguments, problems)
-    rounder = rounder_of(weights.name, weights.arguments, problems)
-    if method.quantizes:
-        groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
-        widths = known_widths(model.path, model.architecture)
-        problems += refusals(bits, *groupings, method=built, rounder=(weights.name, rounder), widths=widths)
+    method_of(method.target, method.name, method.arguments, problems)
     return problems
+
+
+def _rounder(weights: of.WeightSettings) -> list[str]:
+    return rounder_mistakes(weights.name, weights.arguments)
+
+
+def _formats(
+    model: of.ModelSettings,
+    method: of.MethodSettings,
+    weights: of.WeightSettings,
+    activations: of.ActivationSettings,
+    kv_cache: of.ActivationSettings,
+    bits: Bits = Bits("4", "4"),  # noqa: B008  (frozen; beside a wrong label, groups are judged as those of integers)
+) -> list[str]:
+    """Formats that a part of the run does not take, and groups that do not divide."""
+    if not method.quantizes:
+        return []
+    groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
+    built = method_of(method.target, method.name, method.arguments, [])
+    widths = known_widths(model.path, model.architecture)
+    return refusals(bits, *groupings, method=built, rounder=weights.name, widths=widths)

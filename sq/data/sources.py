@@ -28,5 +28,7 @@ def source_obstacles(key: str, texts: Sequence[str], path: Path | None, dataset:
         yield f"{place}.path={path}; allowed: a text file that may be read (this one refuses; see its permissions)"
     elif path is not None and path.stat().st_size == 0:
         yield f"{place}.path={path}; allowed: a text file with text in it (this one is empty)"
+    if path is not None and len(texts) > 1:
+        yield f"{place}.path is one file but {key} names {len(texts)} texts; name one, for example {key}=[mine]"
     if dataset is not None and not dataset.is_dir():
         yield f"{place}.dataset_path={dataset}; allowed: a folder that exists, holding a local copy of the dataset"

@@ -42,6 +42,16 @@ class Bits:
         return f"{linears}{queries}{cache}".upper()
 
     @property
+    def short(self) -> str:
+        """ "w4a4", "nvfp4", "w4a4kv4": the label in lower case, without keys and values where both stay in 16 bits."""
+        return self.label.removesuffix(f"KV{SIXTEEN}").lower()
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights get codes, which is what packed layers are made of."""
+        return self.weights != SIXTEEN
+
+    @property
     def quantizes_attention(self) -> bool:
         """Whether queries, keys or values are quantized."""
         return {self.queries, self.keys, self.values} != {SIXTEEN}

@@ -20,9 +20,16 @@ def absolute(path: str) -> str:
     return str(folder.absolute()) if path not in (EMBEDDED, RANDOM) and folder.is_dir() else path
 
 
-def model_obstacles(path: str) -> Iterator[str]:
-    """Why no model can be read from a path: a folder that lacks something, or what is neither folder nor hub id."""
+def model_obstacles(name: str, path: str, architecture: Mapping[str, Any] | None) -> Iterator[str]:
+    """Why there is no such model: a folder that lacks something, what is neither folder nor hub id, random weights that
+    have no sizes, or whose name or path hides them."""
     folder = Path(path).expanduser()
+    if architecture is None and path == RANDOM:
+        yield "model.path=random needs sizes in model.architecture; choose one of model=random_<shape>"
+    if architecture is not None and path != RANDOM:
+        yield f"model.architecture describes random weights, model.path={path} names others; give one"
+    if architecture is not None and not name.startswith(f"{RANDOM}_"):
+        yield f"model.name={name} has random weights; begin it with {RANDOM}_ so that tables show it"
     if path in (EMBEDDED, RANDOM):
         return
     if not folder.exists():

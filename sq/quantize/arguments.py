@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
-
-from annotated_types import Ge, Lt
+from typing import TYPE_CHECKING, Any
 
 from sq.quantize.rounders.registry import rounder_class, rounder_names
-from sq.quantize.typed import read, read_keys
+from sq.quantize.typed import Seed, read, read_keys
 
 if TYPE_CHECKING:
     from sq.quantize.method import Method
-
-# Seeds that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, and torch takes 64 bits.
-Seed = Annotated[int, Ge(0), Lt(2**44)]
 
 
 def method_of(target: str, name: str, arguments: Mapping[str, Any], problems: list[str]) -> Method | None:
@@ -45,14 +40,13 @@ def method_of(target: str, name: str, arguments: Mapping[str, Any], problems: li
     return None
 
 
-def rounder_of(name: str, arguments: Mapping[str, Any], problems: list[str]) -> Any:
-    """The class of a rounder that takes these arguments; None where there is no such rounder."""
+def rounder_mistakes(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The mistakes in a rounder's name and arguments."""
     if name not in rounder_names():
-        problems.append(f"weights.name={name}; allowed: {' | '.join(rounder_names())}")
-        return None
-    found = rounder_class(name)
-    _built(found, "weights", name, arguments, {"quantizer": None}, problems)
-    return found
+        return [f"weights.name={name}; allowed: {' | '.join(rounder_names())}"]
+    problems: list[str] = []
+    _built(rounder_class(name), "weights", name, arguments, {"quantizer": None}, problems)
+    return problems
 
 
 def _built(

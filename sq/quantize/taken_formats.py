@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sq.errors import QuantizationError
 from sq.formats.format import Format
 from sq.formats.labels import SIXTEEN, Bits, format_of
 from sq.kernels.schemes import Scheme
+from sq.quantize.rounders.registry import rounder_class, rounder_names
 
 if TYPE_CHECKING:
     from sq.quantize.method import Method
@@ -23,11 +24,6 @@ class Grouping:
     group_size: int | None
 
 
-def packs(bits: Bits) -> bool:
-    """Whether weights get codes, which is what packed layers are made of."""
-    return bits.weights != SIXTEEN
-
-
 def refusals(
     bits: Bits,
     weights: Grouping,
@@ -35,14 +31,14 @@ def refusals(
     kv_cache: Grouping,
     *,
     method: Method | None,
-    rounder: tuple[str, Any],
+    rounder: str,
     widths: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> list[str]:
     """Everything that does not go together, one sentence each, with the names of both.
 
     Args:
         method: None where it is not known.
-        rounder: its name, and its class or None.
+        rounder: its name, registered or not.
         widths: that linears read, and head_dim; as far as they are known.
     """
     problems: list[str] = []
@@ -56,9 +52,9 @@ def refusals(
             f"{part} in {'16 bits' if one is None else one.name}" for part, one in (("weights", w), ("activations", a))
         ]
         problems.append(f"method={method.name} does not take {' with '.join(names)}: {reason}")
-    name, kind = rounder
-    if w is not None and hasattr(kind, "obstacle") and (reason := kind.obstacle(w)):
-        problems.append(f"weights={name} does not take the format {w.name}: {reason}")
+    kind = rounder_class(rounder) if rounder in rounder_names() else None
+    if w is not None and kind is not None and (reason := kind.obstacle(w)):
+        problems.append(f"weights={rounder} does not take the format {w.name}: {reason}")
     return problems
 
 

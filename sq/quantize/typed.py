@@ -12,10 +12,21 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from sq.errors import QuantizationError
+from sq.formats.labels import Bits, parse_bits
 
+CONFIG = ConfigDict(extra="forbid", defer_build=True)  # of every section's dataclass
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 
 
@@ -57,6 +68,12 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _bits(value: Any) -> Bits:
+    if isinstance(value, dict):
+        raise QuantizationError("bits is a label, not a section; write for example bits=w5a4 or bits=w4a4kv4")
+    return value if isinstance(value, Bits) else parse_bits(value)
+
+
 Text = Annotated[str, BeforeValidator(_text), MinLen(1), Note("a non-empty text")]
 Name = Annotated[
     Text,
@@ -70,6 +87,8 @@ Names = Annotated[AnyNames, MinLen(1)]
 Place = Annotated[Path, PlainValidator(_absolute), Note("a path")]
 Count = Annotated[int, Ge(1)]
 Pair = Annotated[int, Ge(2)]
+# Seeds that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, and torch takes 64 bits.
+Seed = Annotated[int, Ge(0), Lt(2**44)]
 Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
@@ -81,6 +100,7 @@ Distinct = Annotated[
     AfterValidator(_distinct),
     Note("a list of distinct whole numbers of at least 1, such as [1,2]"),
 ]
+Label = Annotated[Bits, PlainValidator(_bits), PlainSerializer(lambda bits: bits.label.lower())]
 NullIsNone = BeforeValidator(lambda value: "none" if value is None else value)  # for choices that have `none`
 
 
@@ -121,6 +141,7 @@ def read_keys(
     keys = {note.key or name: name for name in wanted for note in [_note(hints[name])] if not note.rest}
     rest = next((name for name in wanted if _note(hints[name]).rest), None)
     dot = f"{place}." if place else ""
+    values = {str(key): value for key, value in values.items() if value != "???"}  # ???: still to be given
     others = {key: value for key, value in values.items() if key not in keys}
     if rest is None:
         problems.extend(f"{dot}{key} is unknown{closest(key, keys)}" for key in others)
@@ -185,9 +206,10 @@ def show(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or the known words where none is near."""
-    if not (known := sorted(known)):
+def closest(word: str, known: Iterable[str], also: Iterable[str] = ()) -> str:
+    """ "; did you mean X?", or the known words where none is near; those of `also` are not listed."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, [*known, *also], n=1)
+    if not known and not near:
         return "; there is nothing to set"
-    near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"

@@ -16,12 +16,11 @@ from sq.config.parse import as_config
 from sq.config.settings import (
     CalibrationSettings,
     ExperimentSettings,
-    PerplexitySettings,
-    SpeedSettings,
 )
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
+from sq.evaluate.task import PerplexitySettings, SpeedSettings
 from sq.formats.labels import SIXTEEN
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sq.config.parse import as_config, reference
+from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
 from sq.io import jsonable, write_arrays, write_text
 from sq.runs.environment import command, environment, git_commit
 from sq.runs.locks import lock
+from sq.runs.references import reference
 from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result
 from sq.runs.runid import identity, run_id
 from sq.runs.tracking import track, under_agent

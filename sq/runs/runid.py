@@ -10,8 +10,9 @@ from typing import Any
 
 import sq
 from sq.config.parse import as_config
-from sq.config.settings import SCHEMA, ExperimentSettings
+from sq.config.settings import ExperimentSettings
 
+SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
 
 # Defaults of a model file that calibration and task already carry as their own values.
@@ -54,9 +55,7 @@ def identity(settings: ExperimentSettings) -> str:
 
 def run_id(settings: ExperimentSettings) -> str:
     """A folder's name: "tiny-singlequant-w4a4-1a2b3c4d"; the last part is the start of `identity`."""
-    bits = settings.bits
-    short = bits.label.lower() if bits.quantizes_attention else f"w{bits.weights}a{bits.activations}"
-    return f"{settings.model.name}-{settings.method.name}-{short}-{identity(settings)[:8]}"
+    return f"{settings.model.name}-{settings.method.name}-{settings.bits.short}-{identity(settings)[:8]}"
 
 
 def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None:

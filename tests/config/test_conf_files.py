@@ -6,8 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from sq.config.compose import compose
-from sq.config.parse import as_config, options, parse, reference
+from sq.config.parse import as_config, options, parse
 from sq.formats.labels import parse_bits
+from sq.runs.references import reference
 
 GROUPS = ("model", "method", "weights", "activations", "kv_cache", "calibration", "task", "tracker", "paths")
 LABELS = (  # of the files that conf/bits/ had, and formats by name

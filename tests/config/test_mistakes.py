@@ -108,6 +108,35 @@ def test_mistakes_of_a_method_and_of_everything_else_are_told_together(tmp_path:
         assert any(word in one for one in told), (word, told)
 
 
+def test_a_wrong_label_and_unknown_keys_hide_no_other_mistake(tmp_path: Path) -> None:
+    line = "bits=w4z4 method.alpha=abc method.rank=-1 +method.foo=1 weights.group_size=7 seed=-1"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve().parents[2] / "run.py"), *line.split()],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    head, *told = done.stderr.splitlines()
+    assert head == "the configuration has 8 mistakes:"
+    words = ["bits=w4z4 is not a label", "method.alpha is unknown; known: ", "rank=-1", "method.foo is unknown",
+             "weights.group_size=7 does not divide", " seed=-1", "calibration.seed=-1", "method.seed=-1"]  # fmt: skip
+    for word in words:
+        assert sum(word in one for one in told) == 1, (word, told)
+
+
+def test_a_value_that_cannot_be_set_hides_no_other_mistake() -> None:
+    told = problems("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3")
+    for word in ("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3"):
+        assert any(one.startswith(word) for one in told), (word, told)
+
+
+def test_known_keys_of_a_method_are_its_own_and_a_method_is_only_suggested() -> None:
+    (told,) = problems("method=singlequant", "method.alpha=abc")
+    assert "balance_strength" in told
+    assert not re.search(r"\b(quarot|art_64_steps|fp16)\b", told)
+    (told,) = problems("method=singlequant", "method.quarto.x=1")
+    assert told == "method.quarto is unknown; did you mean quarot?"
+
+
 def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check(["method=rtn,nope", "bits=w4a4,w1a1", "seed=0,1", "weights.clip=17"], multirun=True)

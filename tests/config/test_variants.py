@@ -10,7 +10,8 @@ import pytest
 
 from sq.config.choices import CONF, VARIANTS, exists
 from sq.config.compose import compose, compose_jobs
-from sq.config.parse import as_config, reference
+from sq.config.parse import as_config
+from sq.runs.references import reference
 
 COMPOSED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "ablation_methods.json").read_text())
 

@@ -27,6 +27,15 @@ def test_name_is_readable_and_stable() -> None:
 
 
 @pytest.mark.parametrize(
+    ("bits", "name"),
+    [("nvfp4", "nvfp4"), ("w4a4kv4", "w4a4kv4"), ("wnvfp4afp8", "wnvfp4afp8"), ("w4a4q4", "w4a4q4"),
+     ("w4a4k16v8", "w4a4k16v8"), ("wfp8a16", "wfp8a16")],
+)  # fmt: skip
+def test_bits_in_a_name_are_a_label_without_keys_and_values_of_16_bits(bits: str, name: str) -> None:
+    assert run_id(compose([*BASE, f"bits={bits}"])).startswith(f"tiny-rtn-{name}-")
+
+
+@pytest.mark.parametrize(
     "override",
     ["model=qwen3_0_6b", "model.outliers=none", "model.dtype=bfloat16", "method=smoothquant", "bits=w4a8",
      "weights=gptq", "weights.group_size=64", "activations=midrise", "activations.clip=0.9",
