@@ -62,10 +62,7 @@ class SingleQuantQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(
-        self,
-        model: PreTrainedModel,
-        checkpoint_files: list[str] | None = None,
-        **kwargs: Any,
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         from sq.checkpoint.layer_data import empty_layer, expect_guard
         from sq.checkpoint.packed_folder import check_files

@@ -132,11 +132,7 @@ def _quantizer_data(quantizer: object) -> dict[str, Any] | None:
     if quantizer is None:
         return None
     assert isinstance(quantizer, ActivationQuantizer)
-    return {
-        "format": format_data(quantizer.format),
-        "clip": quantizer.clip,
-        "candidates": quantizer.candidates,
-    }
+    return {"format": format_data(quantizer.format), "clip": quantizer.clip, "candidates": quantizer.candidates}
 
 
 def _quantizer(data: Mapping[str, Any] | None) -> ActivationQuantizer | None:

@@ -13,12 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
 from sq.config.parse import as_config
-from sq.config.settings import (
-    CalibrationSettings,
-    ExperimentSettings,
-    PerplexitySettings,
-    SpeedSettings,
-)
+from sq.config.settings import CalibrationSettings, ExperimentSettings, PerplexitySettings, SpeedSettings
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation

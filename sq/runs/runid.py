@@ -15,14 +15,7 @@ from sq.config.settings import SCHEMA, ExperimentSettings
 EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
 
 # Defaults of a model file that calibration and task already carry as their own values.
-MODEL_DEFAULTS = (
-    "texts",
-    "window",
-    "evaluation_windows",
-    "calibration_text",
-    "calibration_tokens",
-    "zeroshot_tasks",
-)
+MODEL_DEFAULTS = ("texts", "window", "evaluation_windows", "calibration_text", "calibration_tokens", "zeroshot_tasks")
 
 
 def identity(settings: ExperimentSettings) -> str:
