@@ -1,23 +1,17 @@
 """A number format as data: what its codes stand for, which entries share a scale, and how scales are stored.
 
-`Format` is plain data. `encode` and `decode` (sq/formats/qtensor.py) turn tensors into codes and back by it, and every
-clip search, rounder, KV cache, packed layer and file works through the two. Nothing here imports torch when it is
-imported: labels such as bits=nvfp4 are read and checked before anything heavy is loaded.
-
-To add a format, `register` it in a file of its own and import that in sq/formats/catalog.py (docs/extend.md).
+Nothing here imports torch: labels such as bits=nvfp4 are read and checked before anything heavy is loaded. To add a
+format, `register` it in a file of its own and import that in sq/formats/catalog.py (docs/extend.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sq.errors import QuantizationError
 from sq.formats.elements import Element, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
 from sq.kernels.schemes import Scheme
-
-Granularity = Literal["row", "group", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +60,6 @@ class Format:
     def scheme(self) -> Scheme | None:
         """Of integers; None for other elements. Kernels ask for it."""
         return self.element.scheme if isinstance(self.element, Integers) else None
-
-    @property
-    def granularity(self) -> Granularity:
-        """What shares a scale."""
-        return "tensor" if self.tensor else "row" if self.group is None else "group"
 
     @property
     def include_zero(self) -> bool:
