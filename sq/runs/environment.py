@@ -16,12 +16,25 @@ from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1]
 COMMAND = "SINGLEQUANT_COMMAND"  # run.py sets it, so that worker processes know what the user typed
-PACKAGES = "torch transformers triton lm_eval datasets tokenizers safetensors accelerate numpy hydra-core wandb".split()
+PACKAGES = (
+    "torch",
+    "transformers",
+    "triton",
+    "lm_eval",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "hydra-core",
+    "wandb",
+)
 
 
 def environment() -> dict[str, Any]:
     """Versions (of the package metadata: nothing is imported) and CPU; threads and GPUs where torch is loaded."""
     torch = sys.modules.get("torch")
+    gpus = torch.cuda.device_count() if torch and torch.cuda.is_available() else 0
     return {
         "python": platform.python_version(),
         "singlequant": _version("singlequant"),
@@ -30,7 +43,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
-        "gpu": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch else [],
+        "gpu": [torch.cuda.get_device_name(index) for index in range(gpus)] if torch else [],
         "source": source_hash(),
     }
 
@@ -47,7 +60,7 @@ def cpu_name() -> str:
 
 @cache
 def source_hash() -> str:
-    """The first 12 hex digits of the sha256 of this package's .py and .yaml files: whether two runs had the same code."""
+    """First 12 hex digits of the sha256 of this package's .py and .yaml files: whether two runs had the same code."""
     total = hashlib.sha256()
     for folder, folders, files in os.walk(SOURCE, followlinks=True):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
@@ -66,7 +79,7 @@ def command() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the repository around this package, with "+dirty" after it where a file differs; None without one."""
+    """Commit of the repository around this package, with "+dirty" after it where a file differs; None without one."""
     if not (SOURCE.parent / ".git").exists():
         return None
     try:

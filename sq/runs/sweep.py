@@ -37,7 +37,7 @@ class SweepRecord(Callback):
 
 
 def job(cfg: DictConfig) -> None:
-    """One Hydra job. A single run prints its table and ends the process; a job of a sweep writes its record and returns."""
+    """A Hydra job. A single run prints its table and ends the process; a sweep's job writes its record and returns."""
     configure_logging()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
@@ -52,7 +52,8 @@ def _single(cfg: DictConfig) -> int:
     status = 0
     settings = parse(cfg)
     try:
-        results.extend(experiment(settings, since=_started))
+        for result in experiment(settings, since=_started):
+            results.append(result)
     except KeyboardInterrupt:
         print("interrupted: what is finished stays", file=sys.stderr)
         status = INTERRUPTED
