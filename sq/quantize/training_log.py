@@ -48,7 +48,7 @@ class TrainingLog:
         self._append(records)
 
     def progress(self, text: str, done: int, total: int) -> None:
-        """Tell who watches how far the training is."""
+        """Report how far the training is."""
         self._progress(text, done, total)
 
     def check(self, value: float, what: str, *, step: int, layer: int | None = None, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Gptq(WeightRounder):
     def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
         """See `gptq`."""
         assert statistics.hessian is not None, "the pipeline gathers what `needs` names"
-        options = {"block": self.block, "damping": self.damping, "act_order": self.act_order}
+        options: dict[str, Any] = {"block": self.block, "damping": self.damping, "act_order": self.act_order}
         return gptq(weights, statistics.hessian, self.quantizer, name=statistics.name, **options)
 
 
