@@ -34,9 +34,8 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
         for name in names:
             linear = layer.get_submodule(name)
             if not isinstance(linear, PackedLinear):
-                raise CheckpointError(
-                    f"{name} is a {type(linear).__name__}, not a PackedLinear: weights of 8 bits or fewer can be packed"
-                )
+                found = f"{name} is a {type(linear).__name__}, not a PackedLinear"
+                raise CheckpointError(f"{found}: weights of 8 bits or fewer can be packed")
             shape = [linear.out_features, linear.in_features]
             linears[name] = {"shape": shape, "format": format_data(linear.format), "bias": linear.bias is not None}
         assert isinstance(linear, PackedLinear)
@@ -44,9 +43,9 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
         quantizer = _quantizer_data(inputs.quantizer)
         sites[site] = {"transform": _transform_data(inputs.transform), "quantizer": quantizer}
     attention = None
-    if (found := attention_input(family, layer)) is not None:
-        attention = {name: _quantizer_data(getattr(found, name)) for name in ("queries", "keys", "values")}
-        attention = {"transform": _transform_data(found.transform), **attention}
+    if (inside := attention_input(family, layer)) is not None:
+        quantizers = {name: _quantizer_data(getattr(inside, name)) for name in ("queries", "keys", "values")}
+        attention = {"transform": _transform_data(inside.transform), **quantizers}
     return {"linears": linears, "sites": sites, "attention": attention}
 
 

@@ -24,10 +24,7 @@ def clip_candidates(format: Format, count: int) -> list[float]:
 
 
 def shared_clip(x: Tensor, quantizer: ActivationQuantizer) -> float:
-    """The candidate of least squared error over all tokens x (T, n), each token's error over its own mean square.
-
-    One clip for a site costs nothing at run time, where `clip="search"` evaluates candidates for every token.
-    """
+    """The candidate of least squared error over all tokens x (T, n), each token's error over its own mean square."""
     power = x.float().square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
     def error(clip: float) -> float:
@@ -56,18 +53,14 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, format: Format, clip: Clip = 1.0, candidates: int = 9) -> None:
         super().__init__()
         if format.tensor:
-            raise QuantizationError(
-                f"{format.name} has one scale for a whole tensor, so that a token would depend on its batch; "
-                "activations take formats with a scale for each token or group"
-            )
+            reason = f"{format.name} has one scale for a whole tensor, so that a token would depend on its batch"
+            raise QuantizationError(f"{reason}; activations take formats with a scale for each token or group")
         factors = clip if isinstance(clip, tuple) else (clip,)
         if clip != "search" and not all(not isinstance(factor, str) and 0 < factor <= 1 for factor in factors):
             raise QuantizationError(f'clip is {clip!r}; use a number in (0, 1], a pair of them, or "search"')
         if candidates < 2:
             raise QuantizationError(f"candidates is {candidates}; a clip search needs at least 2")
-        self.format = format
-        self.clip: Clip = clip
-        self.candidates = candidates
+        self.format, self.clip, self.candidates = format, clip, candidates
 
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to its levels: shape and dtype of x."""
@@ -123,6 +116,5 @@ class ActivationQuantizer(nn.Module):
         return searched_grid(rows, self.format, self.clips, second=second)
 
     def extra_repr(self) -> str:
-        """Arguments, for printing."""
         scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
         return f"format={self.format.name}{scheme}, clip={self.clip}"

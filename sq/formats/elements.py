@@ -79,13 +79,9 @@ class Element(ABC):
     def span(
         self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point of rows whose entries span [low, high].
+        """Scale and zero point of rows whose entries span [low, high], see `grid_from_range`.
 
-        Args:
-            low, high: float32, of one shape.
-            clip: factor on the range; a tensor broadcasts against low.
-            include_zero: see `Format.include_zero`.
-            power: the scale will be rounded down to a power of two.
+        include_zero: see `Format`. power: the scale will be rounded down to a power of two.
         """
 
     @abstractmethod

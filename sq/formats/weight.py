@@ -46,10 +46,9 @@ class WeightQuantizer:
         if self.norm < 2:
             raise QuantizationError(f"the norm of the clip search is {self.norm}; use 2 or more")
         if not (0 < self.max_shrink < 1 and int(self.max_shrink * self.search_grid) >= 1):
-            raise QuantizationError(
-                f"max_shrink {self.max_shrink} and search_grid {self.search_grid} leave no clip factor to search; "
-                "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or a number for clip"
-            )
+            given = f"max_shrink {self.max_shrink} and search_grid {self.search_grid} leave no clip factor to search"
+            use = "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or a number for clip"
+            raise QuantizationError(f"{given}; {use}")
 
     def __call__(self, w: Tensor) -> Tensor:
         """w rounded to its levels: shape and dtype of w. The gradient passes straight through."""
@@ -57,11 +56,8 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def grid(self, w: Tensor, second: Tensor | None = None) -> Grid:
-        """The grid of w (d_out, d_in): scale (d_out, G), (1, 1) for one scale a tensor.
-
-        Args:
-            second: second scale of each row, (d_out, 1), of a format that has one; None takes that of w.
-        """
+        """The grid of w (d_out, d_in): scale (d_out, G), (1, 1) for one scale a tensor; `second` (d_out, 1) is w's own
+        unless given."""
         self.check(w)
         second = self.second(w) if second is None else second
 

@@ -260,23 +260,17 @@ class Pipeline:
         """Codes by linear, and the outputs of the layer with rounded weights where rounding gave them."""
         if self.recipe.weights is None:
             return {}, None
-        work = LayerRounding(
-            self.stream.family, layer, inputs, self.recipe.weights, index=index, ranges=plan.weight_ranges
-        )
-        outputs = None
-        if "hessian" in self.recipe.weights.needs and not self._rounds_from_collected_moments:
-            outputs = work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
-        else:
-            work.from_statistics(self._hessians(statistics, plan) if self._rounds_from_collected_moments else {})
-        return work.rounded, outputs
-
-    def _hessians(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
-        """Hessians of transformed activations, 2 T^T m T, from the collected second moments m."""
-        return {
-            site: 2 * plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.dimensions)
-            for site, found in statistics.items()
-            if found.second_moment is not None
-        }
+        family, rounder = self.stream.family, self.recipe.weights
+        work = LayerRounding(family, layer, inputs, rounder, index=index, ranges=plan.weight_ranges)
+        if "hessian" in rounder.needs and not self._rounds_from_collected_moments:
+            return work.rounded, work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
+        hessians: dict[str, Tensor] = {}
+        for site, found in statistics.items() if self._rounds_from_collected_moments else ():
+            if found.second_moment is not None:  # m; the Hessian of transformed activations is 2 T^T m T
+                transform = plan.sites.get(site, SiteTransform())
+                hessians[site] = 2 * transform.moment(found.second_moment, site, self.stream.dimensions)
+        work.from_statistics(hessians)
+        return work.rounded, None
 
     def _run(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of a layer, computed in its own dtype."""

@@ -182,10 +182,8 @@ def _check(weights: Sequence[Tensor], hessian: Tensor, quantizer: WeightQuantize
     if len(widths) > 1:
         raise QuantizationError(f"{what}: weights of {widths} input features share no Hessian; give one site at a time")
     if hessian.shape != (widths[0], widths[0]):
-        raise QuantizationError(
-            f"{what}: the Hessian has shape {tuple(hessian.shape)}; a weight {tuple(weights[0].shape)} needs "
-            f"{(widths[0], widths[0])}"
-        )
+        needs = f"a weight {tuple(weights[0].shape)} needs {(widths[0], widths[0])}"
+        raise QuantizationError(f"{what}: the Hessian has shape {tuple(hessian.shape)}; {needs}")
     if not torch.isfinite(hessian).all():
         raise QuantizationError(f"{what}: the Hessian holds NaN or inf; look for them in this site's activations")
     if (hessian.diagonal() < 0).any():
