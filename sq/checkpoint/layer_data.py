@@ -115,11 +115,7 @@ def format_data(format: Format) -> dict[str, Any]:
 
 
 def format_from(data: Mapping[str, Any]) -> Format:
-    """The format that `format_data` wrote.
-
-    Raises:
-        QuantizationError: an unknown name, or integers that do not exist.
-    """
+    """The format that `format_data` wrote; QuantizationError for an unknown name or integers that do not exist."""
     return named(data["name"]) if "name" in data else integer(data["bits"], data["scheme"], data["group"])
 
 

@@ -81,11 +81,7 @@ class CheckpointWriter:
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation: GenerationConfig | None = None,
     ) -> Path:
-        """Write the rest and rename the folder into place.
-
-        Raises:
-            CheckpointError: a layer is missing.
-        """
+        """Write the rest and rename the folder into place; CheckpointError where a layer is missing."""
         if missing := [index for index in range(self.count) if not self.has(index)]:
             raise CheckpointError(f"layers {missing} were not written to {self.part}")
         names = (self.family.embedding, self.family.final_norm, self.family.head)

@@ -47,9 +47,8 @@ class Format:
 
     def __post_init__(self) -> None:
         if self.group is not None and (self.group < 1 or self.tensor):
-            raise QuantizationError(
-                f"format {self.name} has group={self.group}, tensor={self.tensor}; use a group of at least 1, or None"
-            )
+            given = f"format {self.name} has group={self.group}, tensor={self.tensor}"
+            raise QuantizationError(f"{given}; use a group of at least 1, or None")
 
     @property
     def bits(self) -> int:
@@ -67,17 +66,12 @@ class Format:
         return self.group is None
 
     def groups(self, n: int) -> int:
-        """Scales of a row of n entries.
-
-        Raises:
-            QuantizationError: the group does not divide n.
-        """
+        """Scales of a row of n entries; QuantizationError where the group does not divide n."""
         if self.group is None:
             return 1
         if n % self.group:
-            raise QuantizationError(
-                f"format {self.name} has groups of {self.group}, which do not divide {n} features; use a divisor"
-            )
+            groups = f"format {self.name} has groups of {self.group}"
+            raise QuantizationError(f"{groups}, which do not divide {n} features; use a divisor")
         return n // self.group
 
     def counted_bits(self, rows: int, n: int) -> int:
@@ -111,11 +105,7 @@ def register(format: Format) -> Format:
 
 
 def named(name: str) -> Format:
-    """The registered format of a name.
-
-    Raises:
-        QuantizationError: there is none.
-    """
+    """The registered format of a name; QuantizationError where there is none."""
     if name not in _registry:
         raise QuantizationError(f"format {name!r} is unknown; there are {', '.join(names())}")
     return _registry[name]

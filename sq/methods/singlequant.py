@@ -1,10 +1,10 @@
 """SingleQuant: closed-form rotations built of Givens rotations, in one pass and without gradients (arXiv 2511.22316).
 
-The paper's abstract names two rotations, both with Kronecker structure. ART rotates the plane of the channel with the
-largest peak and of a partner, step by step, until no channel has a massive outlier. URT maps the values of a typical
-token to uniform or equal magnitudes. Balance, an addition of this project, scales or mixes channels so that activations
-and weights share the error of rounding. sq/rotation/README.md derives what the abstract leaves open; every choice is an
-argument.
+The paper's abstract names two rotations, both with Kronecker structure. ART smooths massive outliers: each step rotates
+the channel with the largest peak and a partner channel in their plane, so that the two share the peak. URT makes the
+channels uniform: it maps a profile of them to an even target, or mixes them until they are even. Balance, an addition
+of this project, maps the channels so that activations and weights have equal second moments and share the error evenly.
+sq/rotation/README.md derives what the abstract leaves open; every choice is an argument.
 """
 
 from __future__ import annotations

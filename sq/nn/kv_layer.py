@@ -75,10 +75,8 @@ class Int4Layer(CacheLayerMixin):
         return _Held(self, key, value_states, first), value_states
 
     def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H_kv, S, head_dim) as plain attention rounds them.
-
-        S is a fixed capacity, with zeros where no token is, or the filled positions.
-        """
+        """Keys and values (B, H_kv, S, head_dim) as plain attention rounds them; S is the filled positions, or a
+        fixed capacity with zeros where no token is."""
         assert self.arrays is not None
         assert self.position is not None
         shown = self.arrays if self.capacity is not None else _each(self.arrays, lambda part: part[:, :, : self.count])
@@ -120,11 +118,8 @@ class Int4Layer(CacheLayerMixin):
             self.position.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens.
-
-        Raises:
-            QuantizationError: a positive number, which transformers once took as the length to keep.
-        """
+        """Forget the last -tokens_to_remove tokens; QuantizationError for a positive number, which transformers once
+        took as the length to keep."""
         if tokens_to_remove > 0:
             raise QuantizationError(f"crop({tokens_to_remove}): give the tokens to remove as a negative number")
         if self.position is None or tokens_to_remove == 0:

@@ -103,7 +103,7 @@ class Method(ABC):
         name: as printed in tables.
         fold_norms: fold the norm gains into the weights before anything is captured.
         quantizes: False for a method that leaves the model in full precision.
-        propagates: what the next layer is calibrated on, where the method leaves no choice: see `WeightRecipe`.
+        propagates: what the next layer is calibrated on, where the method leaves no choice: see `Recipe`.
         reads_reference: a second stream of hidden states, through the full-precision layers, is kept for `plan`.
     """
 
@@ -114,10 +114,8 @@ class Method(ABC):
     reads_reference: ClassVar[bool] = False
 
     def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
-        """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does.
-
-        Asked in the check of a config, before anything is loaded.
-        """
+        """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does;
+        the check of a config calls it before anything is loaded."""
         return None
 
     @property

@@ -52,11 +52,7 @@ class TrainingLog:
         self._progress(text, done, total)
 
     def check(self, value: float, what: str, *, step: int, layer: int | None = None, **settings: Any) -> None:
-        """Refuse a number that is NaN or infinite.
-
-        Raises:
-            TrainingError: naming method, number, step, layer and the settings that were in use.
-        """
+        """Raise TrainingError for a NaN or infinite number; it names method, step, layer and settings."""
         if isfinite(value):
             return
         where = f"step {step}" + ("" if layer is None else f" of layer {layer}")

@@ -43,11 +43,7 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
 
 
 def build_method(settings: MethodSettings) -> Method:
-    """A method from its class path and typed arguments.
-
-    Raises:
-        ConfigError: with all mistakes of the arguments.
-    """
+    """A method from its class path and typed arguments; a ConfigError names all mistakes of the arguments."""
     problems: list[str] = []
     built = method_of(settings.target, settings.name, settings.arguments, problems)
     if built is None:
@@ -89,11 +85,7 @@ def activation_quantizer(
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device of a setting; "auto" is CUDA where there is one.
-
-    Raises:
-        ConfigError: the setting names CUDA and there is none.
-    """
+    """The torch device of a setting; "auto" is CUDA where there is one. ConfigError for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -49,11 +49,13 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
         columns.append((f"top-1{mark}", "right", [_number(row, f"top1/{text}", "{:.1%}") for row in rows]))
     for key in sorted({key for row in rows for key in row.metrics if key.startswith("acc/")}):
         columns.append((key.replace("/", " "), "right", [_number(row, key, "{:.1%}") for row in rows]))
-    columns.append(("bits/\nweight", "right", [_number(row, "model/bits_per_weight", "{:.2f}") for row in rows]))
-    columns.append(("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]))
-    columns.append(("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]))
-    columns.append(("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]))
-    columns.append(("model\nsize", "right", [_bytes(row, "model/bytes") for row in rows]))
+    columns += [
+        ("bits/\nweight", "right", [_number(row, "model/bits_per_weight", "{:.2f}") for row in rows]),
+        ("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]),
+        ("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]),
+        ("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]),
+        ("model\nsize", "right", [_bytes(row, "model/bytes") for row in rows]),
+    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     kept = [column for column in columns if any(cell != "-" for cell in column[2])]
     for head, justify, _ in kept:
