@@ -15,7 +15,7 @@ from sq.runs.execute import execute
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model with what measuring it gave.
+    """A quantized model and its measurements.
 
     Attributes:
         model: a transformers model; its linears are `sq.nn.linear.QuantizedLinear` (fake quantization: integer grids
@@ -60,9 +60,12 @@ def quantize(
         ConfigError: every mistake of the arguments together.
         SQError: a model, text or calibration that cannot be used.
     """
+    chosen = [f"model={model}"]
+    if "/" in str(model) or Path(model).expanduser().is_dir():  # the defaults of checkpoints from the hub
+        chosen = ["model=custom", f"model.path='{model}'"]
     settings = compose(
         [
-            *_model_overrides(str(model)),
+            *chosen,
             f"method={method}",
             f"bits={bits}",
             f"weights={weights}",
@@ -76,10 +79,3 @@ def quantize(
     done = execute(settings, None, keep_model=True, packed=packed)
     assert done.model is not None
     return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])
-
-
-def _model_overrides(model: str) -> list[str]:
-    """A config's name stands for itself; a folder or hub id takes the defaults of checkpoints from the hub."""
-    if "/" not in model and not Path(model).expanduser().is_dir():
-        return [f"model={model}"]
-    return ["model=custom", f"model.path='{model}'"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file in the same folder and rename it to `path`.
 
     A reader never sees half a file, whenever the writer dies; a file that was there before stays until the rename.
@@ -39,7 +39,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes atomically."""
-    write_atomic(path, lambda stream: _write_all(stream, data))
+    write_atomic(path, lambda stream: stream.write(data))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -95,10 +95,6 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _write_all(stream: BinaryIO, data: bytes) -> None:
-    stream.write(data)
-
-
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file as a whole or not at all."""
     from safetensors.torch import save
@@ -132,7 +128,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes 0700, which hides a shared cache from colleagues
+        umask = os.umask(0)  # to set it is the only portable way to read it
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes 0700, which hides a shared cache from colleagues
         try:
             temporary.rename(path)
         except OSError:
@@ -158,10 +156,3 @@ def unwritable(folder: Path) -> str | None:
     except OSError as error:
         reason = error.strerror or str(error)
         return f"a folder that can be written to ({nearest}: {reason}); choose another"
-
-
-def _umask() -> int:
-    # The only portable way to read the umask is to set it.
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 
 def progress_bar() -> Progress:
     """Text, bar, count, time gone and time left; it disappears at the end."""
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("done,"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    return Progress(*columns, transient=True)
+    done, gone, left = (MofNCompleteColumn(), "done,"), (TimeElapsedColumn(), "gone,"), (TimeRemainingColumn(), "left")
+    return Progress("{task.description}", BarColumn(), *done, *gone, *left, transient=True)
 
 
 def shown_in(progress: Progress) -> Callable[[str, int, int], None]:
-    """A bar for each training that tells how far it is; it leaves when the training ends."""
+    """A function that shows a bar for each training, with what is done of the total, until the training ends."""
     tasks: dict[str, TaskID] = {}
 
     def show(text: str, done: int, total: int) -> None:

@@ -49,11 +49,7 @@ class SingleQuantQuantizer(HfQuantizer):
     quantization_config: SingleQuantConfig
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse what this version cannot read.
-
-        Raises:
-            CheckpointError: another format.
-        """
+        """Raise CheckpointError for a format that this version cannot read."""
         found = self.quantization_config
         if found.format != FORMAT:
             raise CheckpointError(
@@ -62,10 +58,7 @@ class SingleQuantQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(
-        self,
-        model: PreTrainedModel,
-        checkpoint_files: list[str] | None = None,
-        **kwargs: Any,
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         from sq.checkpoint.layer_data import empty_layer, expect_guard
         from sq.checkpoint.packed_folder import check_files
@@ -75,9 +68,8 @@ class SingleQuantQuantizer(HfQuantizer):
 
         family, layers = family_of(model.config), self.quantization_config.layers
         if len(layers) != model.config.num_hidden_layers:
-            raise CheckpointError(
-                f"the checkpoint describes {len(layers)} layers, its config.json has {model.config.num_hidden_layers}"
-            )
+            count = model.config.num_hidden_layers
+            raise CheckpointError(f"the checkpoint describes {len(layers)} layers, its config.json has {count}")
         dtype = model.dtype if isinstance(model.dtype, torch.dtype) else torch.float32
         for index, data in enumerate(layers):
             empty_layer(family, model.get_submodule(f"{family.layers}.{index}"), data, dtype)
@@ -89,11 +81,7 @@ class SingleQuantQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        """Refuse weights that no rounding makes: scales that are NaN, infinite, zero or negative, codes out of range.
-
-        Raises:
-            QuantizationError: naming the linear.
-        """
+        """Raise QuantizationError, which names the linear, for weights that no rounding makes (`QTensor.check`)."""
         from sq.nn.linear import PackedLinear
 
         for name, module in model.named_modules():

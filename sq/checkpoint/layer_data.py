@@ -21,6 +21,7 @@ from sq.nn.hooks import attention_input, replace_linear, set_attention_input
 from sq.nn.linear import PackedLinear
 from sq.nn.site_input import SiteInput
 from sq.rotation.serialize import describe, empty_transform
+from sq.rotation.transform import Transform
 
 _GUARD = "weight"  # of the first linear of the first layer
 
@@ -33,24 +34,18 @@ def describe_layer(family: Family, layer: nn.Module) -> dict[str, Any]:
         for name in names:
             linear = layer.get_submodule(name)
             if not isinstance(linear, PackedLinear):
-                raise CheckpointError(
-                    f"{name} is a {type(linear).__name__}, not a PackedLinear: weights of 8 bits or fewer can be packed"
-                )
+                found = f"{name} is a {type(linear).__name__}, not a PackedLinear"
+                raise CheckpointError(f"{found}: weights of 8 bits or fewer can be packed")
             shape = [linear.out_features, linear.in_features]
             linears[name] = {"shape": shape, "format": format_data(linear.format), "bias": linear.bias is not None}
         assert isinstance(linear, PackedLinear)
         inputs = linear.inputs
-        sites[site] = {
-            "transform": None if inputs.transform is None else describe(inputs.transform),
-            "quantizer": _quantizer_data(inputs.quantizer),
-        }
-    found = attention_input(family, layer)
+        quantizer = _quantizer_data(inputs.quantizer)
+        sites[site] = {"transform": _transform_data(inputs.transform), "quantizer": quantizer}
     attention = None
-    if found is not None:
-        attention = {
-            "transform": None if found.transform is None else describe(found.transform),
-            **{name: _quantizer_data(getattr(found, name)) for name in ("queries", "keys", "values")},
-        }
+    if (inside := attention_input(family, layer)) is not None:
+        quantizers = {name: _quantizer_data(getattr(inside, name)) for name in ("queries", "keys", "values")}
+        attention = {"transform": _transform_data(inside.transform), **quantizers}
     return {"linears": linears, "sites": sites, "attention": attention}
 
 
@@ -120,23 +115,19 @@ def format_data(format: Format) -> dict[str, Any]:
 
 
 def format_from(data: Mapping[str, Any]) -> Format:
-    """The format that `format_data` wrote.
-
-    Raises:
-        QuantizationError: an unknown name, or integers that do not exist.
-    """
+    """The format that `format_data` wrote; QuantizationError for an unknown name or integers that do not exist."""
     return named(data["name"]) if "name" in data else integer(data["bits"], data["scheme"], data["group"])
+
+
+def _transform_data(transform: Transform | None) -> dict[str, Any] | None:
+    return None if transform is None else describe(transform)
 
 
 def _quantizer_data(quantizer: object) -> dict[str, Any] | None:
     if quantizer is None:
         return None
     assert isinstance(quantizer, ActivationQuantizer)
-    return {
-        "format": format_data(quantizer.format),
-        "clip": quantizer.clip,
-        "candidates": quantizer.candidates,
-    }
+    return {"format": format_data(quantizer.format), "clip": quantizer.clip, "candidates": quantizer.candidates}
 
 
 def _quantizer(data: Mapping[str, Any] | None) -> ActivationQuantizer | None:

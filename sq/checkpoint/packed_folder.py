@@ -20,7 +20,7 @@ import sq
 from sq.checkpoint.layer_data import describe_layer, empty_layer, guard_of
 from sq.checkpoint.register import FORMAT, QUANT_METHOD
 from sq.errors import CheckpointError
-from sq.io import read_safetensors, write_json, write_safetensors, write_text
+from sq.io import read_json, read_safetensors, write_json, write_safetensors, write_text
 from sq.models.families import Family, family_of
 from sq.models.stream import EmbeddingsAndHead
 
@@ -67,7 +67,8 @@ class CheckpointWriter:
     def read_layer(self, index: int, skeleton: nn.Module) -> nn.Module:
         """A layer that was written before, from a skeleton on the meta device; on the CPU."""
         layer = copy.deepcopy(skeleton)
-        empty_layer(self.family, layer, json.loads((self.part / _data_name(index)).read_text()), _dtype(self.config))
+        dtype = getattr(self.config, "dtype", None) or torch.float32
+        empty_layer(self.family, layer, read_json(self.part / _data_name(index)), dtype)
         prefix, guard = f"{self.family.layers}.{index}.", self._guard(index)
         tensors, _ = read_safetensors(self.part / self._name(index))
         own = {name.removeprefix(prefix): tensor.clone() for name, tensor in tensors.items()}
@@ -80,11 +81,7 @@ class CheckpointWriter:
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation: GenerationConfig | None = None,
     ) -> Path:
-        """Write the rest and rename the folder into place.
-
-        Raises:
-            CheckpointError: a layer is missing.
-        """
+        """Write the rest and rename the folder into place; CheckpointError where a layer is missing."""
         if missing := [index for index in range(self.count) if not self.has(index)]:
             raise CheckpointError(f"layers {missing} were not written to {self.part}")
         names = (self.family.embedding, self.family.final_norm, self.family.head)
@@ -92,7 +89,7 @@ class CheckpointWriter:
         last = self._name(self.count)
         self._save(last, {f"{name}.weight": tensor for name, tensor in zip(names, tensors, strict=True)})  # type: ignore[misc]
         self._write_index()
-        layers = [json.loads((self.part / _data_name(index)).read_text()) for index in range(self.count)]
+        layers = [read_json(self.part / _data_name(index)) for index in range(self.count)]
         self.config.tie_word_embeddings = False
         data = {"quant_method": QUANT_METHOD, "format": FORMAT, "version": sq.__version__, "recipe": self.recipe}
         self.config.quantization_config = {**data, "layers": layers}
@@ -124,8 +121,7 @@ class CheckpointWriter:
                 for name in handle.keys():  # noqa: SIM118
                     weights[name] = self._name(index)
             total += (self.part / self._name(index)).stat().st_size
-        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))}
-        write_text(self.part / INDEX, json.dumps(content, indent=2) + "\n")
+        write_json(self.part / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weights.items()))})
 
 
 def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
@@ -138,7 +134,9 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: PreTraine
     data = found if isinstance(found, dict) or found is None else found.to_dict()
     if data is None or data.get("quant_method") != QUANT_METHOD:
         raise CheckpointError("the model is not a packed one: make it with sq.quantize(..., packed=True)")
-    writer = CheckpointWriter(Path(folder), _plain_config(model.config), data["recipe"])
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    writer = CheckpointWriter(Path(folder), config, data["recipe"])
     family = writer.family
     for index in range(writer.count):
         writer.write_layer(index, model.get_submodule(f"{family.layers}.{index}"))
@@ -177,16 +175,6 @@ def check_files(family: Family, model: nn.Module, files: list[str]) -> None:
             f"the packed checkpoint in {Path(files[0]).parent} cannot be used: {'; '.join(problems[:5])}{more}. "
             "Write it again with `python run.py save_to=FOLDER`, or fetch it again"
         )
-
-
-def _plain_config(config: PretrainedConfig) -> PretrainedConfig:
-    plain = copy.deepcopy(config)
-    del plain.quantization_config
-    return plain
-
-
-def _dtype(config: PretrainedConfig) -> torch.dtype:
-    return getattr(config, "dtype", None) or torch.float32
 
 
 def _data_name(index: int) -> str:

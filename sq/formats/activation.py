@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.errors import QuantizationError
-from sq.formats.clip_search import row_chunks, searched_grid
+from sq.formats.clip_search import codes_by_chunks, grid_by_chunks, row_chunks, searched_grid
 from sq.formats.format import Format
 from sq.formats.grid import Grid, grid_from_range, row_range, second_scale
 from sq.formats.qtensor import QTensor
@@ -24,10 +24,7 @@ def clip_candidates(format: Format, count: int) -> list[float]:
 
 
 def shared_clip(x: Tensor, quantizer: ActivationQuantizer) -> float:
-    """The candidate of least squared error over all tokens x (T, n), each token's error over its own mean square.
-
-    One clip for a site costs nothing at run time, where `clip="search"` evaluates candidates for every token.
-    """
+    """The candidate of least squared error over all tokens x (T, n), each token's error over its own mean square."""
     power = x.float().square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
     def error(clip: float) -> float:
@@ -56,20 +53,14 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, format: Format, clip: Clip = 1.0, candidates: int = 9) -> None:
         super().__init__()
         if format.tensor:
-            raise QuantizationError(
-                f"{format.name} has one scale for a whole tensor, so that a token would depend on its batch; "
-                "activations take formats with a scale for each token or group"
-            )
-        if isinstance(clip, str):
-            if clip != "search":
-                raise QuantizationError(f'clip is {clip!r}; use a number in (0, 1] or "search"')
-        elif not all(0 < factor <= 1 for factor in (clip if isinstance(clip, tuple) else (clip,))):
-            raise QuantizationError(f'clip is {clip}; use a number in (0, 1], a pair of them, or "search"')
+            reason = f"{format.name} has one scale for a whole tensor, so that a token would depend on its batch"
+            raise QuantizationError(f"{reason}; activations take formats with a scale for each token or group")
+        factors = clip if isinstance(clip, tuple) else (clip,)
+        if clip != "search" and not all(not isinstance(factor, str) and 0 < factor <= 1 for factor in factors):
+            raise QuantizationError(f'clip is {clip!r}; use a number in (0, 1], a pair of them, or "search"')
         if candidates < 2:
             raise QuantizationError(f"candidates is {candidates}; a clip search needs at least 2")
-        self.format = format
-        self.clip: Clip = clip
-        self.candidates = candidates
+        self.format, self.clip, self.candidates = format, clip, candidates
 
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to its levels: shape and dtype of x."""
@@ -79,24 +70,12 @@ class ActivationQuantizer(nn.Module):
     def encode(self, x: Tensor) -> QTensor:
         """Codes and scales of x (..., n), G groups a token."""
         rows, second = self._rows(x)
-        element = self.format.element
-        codes = torch.empty(rows.shape, dtype=element.code_dtype, device=x.device)
-        scale = torch.ones(rows.shape[0], 1, dtype=torch.float32, device=x.device)
-        zero = torch.zeros_like(scale) if element.has_zero else None
-        for part in row_chunks(rows.shape[0], rows.shape[1], x.device) if rows.numel() else ():
-            chunk = rows[part].float()
-            grid = self._grid(chunk, None if second is None else second[part])
-            codes[part] = grid.encode(chunk).to(codes.dtype)
-            scale[part] = grid.scale
-            if zero is not None and grid.zero is not None:
-                zero[part] = grid.zero
-        groups = self.format.groups(x.shape[-1])
-        shape = (*x.shape[:-1], groups)
-        if second is not None:
-            second = second.view(shape)[..., :1]
-        return QTensor(
-            self.format, codes.view(x.shape), scale.view(shape), None if zero is None else zero.view(shape), second
-        )
+        grid = grid_by_chunks(rows, second, self.format, self._grid)
+        codes = codes_by_chunks(rows, grid.step, grid.zero, self.format).view(x.shape)
+        shape = (*x.shape[:-1], self.format.groups(x.shape[-1]))
+        zero = None if grid.zero is None else grid.zero.view(shape)
+        second = None if second is None else second.view(shape)[..., :1]
+        return QTensor(self.format, codes, grid.scale.view(shape), zero, second)
 
     def with_clip(self, clip: Clip) -> ActivationQuantizer:
         """The same quantizer with another clip."""
@@ -113,11 +92,10 @@ class ActivationQuantizer(nn.Module):
         rows, second = self._rows(x)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
         for part in row_chunks(rows.shape[0], rows.shape[1], x.device):
-            own = None if second is None else second[part]
+            chunk, own = rows[part].float(), None if second is None else second[part]
             if x.dtype == torch.float32:  # straight into the result: no temporary of the chunk's size
-                self._grid(rows[part], own).fake(rows[part], out[part])
+                self._grid(chunk, own).fake(chunk, out[part])
             else:
-                chunk = rows[part].float()
                 out[part] = self._grid(chunk, own).fake(chunk, chunk)
         return out.view(x.shape)
 
@@ -138,6 +116,5 @@ class ActivationQuantizer(nn.Module):
         return searched_grid(rows, self.format, self.clips, second=second)
 
     def extra_repr(self) -> str:
-        """Arguments, for printing."""
         scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
         return f"format={self.format.name}{scheme}, clip={self.clip}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,29 @@ def row_chunks(rows: int, n: int, device: torch.device) -> Iterator[slice]:
     step = max(1, (_CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK) // max(1, n))
     for start in range(0, rows, step):
         yield slice(start, start + step)
+
+
+def grid_by_chunks(
+    rows: Tensor, second: Tensor | None, format: Format, grid_of: Callable[[Tensor, Tensor | None], Grid]
+) -> Grid:
+    """The grid (R, 1) of rows (R, n), `grid_of` giving that of a chunk of float32 rows and their second scales."""
+    scale = torch.ones(rows.shape[0], 1, dtype=torch.float32, device=rows.device)
+    zero = torch.zeros_like(scale) if format.element.has_zero else None
+    for part in row_chunks(rows.shape[0], rows.shape[1], rows.device) if rows.numel() else ():
+        grid = grid_of(rows[part].float(), None if second is None else second[part])
+        scale[part] = grid.scale
+        if zero is not None and grid.zero is not None:
+            zero[part] = grid.zero
+    return Grid(format, scale, zero, second)
+
+
+def codes_by_chunks(rows: Tensor, step: Tensor, zero: Tensor | None, format: Format) -> Tensor:
+    """Codes of rows (R, n) on the grid of each, whose step and zero point are (R, 1)."""
+    codes = torch.empty(rows.shape, dtype=format.element.code_dtype, device=rows.device)
+    for part in row_chunks(rows.shape[0], rows.shape[1], rows.device):
+        grid = Grid(format, step[part], None if zero is None else zero[part])
+        codes[part] = grid.encode(rows[part].float()).to(codes.dtype)
+    return codes
 
 
 def searched_grid(

@@ -1,23 +1,17 @@
 """A number format as data: what its codes stand for, which entries share a scale, and how scales are stored.
 
-`Format` is plain data. `encode` and `decode` (sq/formats/qtensor.py) turn tensors into codes and back by it, and every
-clip search, rounder, KV cache, packed layer and file works through the two. Nothing here imports torch when it is
-imported: labels such as bits=nvfp4 are read and checked before anything heavy is loaded.
-
-To add a format, `register` it in a file of its own and import that in sq/formats/catalog.py (docs/extend.md).
+Nothing here imports torch: labels such as bits=nvfp4 are read and checked before anything heavy is loaded. To add a
+format, `register` it in a file of its own and import that in sq/formats/catalog.py (docs/extend.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sq.errors import QuantizationError
 from sq.formats.elements import Element, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
 from sq.kernels.schemes import Scheme
-
-Granularity = Literal["row", "group", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +47,8 @@ class Format:
 
     def __post_init__(self) -> None:
         if self.group is not None and (self.group < 1 or self.tensor):
-            raise QuantizationError(
-                f"format {self.name} has group={self.group}, tensor={self.tensor}; use a group of at least 1, or None"
-            )
+            given = f"format {self.name} has group={self.group}, tensor={self.tensor}"
+            raise QuantizationError(f"{given}; use a group of at least 1, or None")
 
     @property
     def bits(self) -> int:
@@ -68,27 +61,17 @@ class Format:
         return self.element.scheme if isinstance(self.element, Integers) else None
 
     @property
-    def granularity(self) -> Granularity:
-        """What shares a scale."""
-        return "tensor" if self.tensor else "row" if self.group is None else "group"
-
-    @property
     def include_zero(self) -> bool:
         """Whether an asymmetric range is widened to hold 0: as in the peers, that of a whole row is, a group's not."""
         return self.group is None
 
     def groups(self, n: int) -> int:
-        """Scales of a row of n entries.
-
-        Raises:
-            QuantizationError: the group does not divide n.
-        """
+        """Scales of a row of n entries; QuantizationError where the group does not divide n."""
         if self.group is None:
             return 1
         if n % self.group:
-            raise QuantizationError(
-                f"format {self.name} has groups of {self.group}, which do not divide {n} features; use a divisor"
-            )
+            groups = f"format {self.name} has groups of {self.group}"
+            raise QuantizationError(f"{groups}, which do not divide {n} features; use a divisor")
         return n // self.group
 
     def counted_bits(self, rows: int, n: int) -> int:
@@ -122,11 +105,7 @@ def register(format: Format) -> Format:
 
 
 def named(name: str) -> Format:
-    """The registered format of a name.
-
-    Raises:
-        QuantizationError: there is none.
-    """
+    """The registered format of a name; QuantizationError where there is none."""
     if name not in _registry:
         raise QuantizationError(f"format {name!r} is unknown; there are {', '.join(names())}")
     return _registry[name]

@@ -62,8 +62,7 @@ def row_range(x: Tensor) -> tuple[Tensor, Tensor]:
 def second_scale(peak: Tensor, format: Format) -> Tensor | None:
     """The scale on top of the others, of shape of `peak` (largest magnitudes); None for a format without one.
 
-    peak / (largest scale * largest level), so that the largest scale is the largest number of its type. 1 for a peak
-    of 0.
+    peak / (largest scale * largest level): the largest scale is the largest number of its type. 1 for a peak of 0.
     """
     if not format.second:
         return None
@@ -74,12 +73,9 @@ def second_scale(peak: Tensor, format: Format) -> Tensor | None:
 def grid_from_range(
     low: Tensor, high: Tensor, format: Format, clip: float | Tensor = 1.0, *, second: Tensor | None = None
 ) -> Grid:
-    """Grid of rows whose entries span [low, high].
+    """Grid of rows whose entries span [low, high], float32 of one shape, times clip.
 
-    Args:
-        low, high: float32, any equal shape.
-        clip: factor on the range; a tensor broadcasts against low.
-        second: of `second_scale`, where the format has one; broadcasts against low.
+    clip, and the second scale (`second_scale`) of a format that has one, broadcast against low.
     """
     scale, zero = format.element.span(low, high, clip, include_zero=format.include_zero, power=format.scale.is_power)
     return Grid(format, format.scale.round(scale if second is None else scale / second), zero, second)

@@ -29,12 +29,10 @@ def pack(codes: Tensor, signed: bool, bits: int = 4) -> Tensor:
     _check_bits(bits)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if codes.numel() and not (low <= int(codes.min()) and int(codes.max()) <= high):
-        raise QuantizationError(
-            f"codes span {int(codes.min())}..{int(codes.max())}; {bits} bits, {signed=}, hold {low}..{high}"
-        )
-    if bits <= 4:
-        return pack_nibbles(codes)
-    return codes.to(torch.uint8, copy=True)  # wraps modulo 256: two's complement
+        span = f"codes span {int(codes.min())}..{int(codes.max())}"
+        raise QuantizationError(f"{span}; {bits} bits, {signed=}, hold {low}..{high}")
+    # from 5 bits on the cast wraps modulo 256: two's complement
+    return pack_nibbles(codes) if bits <= 4 else codes.to(torch.uint8, copy=True)
 
 
 def unpack(packed: Tensor, n: int, signed: bool, bits: int = 4) -> Tensor:
@@ -45,10 +43,8 @@ def unpack(packed: Tensor, n: int, signed: bool, bits: int = 4) -> Tensor:
     """
     _check_bits(bits)
     if packed.dtype != torch.uint8 or packed.shape[-1] != packed_size(n, bits):
-        raise QuantizationError(
-            f"packed codes are {packed.dtype} with {packed.shape[-1]} bytes a row; "
-            f"{n} codes of {bits} bits are torch.uint8 with {packed_size(n, bits)}"
-        )
+        found = f"packed codes are {packed.dtype} with {packed.shape[-1]} bytes a row"
+        raise QuantizationError(f"{found}; {n} codes of {bits} bits are torch.uint8 with {packed_size(n, bits)}")
     if bits > 4:
         return packed.view(torch.int8) if signed else packed
     return unpack_nibbles(packed, signed)[..., :n].contiguous()

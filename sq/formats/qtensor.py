@@ -18,8 +18,7 @@ from sq.formats.packing import pack, packed_size, unpack
 class QTensor:
     """A quantized tensor (..., n): a weight (d_out, d_in), activations, or keys and values of some heads.
 
-    It is made where numbers are rounded, and the same object is what fake and packed layers hold and what a checkpoint
-    file stores.
+    It is made where numbers are rounded, is read by packed layers and is what a checkpoint file stores.
 
     Attributes:
         format: what codes and scales mean.
@@ -50,14 +49,13 @@ class QTensor:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values that the codes stand for, (..., n), computed in float32."""
         plain = self.unpack()
-        values, scale = plain.codes.to(torch.float32), plain.scale
-        zero = None if plain.zero is None else plain.zero.unsqueeze(-1)
-        second = plain.second
+        values, scale, zero, second = plain.codes.to(torch.float32), plain.scale, plain.zero, plain.second
+        if self.format.tensor:
+            return Grid(self.format, scale, zero, second).decode_(values).to(dtype)
         if second is not None and second.dim():
             second = second.unsqueeze(-1)
-        grouped = values if self.format.tensor else values.view(*scale.shape, values.shape[-1] // scale.shape[-1])
-        grid = Grid(self.format, scale if self.format.tensor else scale.unsqueeze(-1), zero, second)
-        grid.decode_(grouped)
+        grid = Grid(self.format, scale.unsqueeze(-1), None if zero is None else zero.unsqueeze(-1), second)
+        grid.decode_(values.view(*scale.shape, values.shape[-1] // scale.shape[-1]))
         return values.to(dtype)
 
     def pack(self) -> QTensor:
@@ -86,18 +84,8 @@ class QTensor:
         zero, second = (None if tensor is None else tensor.to(device) for tensor in (self.zero, self.second))
         return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero, second=second)
 
-    def rows(self, part: slice) -> QTensor:
-        """Some rows of a weight."""
-        if self.format.tensor:
-            return replace(self, codes=self.codes[part])
-        zero = None if self.zero is None else self.zero[part]
-        return replace(self, codes=self.codes[part], scale=self.scale[part], zero=zero)
-
     def check(self, name: str) -> QTensor:
-        """The tensor itself, if it is sound.
-
-        Args:
-            name: for the message.
+        """The tensor itself, if it is sound; `name` is for the message.
 
         Raises:
             QuantizationError: sizes that do not fit each other, codes out of range, scales that are NaN, infinite, zero
@@ -131,8 +119,8 @@ class QTensor:
         found = []
         scales = self.format.scale.load(self.scale) if self.is_packed else self.scale
         for word, scale in (("scale", scales), ("second scale", self.second)):
-            if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
-                bad = int((~(torch.isfinite(scale) & (scale > 0))).sum())
+            bad = 0 if scale is None else int((~(torch.isfinite(scale) & (scale > 0))).sum())
+            if scale is not None and bad:
                 found.append(f"{bad} of {scale.numel()} {word} values are NaN, infinite, zero or negative")
         if self.zero is not None and not bool(torch.isfinite(self.zero).all()):
             found.append("zero points hold NaN or inf")

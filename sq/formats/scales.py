@@ -40,8 +40,7 @@ class ScaleType:
         return {"float32": torch.float32, "float16": torch.float16}.get(self.name, torch.uint8)
 
     def round(self, scale: Tensor) -> Tensor:
-        """Positive float32 scales as they are stored, float32; NaN and inf stay what they are (inf becomes NaN or
-        inf)."""
+        """Positive float32 scales as they are stored, float32; NaN and inf stay as they are."""
         import torch
 
         if self.name == "float32":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.clip_search import row_chunks, searched_grid
+from sq.formats.clip_search import codes_by_chunks, grid_by_chunks, searched_grid
 from sq.formats.format import Format
 from sq.formats.grid import Grid, second_scale
 from sq.formats.qtensor import QTensor
@@ -46,10 +46,9 @@ class WeightQuantizer:
         if self.norm < 2:
             raise QuantizationError(f"the norm of the clip search is {self.norm}; use 2 or more")
         if not (0 < self.max_shrink < 1 and int(self.max_shrink * self.search_grid) >= 1):
-            raise QuantizationError(
-                f"max_shrink {self.max_shrink} and search_grid {self.search_grid} leave no clip factor to search; "
-                "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or a number for clip"
-            )
+            given = f"max_shrink {self.max_shrink} and search_grid {self.search_grid} leave no clip factor to search"
+            use = "use max_shrink in (0, 1) with max_shrink * search_grid at least 1, or a number for clip"
+            raise QuantizationError(f"{given}; {use}")
 
     def __call__(self, w: Tensor) -> Tensor:
         """w rounded to its levels: shape and dtype of w. The gradient passes straight through."""
@@ -57,36 +56,25 @@ class WeightQuantizer:
 
     @torch.no_grad()
     def grid(self, w: Tensor, second: Tensor | None = None) -> Grid:
-        """The grid of w (d_out, d_in): scale (d_out, G), (1, 1) for one scale a tensor.
-
-        Args:
-            second: second scale of each row, (d_out, 1), of a format that has one; None takes that of w.
-        """
+        """The grid of w (d_out, d_in): scale (d_out, G), (1, 1) for one scale a tensor; `second` (d_out, 1) is w's own
+        unless given."""
         self.check(w)
         second = self.second(w) if second is None else second
-        rows, each = self.rows(w, second)
-        groups = self.format.groups(w.shape[1])
-        scale = torch.empty(rows.shape[0], 1, device=w.device)
-        zero = torch.empty_like(scale) if self.format.element.has_zero else None
-        for part in row_chunks(rows.shape[0], rows.shape[1], w.device):
-            own = None if each is None else each[part]
-            grid = searched_grid(rows[part].float(), self.format, self._clips, norm=self.norm, second=own)
-            scale[part] = grid.scale
-            if zero is not None and grid.zero is not None:
-                zero[part] = grid.zero
-        return Grid(self.format, scale.view(-1, groups), None if zero is None else zero.view(-1, groups), second)
+
+        def grid_of(rows: Tensor, own: Tensor | None) -> Grid:
+            return searched_grid(rows, self.format, self._clips, norm=self.norm, second=own)
+
+        grid, groups = grid_by_chunks(*self.rows(w, second), self.format, grid_of), self.format.groups(w.shape[1])
+        zero = None if grid.zero is None else grid.zero.view(-1, groups)
+        return Grid(self.format, grid.scale.view(-1, groups), zero, second)
 
     @torch.no_grad()
     def quantize(self, w: Tensor) -> QTensor:
         """Round w (d_out, d_in), any float dtype, to nearest."""
         grid = self.grid(w)
         rows, _ = self.rows(w, None)
-        step = grid.step.reshape(-1, 1)
         zero = None if grid.zero is None else grid.zero.reshape(-1, 1)
-        codes = torch.empty(rows.shape, dtype=self.format.element.code_dtype, device=w.device)
-        for part in row_chunks(rows.shape[0], rows.shape[1], w.device):
-            own = Grid(self.format, step[part], None if zero is None else zero[part])
-            codes[part] = own.encode(rows[part].float()).to(codes.dtype)
+        codes = codes_by_chunks(rows, grid.step.reshape(-1, 1), zero, self.format)
         return quantized(codes.view(w.shape), grid)
 
     def rows(self, w: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,10 @@
 """SingleQuant: closed-form rotations built of Givens rotations, in one pass and without gradients (arXiv 2511.22316).
 
-The paper's abstract fixes two rotations, ART against massive outliers and URT towards uniformity, Kronecker structured.
-How this project reads what the abstract leaves open is derived in sq/rotation/README.md; every choice is an argument.
+The paper's abstract names two rotations, both with Kronecker structure. ART smooths massive outliers: each step rotates
+the channel with the largest peak and a partner channel in their plane, so that the two share the peak. URT makes the
+channels uniform: it maps a profile of them to an even target, or mixes them until they are even. Balance, an addition
+of this project, maps the channels so that activations and weights have equal second moments and share the error evenly.
+sq/rotation/README.md derives what the abstract leaves open; every choice is an argument.
 """
 
 from __future__ import annotations
@@ -45,24 +48,24 @@ Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
 ClipChoice = Literal["run", "site"]
 Mixing = Literal["none", "block", "dense"]
-CLIP_TOKENS = 1024  # that a site's clip is chosen on
+CLIP_TOKENS = 1024  # for the choice of a site's clip
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
 @dataclass(frozen=True)
 class SingleQuant(Method):
-    """The method and all of its options; the defaults are the recipe that wins the ablation in README.
+    """The method and its options; the defaults are the best recipe of the ablation in README.
 
     Args:
         name: as printed in tables.
-        order: stages in the order they are applied: "art", "urt", "hadamard" (random signs), "orthogonal" (Haar).
-        art_steps: plane rotations of ART an axis; it stops earlier when the peak no longer falls.
-        art_partner, art_statistic: which channel the peak is paired with, and what is called the peak.
-        urt_target: what URT maps to: "uniform", "flat", "hadamard", or "kurtosis" (least fourth moment).
+        order: the stages, first to last: "art", "urt", "hadamard" (random signs), "orthogonal" (Haar).
+        art_steps: the most plane rotations of ART on an axis; ART stops earlier when the peak no longer falls.
+        art_partner, art_statistic: the partner of the channel with the peak, and the measure of a peak.
+        urt_target: the target of URT: "uniform", "flat", "hadamard", or "kurtosis" (least fourth moment).
         urt_sweeps: sweeps of "kurtosis" over all pairs of channels.
         kronecker: R = R1 (x) R2 at every online site, n1 and n2 closest to each other (and with a Hadamard matrix each,
             where a stage needs one); False builds one n x n rotation (n^2 multiply-adds online).
-        balance: scale channels so that activations and weights have equal rms, folded into what produces them.
+        balance: scale channels so that activations and weights have equal rms; folded into the weights before them.
         balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
         rank: of the low-rank balance in front of the rotation, online; 0 for none.
         mixing: "block" or "dense" non-orthogonal balance in front of the rotation; "dense" is a bound, n^2 online.
@@ -70,10 +73,10 @@ class SingleQuant(Method):
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
         sites: sites that are transformed.
-        keys: "rotation" builds one a KV head for keys and queries after RoPE, "balance" puts a dense balance of the two
-            in front of it, at the same cost online; "none" leaves them. Where keys or queries are quantized.
-        clip: "site" takes for each site the one activation clip of least squared error on its calibration tokens, which
-            costs nothing online; "run" leaves the clip that the run says.
+        keys: the transform of keys and queries after RoPE, where either is quantized: "rotation" builds one for each KV
+            head; "balance" adds a dense balance of the two before it, at the same cost online; "none".
+        clip: "site" chooses for each site the activation clip of least squared error on its calibration tokens, which
+            costs nothing online; "run" keeps the clip of the run's settings.
         seed: of random stages.
 
     Raises:
@@ -109,8 +112,8 @@ class SingleQuant(Method):
             )
         choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "clip": ClipChoice}
         if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
-            told = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
-            raise ValueError(". ".join(told))
+            said = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
+            raise ValueError(". ".join(said))
         if self.rank < 0 or self.art_steps < 0 or self.urt_sweeps < 1 or not 0 <= self.balance_strength <= 1:
             raise ValueError(
                 f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
@@ -118,7 +121,7 @@ class SingleQuant(Method):
             )
         if self.rank and self.mixing != "none":
             raise ValueError(f"rank={self.rank} and mixing={self.mixing!r} both balance; set one of them")
-        self._stages()  # an unknown target or partner is told before anything is loaded
+        self._stages()  # raises for an unknown target or partner, before anything is loaded
 
     @property
     def reads_residual(self) -> bool:
@@ -127,7 +130,7 @@ class SingleQuant(Method):
 
     @property
     def second_moments(self) -> Sequence[str]:
-        """The non-diagonal balances read second moments."""
+        """All sites, for a balance that is not diagonal."""
         return self.sites if self.rank or self.mixing != "none" else ()
 
     def residual_rotation(
@@ -145,7 +148,7 @@ class SingleQuant(Method):
         return {site: self.site_after(layer, site, len(self.order)) for site in self.sites}
 
     def plan(self, layer: LayerView) -> LayerPlan:
-        """Transforms, and the sites' clips where they are asked for."""
+        """The transforms, and with clip="site" the clip of each site."""
         plan = super().plan(layer)
         quantizer = None if layer.block is None else layer.block.recipe.activations
         if self.clip == "run" or quantizer is None:
@@ -154,13 +157,13 @@ class SingleQuant(Method):
         for site, found in layer.statistics.items():
             if site in SITES:
                 tokens = found.tokens[:: -(-len(found.tokens) // CLIP_TOKENS)]
-                turned = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.dimensions)
-                factor = shared_clip(turned, quantizer)
+                transformed = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.dimensions)
+                factor = shared_clip(transformed, quantizer)
                 clips[site] = (factor, factor)
         return replace(plan, activation_clips=clips)
 
     def key_transform(self, layer: LayerView) -> Transform | None:
-        """One block a KV head, from its keys and the queries that meet them, online after RoPE."""
+        """One block for each KV head, from its keys and the queries that read them, online after RoPE."""
         if self.keys == "none":
             return None
         dimensions, stages = layer.dimensions, self._stages()
@@ -171,8 +174,8 @@ class SingleQuant(Method):
             tokens = keys[:, head]
             parts: list[Transform] = []
             if self.keys == "balance":
-                met = queries[:, :, head].flatten(0, 1)
-                moments = (part.T.double() @ part.double() / len(part) for part in (tokens, met))
+                readers = queries[:, :, head].flatten(0, 1)
+                moments = (part.T.double() @ part.double() / len(part) for part in (tokens, readers))
                 parts.append(dense_balance(*moments))
                 tokens = parts[0](tokens)
             name = f"layer {layer.index}, keys of head {head}"
@@ -181,25 +184,22 @@ class SingleQuant(Method):
         return PerHead(torch.stack(blocks), orthogonal=self.keys == "rotation")
 
     def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform:
-        """The transform of one site with the first `stages` of `order` alone; all of them are what the method does."""
+        """The transform of one site with the first `stages` of `order`; the method itself applies all of them."""
         statistics, weights, dimensions = layer.statistics[site], layer.weights[site], layer.dimensions
         name, seed = f"layer {layer.index}, {site}", self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
         folded: list[Transform] = []
         if self.balance:
             folded.append(self._balance(statistics.rms, weights, site, dimensions))
         if self.placement == "folded" and site == "o":
-            balanced = _fold(folded).tokens(statistics.tokens, site, dimensions)
+            balanced = SiteTransform(folded=_chain(folded)).tokens(statistics.tokens, site, dimensions)
             folded.append(self._head_rotations(balanced, dimensions, name, seed))
-        done = _fold(folded)
+        done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
         if self.second_moments:
             assert statistics.second_moment is not None
-            turned = done.weights(weights, site, dimensions)
-            moments = (
-                done.moment(statistics.second_moment, site, dimensions).double(),
-                (turned.T @ turned / len(turned)).double(),
-            )
-            online.append(self._mixing(*moments))
+            folded_weights = done.weights(weights, site, dimensions)
+            columns = (folded_weights.T @ folded_weights / len(folded_weights)).double()
+            online.append(self._mixing(done.moment(statistics.second_moment, site, dimensions).double(), columns))
         if self.placement == "online" or site == "down":
             tokens = done.tokens(statistics.tokens, site, dimensions)
             for part in online:
@@ -248,10 +248,6 @@ class SingleQuant(Method):
             "orthogonal": RandomOrthogonal(),
         }
         return [made[stage] for stage in self.order]
-
-
-def _fold(parts: Sequence[Transform]) -> SiteTransform:
-    return SiteTransform(folded=_chain(parts))
 
 
 def _chain(parts: Sequence[Transform]) -> Transform | None:

@@ -1,4 +1,4 @@
-"""The two yardsticks: full precision, and plain round-to-nearest without any transform."""
+"""The two references of every comparison: full precision, and round-to-nearest without any transform."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from sq.quantize.method import LayerView, Method
 
 @dataclass(frozen=True)
 class RoundToNearest(Method):
-    """Weights and activations are quantized as they are, norm gains unfolded.
-
-    Args:
-        name: as printed in tables.
-    """
+    """Weights and activations are quantized as they are, norm gains unfolded."""
 
     name: str = "rtn"
 

@@ -12,12 +12,8 @@ from sq.nn.site_input import DeferredNorm
 
 
 class PackedMLP(nn.Module):
-    """down(silu(gate(x)) up(x)), with the gating left to the site of `down`.
-
-    Args:
-        mlp: whose linears are packed; they keep their names.
-        gate, up, down: those names.
-    """
+    """down(silu(gate(x)) up(x)), with the gating left to the site of `down`; the packed linears of `mlp` keep their
+    names `gate`, `up` and `down`."""
 
     def __init__(self, mlp: nn.Module, gate: str, up: str, down: str) -> None:
         super().__init__()
@@ -39,14 +35,12 @@ def fuse(family: Family, layer: nn.Module) -> None:
     is left as it is.
     """
     for site, names in family.linears.items():
-        linears = [layer.get_submodule(name) for name in names]
-        if not all(isinstance(linear, PackedLinear) for linear in linears):
+        linears = [linear for name in names if isinstance(linear := layer.get_submodule(name), PackedLinear)]
+        if len(linears) < len(names):
             continue
-        first = linears[0]
-        assert isinstance(first, PackedLinear)
         if site in family.norms:
-            _defer_norm(layer, family.norms[site], first)
-        group_linears([linear for linear in linears if isinstance(linear, PackedLinear)])
+            _defer_norm(layer, family.norms[site], linears[0])
+        group_linears(linears)
     owner = layer.get_submodule(family.mlp)
     (down,) = family.linears["down"]
     if isinstance(getattr(owner, "act_fn", None), (nn.SiLU, SiLUActivation)) and isinstance(

@@ -25,11 +25,10 @@ def generate_in_int4(model: PreTrainedModel) -> None:
 
 
 class _PrepareCache:
-    """Stands before one model's `_prepare_cache_for_generation`.
+    """Stands before one model's `_prepare_cache_for_generation`, the one place where `generate` chooses a cache.
 
-    The one place where `generate` chooses a cache: `cache_implementation` names transformers' own only. On the
-    instance, so that other models keep theirs. The model is referenced weakly: in a cycle with it, a deleted model
-    would keep its memory until the garbage collector comes by.
+    It is set on the instance, so that other models keep theirs. The model is referenced weakly: in a cycle with it, a
+    deleted model would keep its memory until the garbage collector comes by.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -27,14 +27,14 @@ def integer_linear(x: QTensor, weight: QTensor) -> Tensor:
     scale, zero = x.scale.reshape(-1, x.scale.shape[-1]), zero.reshape(-1, x.scale.shape[-1])
     other, other_zero = _signed(weight.codes, _zeros(weight))
     n, groups, other_groups = codes.shape[1], scale.shape[1], weight.scale.shape[1]
-    steps = max(groups, other_groups)  # one of the two is a multiple of the other, or 1
+    steps = max(groups, other_groups)
     total = torch.zeros(codes.shape[0], other.shape[0], device=codes.device)
     for step in range(steps):
         part = slice(step * n // steps, (step + 1) * n // steps)
         q, p = codes[:, part], other[:, part]
         s, z = (value[:, step * groups // steps, None] for value in (scale, zero))  # (T, 1)
         r, y = (value[:, step * other_groups // steps] for value in (weight.scale, other_zero))  # (d_out,)
-        sums = _product(q, p).float()
+        sums = torch._int_mm(q.contiguous(), p.T.contiguous()).float()  # (T, d_out)
         if bool((z != 0).any()):
             sums -= z * p.sum(1, dtype=torch.int32)
         if bool((y != 0).any()):
@@ -42,11 +42,6 @@ def integer_linear(x: QTensor, weight: QTensor) -> Tensor:
             sums += q.shape[1] * z * y
         total += sums * s * r
     return total.reshape(*x.codes.shape[:-1], -1)
-
-
-def _product(q: Tensor, p: Tensor) -> Tensor:
-    """q p^T in int32, (T, d_out)."""
-    return torch._int_mm(q.contiguous(), p.T.contiguous())
 
 
 def _zeros(x: QTensor) -> Tensor:

@@ -50,11 +50,8 @@ class Int4Cache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, *, capacity: int | None = None, most: int | None = None) -> None:
-        obstacle = int4_obstacle(model)
-        if obstacle is not None:
-            raise QuantizationError(
-                f"keys and values cannot be kept in int4: {obstacle}. Use transformers' DynamicCache"
-            )
+        if (reason := int4_obstacle(model)) is not None:
+            raise QuantizationError(f"keys and values cannot be kept in int4: {reason}. Use transformers' DynamicCache")
         if capacity is not None and capacity < 1:
             raise QuantizationError(f"capacity is {capacity}; use the most positions there will be, or None to grow")
         self._runs = MaskRuns(checked=capacity is None)

@@ -65,10 +65,8 @@ class Int4Layer(CacheLayerMixin):
         tokens, room = key_states.shape[2], self.arrays.keys.scale.shape[2]
         if self.count + tokens > room:
             if self.capacity is not None:
-                raise QuantizationError(
-                    f"the cache holds {self.count} of {self.capacity} positions and {tokens} more are to come: make it "
-                    "with a larger capacity"
-                )
+                held = f"the cache holds {self.count} of {self.capacity} positions and {tokens} more are to come"
+                raise QuantizationError(f"{held}: make it with a larger capacity")
             self._grow(self._room(self.count + tokens))
         first, key = self.empty, self.source.transform_keys(key_states)
         kv4_append(self.arrays, key, value_states, self.position, clip=self.clips)
@@ -77,10 +75,8 @@ class Int4Layer(CacheLayerMixin):
         return _Held(self, key, value_states, first), value_states
 
     def dequantized(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H_kv, S, head_dim) as plain attention rounds them.
-
-        S is a fixed capacity, with zeros where no token is, or the filled positions.
-        """
+        """Keys and values (B, H_kv, S, head_dim) as plain attention rounds them; S is the filled positions, or a
+        fixed capacity with zeros where no token is."""
         assert self.arrays is not None
         assert self.position is not None
         shown = self.arrays if self.capacity is not None else _each(self.arrays, lambda part: part[:, :, : self.count])
@@ -122,26 +118,20 @@ class Int4Layer(CacheLayerMixin):
             self.position.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens.
-
-        Raises:
-            QuantizationError: a positive number, which transformers once took as the length to keep.
-        """
+        """Forget the last -tokens_to_remove tokens; QuantizationError for a positive number, which transformers once
+        took as the length to keep."""
         if tokens_to_remove > 0:
             raise QuantizationError(f"crop({tokens_to_remove}): give the tokens to remove as a negative number")
         if self.position is None or tokens_to_remove == 0:
             return
         self.position.add_(tokens_to_remove).clamp_min_(0)
-        self.count = max(self.count + tokens_to_remove, 0)
-        # with a fixed capacity Python may not have counted every token, and only `reset` makes sure that there are none
-        self.empty = self.capacity is None and self.count == 0
+        self._counted(max(self.count + tokens_to_remove, 0))
 
     def rewind(self, positions: int) -> None:
         """Forget all tokens behind the first `positions`."""
         if self.position is not None:
             self.position.clamp_max_(positions)
-            self.count = min(self.count, positions)
-            self.empty = self.capacity is None and self.count == 0
+            self._counted(min(self.count, positions))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row b becomes row beam_idx[b]."""
@@ -165,6 +155,10 @@ class Int4Layer(CacheLayerMixin):
         made.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
         return made
 
+    def _counted(self, count: int) -> None:
+        # with a fixed capacity Python may not have counted every token, and only `reset` makes sure that there are none
+        self.count, self.empty = count, self.capacity is None and count == 0
+
     def _rows(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.arrays is not None and self.position is not None:
             self.arrays, self.position = _each(self.arrays, function), function(self.position)
@@ -185,15 +179,12 @@ class Int4Layer(CacheLayerMixin):
 
 @dataclass(eq=False)
 class _Held(HeldKeys):
-    """New keys, transformed, and values beside all of their layer, themselves included; for one call of attention.
-
-    first: the cache was empty before.
-    """
+    """New keys, transformed, and values beside all of their layer, themselves included; for one call of attention."""
 
     layer: Int4Layer
     key: Tensor
     value: Tensor
-    first: bool
+    first: bool  # the cache was empty before
 
     def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, **arguments: Any) -> Tensor:
         layer, tokens = self.layer, self.key.shape[2]
@@ -204,13 +195,11 @@ class _Held(HeldKeys):
             keys, values = layer.source.round_keys_and_values(self.key, self.value)
             attention_mask = None if attention_mask is None else attention_mask[..., :tokens]
         else:
-            if tokens == 1 and query.dtype != torch.float64 and not arguments.get("dropout"):
-                run = layer.runs.of(attention_mask, layer.position)
-                if run is not None:
-                    one = kv4_attention(
-                        query[:, :, 0], layer.arrays, run.ends, starts=run.starts, scale=arguments.get("scaling")
-                    )
-                    return one[:, None]
+            decodes = tokens == 1 and query.dtype != torch.float64 and not arguments.get("dropout")
+            run = layer.runs.of(attention_mask, layer.position) if decodes else None
+            if run is not None:
+                one, scale = query[:, :, 0], arguments.get("scaling")
+                return kv4_attention(one, layer.arrays, run.ends, starts=run.starts, scale=scale)[:, None]
             keys, values = layer.dequantized(query.dtype)
             if attention_mask is None:
                 attention_mask = causal(layer.position, tokens, keys.shape[2])

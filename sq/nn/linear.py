@@ -99,25 +99,14 @@ class PackedLinear(nn.Module):
         return Coded(self.weight_packed, self.weight_scale, self.weight_zero, self._sums)
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
-        """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f is what the site computes in front, if anything.
-
-        Args:
-            up: where the site computes silu(x) up.
-        """
+        """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f and `up` are those of `SiteInput.forward`."""
         quantizer = self.inputs.quantizer
         if self.group is not None and quantizer is not None and x.dtype != torch.float64:
             return self.group.output(self, x)
         if not (isinstance(quantizer, ActivationQuantizer) and multiplies_integers(self, quantizer)):
             return torch.nn.functional.linear(self.inputs(x, up), self.qweight.dequantize(x.dtype), self.bias)
         if x.dtype != torch.float64 and kernel_takes(self, quantizer):
-            return int4_matmul(
-                self.inputs.packed(x, up),
-                self.packed_weight(),
-                x_scheme=scheme_of(quantizer.format),
-                w_scheme=scheme_of(self.format),
-                bias=self.bias,
-                dtype=x.dtype,
-            )
+            return int4_product(self.inputs.packed(x, up), self.packed_weight(), self, self.bias, x.dtype)
         y = integer_linear(self.inputs.encoded(x, up), self.qweight.unpack())
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
@@ -131,6 +120,14 @@ class PackedLinear(nn.Module):
         """Sizes and format."""
         scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
         return f"in_features={self.in_features}, out_features={self.out_features}, format={self.format.name}{scheme}"
+
+
+def int4_product(x: Coded, weight: Coded, like: PackedLinear, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`int4_matmul` with the schemes of a linear's weight and of its site's activations."""
+    quantizer = like.inputs.quantizer
+    assert isinstance(quantizer, ActivationQuantizer)
+    x_scheme, w_scheme = scheme_of(quantizer.format), scheme_of(like.format)
+    return int4_matmul(x, weight, x_scheme=x_scheme, w_scheme=w_scheme, bias=bias, dtype=dtype)
 
 
 def kernel_takes(linear: PackedLinear, quantizer: ActivationQuantizer) -> bool:

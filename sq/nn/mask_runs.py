@@ -33,9 +33,7 @@ class MaskRuns:
 
     def of(self, mask: Tensor | None, position: Tensor) -> Run | None:
         """The runs of a mask (B or 1, 1, 1, S), or None where it has gaps, is additive, or differs between heads.
-
-        position: (B,), how many positions there are; no mask shows them all.
-        """
+        Without a mask all positions are seen, whose number is `position` (B,)."""
         if mask is None:
             return Run(None, position)
         if id(mask) not in self._known:

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
 from sq.kernels.coded import Coded
-from sq.kernels.int4_matmul import int4_matmul
-from sq.nn.linear import PackedLinear, kernel_takes
-from sq.nn.site_input import scheme_of
+from sq.nn.linear import PackedLinear, int4_product, kernel_takes
 
 
 class PackedGroup:
@@ -48,26 +46,15 @@ class PackedGroup:
 
     def _product(self, x: Tensor) -> Tensor:
         first = self.linears[0]
-        quantizer = first.inputs.quantizer
-        assert isinstance(quantizer, ActivationQuantizer)
         activations = first.inputs.packed(x)
-        if not self._is_joined():
+        if self._joined is None or not self._views(self._joined[0].codes):
             self._joined = self._join()
-        assert self._joined is not None
         weight, bias = self._joined
-        return int4_matmul(
-            activations,
-            weight,
-            x_scheme=scheme_of(quantizer.format),
-            w_scheme=scheme_of(first.format),
-            bias=bias,
-            dtype=x.dtype,
-        )
+        return int4_product(activations, weight, first, bias, x.dtype)
 
-    def _is_joined(self) -> bool:
-        if self._joined is None:
-            return False
-        codes, row = self._joined[0].codes, 0
+    def _views(self, codes: Tensor) -> bool:
+        """Whether each linear's codes are still its rows of `codes`."""
+        row = 0
         for linear in self.linears:
             own = linear.weight_packed
             if own.device != codes.device or own.data_ptr() != codes.data_ptr() + row * codes.stride(0):
@@ -83,15 +70,11 @@ class PackedGroup:
         zero, sums = _rows([weight.zero for weight in weights]), _rows([weight.sums for weight in weights])
         for linear, part in zip(self.linears, codes.split([len(w.codes) for w in weights]), strict=True):
             linear.weight_packed = part
-        biases = [linear.bias for linear in self.linears]
         bias = None
-        if any(own is not None for own in biases):
-            bias = torch.cat(
-                [
-                    scale.new_zeros(linear.out_features) if linear.bias is None else linear.bias.to(scale)
-                    for linear in self.linears
-                ]
-            )
+        if any(linear.bias is not None for linear in self.linears):
+            none = (scale.new_zeros(linear.out_features) for linear in self.linears)
+            pairs = zip(self.linears, none, strict=True)
+            bias = torch.cat([zeros if linear.bias is None else linear.bias.to(scale) for linear, zeros in pairs])
         return Coded(codes, scale, zero, sums), bias
 
 

@@ -19,14 +19,10 @@ from sq.rotation.transform import Transform
 
 
 class DeferredNorm(nn.Module):
-    """The RMSNorm in front of a site, which the site computes: forward hands its input on.
+    """The RMSNorm of gain `weight` (n,) in front of a site, which the site computes: forward hands its input on.
 
     Between norm and linears a decoder layer does nothing, so the site can read the residual stream once for the norm,
     the rotation and the codes.
-
-    Args:
-        weight: gain, (n,).
-        eps: added to the mean square.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -34,7 +30,6 @@ class DeferredNorm(nn.Module):
         self.weight, self.eps = weight, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x itself."""
         return x
 
     def apply_to(self, x: Tensor) -> Tensor:
@@ -42,7 +37,6 @@ class DeferredNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
-        """Size and who computes it."""
         return f"{self.weight.numel()}, eps={self.eps}, computed by the site"
 
 
@@ -50,8 +44,7 @@ class SiteInput(nn.Module):
     """Transform and quantize the activations of one site, once for all linears that read it.
 
     Args:
-        transform: applied online, or None.
-        quantizer: activation quantizer, or None for 16-bit activations.
+        transform, quantizer: applied online, each or None.
         readers: number of linears that read the site; the result is kept until the last has it.
 
     Attributes:
@@ -64,9 +57,7 @@ class SiteInput(nn.Module):
 
     def __init__(self, transform: Transform | None, quantizer: nn.Module | None, readers: int) -> None:
         super().__init__()
-        self.transform = transform
-        self.quantizer = quantizer
-        self.readers = readers
+        self.transform, self.quantizer, self.readers = transform, quantizer, readers
         self.fused: bool | None = None
         self.observer: Callable[[Tensor], None] | None = None
         self.__dict__["norm"] = None
@@ -79,15 +70,17 @@ class SiteInput(nn.Module):
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """Fake-quantized f(x) T, shape (..., n), dtype of x; f is the norm, or silu(x) up, or nothing."""
 
-        def fake(y: Tensor) -> Tensor:
+        def fake() -> Tensor:
+            y = self._transformed(x, up)
             return y if self.quantizer is None else self.quantizer(y)
 
-        result: Tensor = self._once(x, lambda: fake(self._transformed(x, up)))
+        result: Tensor = self._once(x, fake)
         return result
 
     def encoded(self, x: Tensor, up: Tensor | None = None) -> QTensor:
         """Codes and scales of f(x) T (..., n); the quantizer must be an `ActivationQuantizer`."""
-        quantizer = self._activation_quantizer()
+        quantizer = self.quantizer
+        assert isinstance(quantizer, ActivationQuantizer)
         result: QTensor = self._once(x, lambda: quantizer.encode(self._transformed(x, up)))
         return result
 
@@ -117,7 +110,8 @@ class SiteInput(nn.Module):
         return transformed
 
     def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
-        quantizer = self._activation_quantizer()
+        quantizer = self.quantizer
+        assert isinstance(quantizer, ActivationQuantizer)
         fused = x.is_cuda if self.fused is None else self.fused
         if not fused or obstacle(quantizer.format) is not None:
             made = quantizer.encode(self._transformed(x, up))
@@ -140,10 +134,6 @@ class SiteInput(nn.Module):
             balance=balance,
             container="int8_planes",
         )
-
-    def _activation_quantizer(self) -> ActivationQuantizer:
-        assert isinstance(self.quantizer, ActivationQuantizer)
-        return self.quantizer
 
 
 def scheme_of(format: Format) -> Scheme:

@@ -26,10 +26,7 @@ def install_plan(
 ) -> dict[str, SiteInput]:
     """Fold what folds, transform the readers' weights and replace each linear by a `QuantizedLinear`, in place.
 
-    The weights stay unrounded, and activations too until the caller sets `SiteInput.quantizer`.
-
-    Returns:
-        Site -> its input module.
+    Weights and activations stay unrounded. Returns the input module of each site.
     """
     inputs: dict[str, SiteInput] = {}
     if plan.query_key_scale is not None:
@@ -51,10 +48,8 @@ def install_plan(
 
 
 def pack_weights(family: Family, layer: nn.Module, rounded: Mapping[str, QTensor]) -> None:
-    """Exchange the fake weights of an installed layer for their codes, in place; transforms go on in float32.
-
-    Sites then compute what stands in front of them (sq/nn/fuse.py).
-    """
+    """Exchange the fake weights of an installed layer for their codes, in place, and `fuse` it; transforms go on in
+    float32."""
     for module in layer.modules():
         if isinstance(module, (SiteInput, AttentionInput)) and module.transform is not None:
             module.transform.narrow(torch.float32)

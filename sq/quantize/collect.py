@@ -27,51 +27,41 @@ def collect(
     attention: bool = False,
     sample: int = 4096,
 ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
-    """Run a layer on calibration batches and watch the inputs of its sites.
+    """Run a decoder layer on calibration batches: statistics of the inputs of its sites, and its outputs.
 
     Args:
-        family: names the linears of each site.
-        layer: the decoder layer.
-        forward: runs the layer on one batch (B, S, hidden).
-        hidden: batches of hidden states.
+        forward: runs the layer on one batch of `hidden`, (B, S, hidden).
         index: of the layer, for messages.
-        sites: sites to watch.
-        second_moment: sites whose second moment is accumulated.
+        sites, second_moment: sites to watch, and those whose second moment is accumulated.
         attention: watch "keys" and "queries" after RoPE as well, each (T, heads * head_dim).
         sample: tokens kept a site, spread evenly over the batches.
-
-    Returns:
-        Statistics by site, and the layer's outputs.
 
     Raises:
         CalibrationError: NaN or inf at a site.
     """
-    sites = tuple(sites)
-    total = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
-    wanted = set(second_moment)
-    watchers = {site: _Watcher(index, site, max(1, -(-total // sample)), site in wanted) for site in sites}
-    attention_watcher: AttentionInput | None = None
+    wanted, total = set(second_moment), sum(batch.shape[0] * batch.shape[1] for batch in hidden)
+    stride = max(1, -(-total // sample))
+    watchers = {site: _Watcher(index, site, stride, site in wanted) for site in sites}
+    of_sites = {site: watcher.see for site, watcher in watchers.items()}
+    observed: AttentionInput | None = None
     if attention:
-        for name in ("keys", "queries"):
-            watchers[name] = _Watcher(index, name, max(1, -(-total // sample)), False)
-        attention_watcher = AttentionInput()
-        attention_watcher.observer = lambda query, key: _observe(watchers, query, key)
-    of_sites = {site: watchers[site].see for site in sites}
-    with watched_sites(family, layer, of_sites), with_attention_input(family, layer, attention_watcher):
+        observed, keys, queries = AttentionInput(), *(_Watcher(index, name, stride) for name in ("keys", "queries"))
+        watchers |= {"keys": keys, "queries": queries}
+
+        def see(query: Tensor, key: Tensor) -> None:  # (B, H, S, head_dim), as tokens (B, S, H * head_dim)
+            queries.see(query.transpose(1, 2).flatten(-2))
+            keys.see(key.transpose(1, 2).flatten(-2))
+
+        observed.observer = see
+    with watched_sites(family, layer, of_sites), with_attention_input(family, layer, observed):
         outputs = [forward(batch) for batch in hidden]
     return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
-
-
-def _observe(watchers: Mapping[str, _Watcher], query: Tensor, key: Tensor) -> None:
-    """Show keys and queries (B, H, S, head_dim) as tokens (B, S, H * head_dim)."""
-    for name, heads in (("queries", query), ("keys", key)):
-        watchers[name].see(heads.transpose(1, 2).flatten(-2))
 
 
 class _Watcher:
     """Running statistics of one site."""
 
-    def __init__(self, index: int, site: str, stride: int, second_moment: bool) -> None:
+    def __init__(self, index: int, site: str, stride: int, second_moment: bool = False) -> None:
         self.index, self.site, self.stride, self.wants_moment = index, site, stride, second_moment
         self.kept: list[Tensor] = []
         self.count = 0

@@ -26,10 +26,8 @@ class SiteStatistics:
 
     Attributes:
         tokens: an even sample of the tokens, (T, n) float32.
-        rms: root mean square of each channel over all tokens, (n,) float32.
-        peak: largest magnitude of each channel over all tokens, (n,) float32.
+        rms, peak: root mean square and largest magnitude of each channel over all `count` tokens, (n,) float32.
         second_moment: mean of x^T x over all tokens, (n, n), or None where neither method nor rounder reads it.
-        count: number of tokens seen.
     """
 
     tokens: Tensor
@@ -48,7 +46,6 @@ class LayerView:
         statistics: site -> what calibration saw at the site's input. Where keys or queries are quantized, also "keys",
             n = kv_heads * head_dim, and "queries", n = heads * head_dim, both after RoPE.
         weights: site -> weights of its linears stacked, (sum of d_out, n) float32.
-        dimensions: sizes.
         block: the layer as something to train on; None where a view was made without a model.
     """
 
@@ -106,7 +103,7 @@ class Method(ABC):
         name: as printed in tables.
         fold_norms: fold the norm gains into the weights before anything is captured.
         quantizes: False for a method that leaves the model in full precision.
-        propagates: what the next layer is calibrated on, where the method leaves no choice: see `WeightRecipe`.
+        propagates: what the next layer is calibrated on, where the method leaves no choice: see `Recipe`.
         reads_reference: a second stream of hidden states, through the full-precision layers, is kept for `plan`.
     """
 
@@ -117,10 +114,8 @@ class Method(ABC):
     reads_reference: ClassVar[bool] = False
 
     def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
-        """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does.
-
-        Asked in the check of a config, before anything is loaded.
-        """
+        """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does;
+        the check of a config calls it before anything is loaded."""
         return None
 
     @property
@@ -142,9 +137,7 @@ class Method(ABC):
     ) -> Transform | None:
         """The rotation of the residual stream, which needs `fold_norms`.
 
-        Args:
-            samples: site -> one (T, hidden) of normalized tokens a layer; empty unless `reads_residual`.
-            dimensions: sizes.
+        samples: site -> one (T, hidden) of normalized tokens a layer; empty unless `reads_residual`.
         """
         return None
 

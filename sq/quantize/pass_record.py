@@ -59,9 +59,7 @@ class PassRecord:
         self.start_memory = self.start_memory or memory.start
         start = time.perf_counter()
         yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds[part] += time.perf_counter() - start
+        self.seconds[part] += _seconds_since(start, device)
         self.peak_memory = max(self.peak_memory, memory.peak())
 
     @contextmanager
@@ -69,9 +67,7 @@ class PassRecord:
         """Add the time of a `with` to `recording_seconds`."""
         start = time.perf_counter()
         yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.recording_seconds += time.perf_counter() - start
+        self.recording_seconds += _seconds_since(start, device)
 
     def count_bytes(
         self, elements: int, rounded: Iterable[QTensor] = (), online: Iterable[Transform | None] = ()
@@ -113,6 +109,12 @@ class PassRecord:
         """Add a site's entry from tokens (T, n) before and after its transform."""
         peaks = {"peak_over_rms_before": peak_over_rms(before), "peak_over_rms_after": peak_over_rms(after)}
         self.sites.append({"layer": index, "site": site, **peaks, "multiply_adds": macs})
+
+
+def _seconds_since(start: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -40,9 +40,7 @@ class Pipeline:
     """One quantization of one model by one method.
 
     Args:
-        stream: the model.
-        method: says the transforms.
-        recipe: how weights, activations and the inside of attention are rounded.
+        stream, method, recipe: the model, its transforms and its quantizers.
         ids: calibration windows (count, window).
         batch: windows a forward.
         sample: tokens a site that transforms are built from.
@@ -75,8 +73,7 @@ class Pipeline:
         self.rotation: Transform | None = None
         self.propagate = method.propagates or recipe.propagate
         self.reference: list[Tensor] | None = None
-        self.embeddings_and_head: EmbeddingsAndHead = stream.embeddings_and_head()
-        outer = self.embeddings_and_head
+        outer = self.embeddings_and_head = stream.embeddings_and_head()
         self.record.count_bytes(outer.embedding.numel() + outer.head.numel() + stream.dimensions.hidden)
 
     def prepare(self) -> None:
@@ -98,7 +95,7 @@ class Pipeline:
     def layers(self) -> Iterator[nn.Module]:
         """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
         with self._timed("capture"):
-            hidden = self._embedded(self.embeddings_and_head)
+            hidden = self._embedded()
             self.reference = list(hidden) if self.method.reads_reference else None
         for index in range(self.stream.count):
             layer, hidden = self._layer(index, hidden)
@@ -177,9 +174,7 @@ class Pipeline:
     def _collect(
         self, index: int, layer: nn.Module, hidden: list[Tensor]
     ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
-        moments = set(self.method.second_moments)
-        if self._rounds_from_collected_moments:
-            moments |= set(SITES)
+        moments = SITES if self._rounds_from_collected_moments else self.method.second_moments
         running = layer
         if next(layer.parameters()).dtype != self.stream.dtype:
             running = copy.deepcopy(layer).to(self.stream.dtype)
@@ -200,7 +195,7 @@ class Pipeline:
         sites = tuple(self.stream.family.norms)
         samples: dict[str, list[Tensor]] = {site: [] for site in sites}
         with self._timed("capture"):
-            hidden = self._embedded(self.embeddings_and_head)
+            hidden = self._embedded()
             for index in range(self.stream.count):
                 layer = self._folded(self.stream.layer(index)).to(self.stream.dtype)
                 found, hidden = collect(
@@ -216,8 +211,8 @@ class Pipeline:
                     samples[site].append(found[site].tokens)
         return samples
 
-    def _embedded(self, outer: EmbeddingsAndHead) -> list[Tensor]:
-        return [outer.embed(batch) for batch in self.ids.split(self.batch)]
+    def _embedded(self) -> list[Tensor]:
+        return [self.embeddings_and_head.embed(batch) for batch in self.ids.split(self.batch)]
 
     def _training(self) -> Training:
         """What `Method.learn` is given; it reads layers when it needs them."""
@@ -265,23 +260,17 @@ class Pipeline:
         """Codes by linear, and the outputs of the layer with rounded weights where rounding gave them."""
         if self.recipe.weights is None:
             return {}, None
-        work = LayerRounding(
-            self.stream.family, layer, inputs, self.recipe.weights, index=index, ranges=plan.weight_ranges
-        )
-        outputs = None
-        if "hessian" in self.recipe.weights.needs and not self._rounds_from_collected_moments:
-            outputs = work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
-        else:
-            work.from_statistics(self._hessians(statistics, plan) if self._rounds_from_collected_moments else {})
-        return work.rounded, outputs
-
-    def _hessians(self, statistics: Mapping[str, SiteStatistics], plan: LayerPlan) -> dict[str, Tensor]:
-        """Hessians of transformed activations, 2 T^T m T, from the collected second moments m."""
-        return {
-            site: 2 * plan.sites.get(site, SiteTransform()).moment(found.second_moment, site, self.stream.dimensions)
-            for site, found in statistics.items()
-            if found.second_moment is not None
-        }
+        family, rounder = self.stream.family, self.recipe.weights
+        work = LayerRounding(family, layer, inputs, rounder, index=index, ranges=plan.weight_ranges)
+        if "hessian" in rounder.needs and not self._rounds_from_collected_moments:
+            return work.rounded, work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
+        hessians: dict[str, Tensor] = {}
+        for site, found in statistics.items() if self._rounds_from_collected_moments else ():
+            if found.second_moment is not None:  # m; the Hessian of transformed activations is 2 T^T m T
+                transform = plan.sites.get(site, SiteTransform())
+                hessians[site] = 2 * transform.moment(found.second_moment, site, self.stream.dimensions)
+        work.from_statistics(hessians)
+        return work.rounded, None
 
     def _run(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of a layer, computed in its own dtype."""

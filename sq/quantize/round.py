@@ -26,12 +26,10 @@ class LayerRounding:
     """Rounds the weights of a layer whose plan is installed, in place.
 
     Args:
-        family: names the linears of each site.
-        layer: with `QuantizedLinear`s.
-        inputs: site -> its input module.
+        family, layer, inputs: names, a layer with `QuantizedLinear`s, and its input modules by site.
         rounder: of the run.
         index: of the layer, for messages.
-        ranges: linear -> (low, high) that its weight is clamped to, see `LayerPlan`.
+        ranges: linear -> (low, high), see `LayerPlan.weight_ranges`.
     """
 
     def __init__(
@@ -61,8 +59,7 @@ class LayerRounding:
         batch by batch; the statistics are the same.
 
         Args:
-            run: forwards batches of hidden states through the layer.
-            hidden: batches (B, S, hidden).
+            run: forwards batches of hidden states (B, S, hidden) through the layer.
 
         Returns:
             Outputs of the layer with rounded weights; None where they were not computed.
@@ -73,7 +70,7 @@ class LayerRounding:
                 (outputs,) = run([torch.cat(hidden)])
             return list(outputs.split(sizes))
         for site in self.family.linears:
-            accumulator = _Accumulator()
+            accumulator = self._accumulator(site)
             with observed(self.inputs, {site: accumulator.update}):
                 run(hidden)
             self._round(site, accumulator.value)
@@ -81,12 +78,16 @@ class LayerRounding:
 
     def _round_when_seen(self, site: str, sizes: Sequence[int]) -> Callable[[Tensor], None]:
         def round_site(x: Tensor) -> None:
-            accumulator = _Accumulator()
+            accumulator = self._accumulator(site)
             for batch in x.split(list(sizes)):
                 accumulator.update(batch)
             self._round(site, accumulator.value)
 
         return round_site
+
+    def _accumulator(self, site: str) -> HessianAccumulator:
+        weight = weight_of(self.layer, self.family.linears[site][0])
+        return HessianAccumulator(weight.shape[1], weight.device)
 
     def _fits(self, hidden: Sequence[Tensor]) -> bool:
         tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
@@ -112,20 +113,3 @@ class LayerRounding:
             for name, weight, found in zip(part, weights, rounder.round(weights, statistics), strict=True):
                 weight.copy_(found.dequantize(weight.dtype))
                 self.rounded[name] = found
-
-
-class _Accumulator:
-    """A `HessianAccumulator` that takes its size and device from the first tokens."""
-
-    def __init__(self) -> None:
-        self._made: HessianAccumulator | None = None
-
-    def update(self, x: Tensor) -> None:
-        if self._made is None:
-            self._made = HessianAccumulator(x.shape[-1], x.device)
-        self._made.update(x.flatten(0, -2))
-
-    @property
-    def value(self) -> Tensor:
-        assert self._made is not None, "the layer's forward passes every site"
-        return self._made.value

@@ -21,18 +21,18 @@ STAGES = ("art", "urt")  # what figures show, the last two of a method's order
 
 @runtime_checkable
 class Staged(Protocol):
-    """A method whose rotation of a site is a sequence of stages."""
+    """A method whose rotation of each of `sites` is a sequence of stages, applied in `order`.
+
+    `site_after` is the transform of a site with the first `stages` of `order` alone.
+    """
 
     @property
-    def order(self) -> Sequence[str]:
-        """Names of the stages, in the order they are applied."""
+    def order(self) -> Sequence[str]: ...
 
     @property
-    def sites(self) -> Sequence[str]:
-        """Sites that are transformed."""
+    def sites(self) -> Sequence[str]: ...
 
-    def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform:
-        """The transform of a site with the first `stages` of `order` alone."""
+    def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform: ...
 
 
 class StageRecord:
@@ -40,9 +40,7 @@ class StageRecord:
 
     Args:
         method: the method of the run.
-        layer: index of the layer.
-        site: of the layer.
-        tokens: most tokens that are kept, T.
+        layer, site, tokens: index of the layer, its site, and the most tokens that are kept, T.
         layers: number of layers of the model.
 
     Attributes:
@@ -57,16 +55,13 @@ class StageRecord:
     def __init__(self, method: Method, layer: int, site: str, tokens: int, *, layers: int) -> None:
         if not isinstance(method, Staged) or tuple(method.order[-2:]) != STAGES:
             has = f"order=[{','.join(method.order)}]" if isinstance(method, Staged) else "no stages"
+            shows = f"task.activations shows a site after ART and after URT; method {method.name!r} has {has}"
             raise ConfigError(
-                [
-                    f"task.activations shows a site after ART and after URT; method {method.name!r} has {has}. Use a "
-                    "method whose order ends with them, such as method=ablation/art_then_urt"
-                ]
+                [f"{shows}. Use a method whose order ends with them, such as method=ablation/art_then_urt"]
             )
         if site not in method.sites:
-            raise ConfigError(
-                [f"task.activations.site={site}; method {method.name!r} transforms {', '.join(method.sites)}"]
-            )
+            transformed = f"method {method.name!r} transforms {', '.join(method.sites)}"
+            raise ConfigError([f"task.activations.site={site}; {transformed}"])
         if layer >= layers:
             raise ConfigError([f"task.activations.layer={layer}; the model has layers 0 to {layers - 1}"])
         self._method: Staged = method
@@ -84,24 +79,19 @@ class StageRecord:
         site, count = self._site, len(self._method.order)
         with_art, with_urt = (self._method.site_after(view, site, stages) for stages in (count - 1, count))
         if with_urt.online is None:
-            raise ConfigError(
-                [
-                    f"task.activations.site={site} has no rotation of its own under method.placement=folded; use "
-                    "task.activations.site=down, or method.placement=online"
-                ]
-            )
+            folded = f"task.activations.site={site} has no rotation of its own under method.placement=folded"
+            raise ConfigError([f"{folded}; use task.activations.site=down, or method.placement=online"])
         seen = view.statistics[site].tokens
         kept = seen[even_sample(seen, self._tokens)]
         i, j, theta = art_step(seen)
         plane = kept[:, [i, j]]
-        rotated = plane @ plane_rotation(2, 0, 1, theta).to(plane)
         found = {
             "before": kept,
             "after_art": with_art.tokens(kept, site, view.dimensions),
             "after_urt": with_urt.tokens(kept, site, view.dimensions),
             "givens_angle": theta,
             "givens_before": plane,
-            "givens_after": rotated,
+            "givens_after": plane @ plane_rotation(2, 0, 1, theta).to(plane),
         }
         self.arrays = {name: value.float().cpu().numpy() for name, value in found.items()}
         self.arrays["givens_channels"] = np.array([i, j])

@@ -1,4 +1,4 @@
-"""What a method that trains on the whole model is given."""
+"""What `Method.learn` reads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from sq.quantize.training_log import TrainingLog
 
 @dataclass(frozen=True)
 class Training:
-    """The whole model to train on, all layers in memory.
+    """The whole model to train on, all `count` layers in memory.
 
     Attributes:
         block: index -> the layer, its norm gains folded if the method folds them. Its `inputs` are empty: hidden states
             come from the embedding.
-        count: number of layers.
         embeddings_and_head: reads embedding, final norm and head, unrotated; the norm's gain is folded into the head if
             the method folds gains.
-        dimensions: sizes.
         recipe: all quantizers of the run.
-        ids: calibration windows (count, window).
+        ids: calibration windows (windows, window).
         log: numbers by step; its `folder` is the run's own, where checkpoints and what was learned are kept, or None.
     """
 

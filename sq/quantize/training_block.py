@@ -65,11 +65,9 @@ class TrainingBlock:
         return bias_of(self.layer, name)
 
     def outputs(self, hidden: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The layer's output (B, S, hidden), differentiable in `parameters` and `hidden`.
+        """The layer's output for `hidden`, both (B, S, hidden), differentiable in `parameters` and `hidden`.
 
-        Args:
-            hidden: (B, S, hidden).
-            parameters: full names ("self_attn.q_proj.weight") of weights that stand in for the layer's own.
+        `parameters`, by full name ("self_attn.q_proj.weight"), stand in for the layer's own weights.
         """
         given = dict(parameters or {})
 
@@ -90,11 +88,7 @@ class TrainingBlock:
     def quantized(
         self, sites: Mapping[str, Callable[[Tensor], Tensor]], attention: AttentionInput | None = None
     ) -> Iterator[None]:
-        """Put a map (online transform, then quantizer) in front of each site's linears, once for all its readers.
-
-        Args:
-            sites: site -> map of its features (..., n); sites left out are read as they are.
-            attention: what is done to queries, keys and values, or None.
-        """
+        """Put a map of its features (..., n) (online transform, then quantizer) in front of each of `sites`, once for
+        all its readers, and `attention`, if any, in front of attention. Sites left out are read as they are."""
         with mapped_sites(self.family, self.layer, sites), with_attention_input(self.family, self.layer, attention):
             yield

@@ -48,15 +48,11 @@ class TrainingLog:
         self._append(records)
 
     def progress(self, text: str, done: int, total: int) -> None:
-        """Tell who watches how far the training is."""
+        """Report how far the training is."""
         self._progress(text, done, total)
 
     def check(self, value: float, what: str, *, step: int, layer: int | None = None, **settings: Any) -> None:
-        """Refuse a number that is NaN or infinite.
-
-        Raises:
-            TrainingError: naming method, number, step, layer and the settings that were in use.
-        """
+        """Raise TrainingError for a NaN or infinite number; it names method, step, layer and settings."""
         if isfinite(value):
             return
         where = f"step {step}" + ("" if layer is None else f" of layer {layer}")

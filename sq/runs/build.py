@@ -1,4 +1,4 @@
-"""Where settings become objects: the model, the method, and all quantizers of a run."""
+"""Build the objects that settings describe: the model, the method and all quantizers of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sq.quantize.rounders.rounder import WeightRounder
 
 
 def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase | None, DecoderStream]:
-    """Tokenizer and layer stream of a model: the embedded one, a local folder, a hub id, or one with random weights,
-    which has no tokenizer."""
+    """Tokenizer and layer stream of a model: the embedded one, a local folder, a hub id, or random weights, which have
+    no tokenizer."""
     dtype, device = torch_dtype(model.dtype), pick_device(model.device)
     if model.architecture is not None:
         return None, DecoderStream(RandomSource(model.architecture, device=device), dtype=dtype, device=device)
@@ -43,11 +43,7 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
 
 
 def build_method(settings: MethodSettings) -> Method:
-    """A method from its class path and typed arguments.
-
-    Raises:
-        ConfigError: with every mistake of them.
-    """
+    """A method from its class path and typed arguments; a ConfigError names all mistakes of the arguments."""
     problems: list[str] = []
     built = method_of(settings.target, settings.name, settings.arguments, problems)
     if built is None:
@@ -69,23 +65,19 @@ def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
 
 
 def weight_rounder(settings: WeightSettings, part: str) -> WeightRounder | None:
-    """What rounds the weights of a run to one part of its bits; None at 16 bits."""
+    """The rounder of a run's weights to one part of its bits; None at 16 bits."""
     format = format_of(part, settings.scheme, settings.group_size)
     if format is None:
         return None
-    quantizer = WeightQuantizer(format, settings.clip)
-    return rounder_class(settings.name)(quantizer, **settings.arguments)
+    return rounder_class(settings.name)(WeightQuantizer(format, settings.clip), **settings.arguments)
 
 
 def activation_quantizer(
     settings: ActivationSettings, part: str, head_dim: int | None = None
 ) -> ActivationQuantizer | None:
-    """The quantizer of one part of a run's bits; None at 16 bits.
+    """The quantizer of one part of a run's bits, for activations or inside attention; None at 16 bits.
 
-    Args:
-        settings: of activations, or of what is inside attention.
-        part: of the bits.
-        head_dim: features of a head, which share an integer scale inside attention unless the settings say fewer.
+    Inside attention the `head_dim` features of a head share an integer scale, unless the settings name a smaller group.
     """
     group = settings.group_size or (head_dim if part.isdigit() else None)
     format = format_of(part, settings.scheme, group)
@@ -93,11 +85,7 @@ def activation_quantizer(
 
 
 def pick_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA is asked for and absent.
-    """
+    """The torch device of a setting; "auto" is CUDA where there is one. ConfigError for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -106,8 +94,5 @@ def pick_device(device: str) -> torch.device:
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """None for "auto": the checkpoint's own."""
-    if name == "auto":
-        return None
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    """The dtype of a setting; None for "auto", which is the checkpoint's own."""
+    return None if name == "auto" else getattr(torch, name)

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, git commit and a hash of the source."""
+"""What made a result: versions of packages, the machine, the git commit and a hash of the source."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[1]
-COMMAND = "SINGLEQUANT_COMMAND"  # set by run.py, so that worker processes can tell what was typed
+COMMAND = "SINGLEQUANT_COMMAND"  # run.py sets it, so that worker processes know what the user typed
 PACKAGES = (
     "torch",
     "transformers",
@@ -31,7 +32,9 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions (from package metadata, nothing is imported), CPU, memory, threads, and GPUs where torch is loaded."""
+    """Versions (of the package metadata: nothing is imported) and CPU; threads and GPUs where torch is loaded."""
+    torch = sys.modules.get("torch")
+    gpus = torch.cuda.device_count() if torch and torch.cuda.is_available() else 0
     return {
         "python": platform.python_version(),
         "singlequant": _version("singlequant"),
@@ -39,35 +42,25 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads() if (torch := sys.modules.get("torch")) else None,
-        "gpu": gpu_names(),
+        "threads": torch.get_num_threads() if torch else None,
+        "gpu": [torch.cuda.get_device_name(index) for index in range(gpus)] if torch else [],
         "source": source_hash(),
     }
-
-
-def gpu_names() -> list[str]:
-    """Names of the visible GPUs; empty without any, or when torch was never needed."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
 @cache
 def cpu_name() -> str:
     """The CPU's model name."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 @cache
 def source_hash() -> str:
-    """First 12 hex digits of the sha256 over this package's .py and .yaml files: do two runs share their code?"""
+    """First 12 hex digits of the sha256 of this package's .py and .yaml files: whether two runs had the same code."""
     total = hashlib.sha256()
     for folder, folders, files in os.walk(SOURCE, followlinks=True):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
@@ -86,7 +79,7 @@ def command() -> str:
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the repository this package lies in, "+dirty" behind it where files were changed; None outside one."""
+    """Commit of the repository around this package, with "+dirty" after it where a file differs; None without one."""
     if not (SOURCE.parent / ".git").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Measure one run: load, calibrate, quantize, evaluate."""
+"""Measure one run: load the model, calibrate, quantize, evaluate."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
 from sq.config.parse import as_config
-from sq.config.settings import (
-    CalibrationSettings,
-    ExperimentSettings,
-)
+from sq.config.settings import CalibrationSettings, ExperimentSettings
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
@@ -40,11 +37,8 @@ class Execution:
     """What one run measured.
 
     Attributes:
-        metrics: flat numbers of result.json.
-        extras: further facts of result.json: versions, fingerprints of texts, statistics by site.
-        arrays: values by window, for paired comparisons.
-        model: the quantized model, where it was kept in memory.
-        tokenizer: of the model.
+        metrics, extras, arrays: see `sq.runs.results.Measured`.
+        model, tokenizer: the quantized model, where it is kept in memory, and its tokenizer.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -61,16 +55,16 @@ def execute(
 
     Args:
         settings: complete and checked.
-        run_dir: of the run; finished zero-shot tasks and what a training learned are kept in it. None keeps nothing.
+        run_dir: keeps finished zero-shot tasks and the results of a training; None keeps nothing.
         keep_model: return the quantized model (placement=memory), even if no task needs it.
-        packed: quantize to integer weights and products of integers, as `save_to` does, instead of fake ones.
+        packed: integer weights and products of integers, as with `save_to`, instead of fake quantization.
 
     Raises:
         SQError: with the reason, see sq.errors.
     """
-    whole = settings.task.zeroshot is not None or settings.task.speed is not None
-    keep = keep_model or whole or settings.model.placement == "memory"
-    packed = packed or (settings.task.speed is not None and settings.bits.weights != SIXTEEN)
+    task = settings.task
+    keep = keep_model or settings.model.placement == "memory" or task.zeroshot is not None or task.speed is not None
+    packed = packed or (task.speed is not None and settings.bits.weights != SIXTEEN)
     if keep_model and settings.model.placement == "stream":
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
     torch.manual_seed(settings.seed)
@@ -78,11 +72,14 @@ def execute(
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
     calibration = _calibration(settings.calibration, method, tokenizer, stream, settings.paths.cache)
-    kept, record = [], _activation_record(settings, method, stream)
+    kept, record, writer = [], None, None
+    if (shown := task.activations) is not None:
+        record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
+    if settings.save_to is not None:
+        writer = CheckpointWriter(settings.save_to, stream.config, what_made(settings))
     with progress_bar() as progress:
         log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
         ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
-        writer = checkpoint_writer(settings, stream)
         pipeline = Pipeline(
             stream,
             method,
@@ -90,22 +87,22 @@ def execute(
             ids,
             log=log,
             packed=packed or writer is not None,
-            saved=lambda index: saved_layer(writer, stream, index),
+            saved=lambda index: _saved_layer(writer, stream, index),
             watch=None if record is None else record.see,
         )
         pipeline.prepare()
-        batch = settings.task.perplexity.batch_size if settings.task.perplexity else 8
+        batch = task.perplexity.batch_size if task.perplexity else 8
         evaluation = StreamEvaluation(
             stream, texts, pipeline.embeddings_and_head, measured=method.quantizes, batch=batch
         )
-        task = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
+        bar = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
         for index, layer in enumerate(pipeline.layers()):
             if writer is not None and not writer.has(index):
                 writer.write_layer(index, layer)
             evaluation.advance(index, layer)
             if keep:
                 kept.append(layer)
-            progress.advance(task)
+            progress.advance(bar)
     result = Execution(tokenizer=tokenizer)
     for name, scores in evaluation.finish().items():
         result.metrics |= scores.metrics(name)
@@ -126,46 +123,32 @@ def execute(
         result.model = assemble(stream, kept, pipeline.embeddings_and_head)
     if result.model is not None and (packed or writer is not None):
         result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
-    if settings.task.zeroshot is not None:
-        _zeroshot(settings, result, run_dir)
-    if settings.task.speed is not None:
-        _speed(settings.task.speed, stream, result, packed=packed)
+    if task.zeroshot is not None:
+        _zeroshot(settings, task.zeroshot, result, run_dir)
+    if task.speed is not None:
+        _speed(task.speed, stream, result, packed=packed)
     return result
 
 
-def checkpoint_writer(settings: ExperimentSettings, stream: DecoderStream) -> CheckpointWriter | None:
-    """The writer of the packed checkpoint, where one is asked for."""
-    if settings.save_to is None:
-        return None
-    return CheckpointWriter(settings.save_to, stream.config, what_made(settings))
-
-
 def what_made(settings: ExperimentSettings) -> dict[str, Any]:
-    """The settings that a packed checkpoint carries: everything but where it was made and measured."""
+    """The settings in a packed checkpoint: all but the machine, the paths and the tasks."""
     config = as_config(settings)
     parts = ("model", "method", "bits", "weights", "activations", "kv_cache", "calibration", "seed")
     return {part: config[part] for part in parts}
 
 
-def saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: int) -> torch.nn.Module | None:
+def _saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: int) -> torch.nn.Module | None:
     """A layer that an interrupted run with the same settings wrote."""
     if writer is None or not writer.has(index):
         return None
     return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
 
 
-def _activation_record(settings: ExperimentSettings, method: Method, stream: DecoderStream) -> StageRecord | None:
-    wanted = settings.task.activations
-    if wanted is None:
-        return None
-    return StageRecord(method, wanted.layer, wanted.site, wanted.tokens, layers=stream.count)
-
-
 def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[Windows]:
-    wanted: PerplexitySettings | None = settings.task.perplexity
+    wanted = settings.task.perplexity
     if wanted is None:
         return []
-    assert tokenizer is not None  # sq.config.checks: random weights, which have none, are refused
+    assert tokenizer is not None  # the config check refuses random weights, which have none
     return [
         evaluation_windows(
             text,
@@ -190,9 +173,8 @@ def _calibration(
     if not method.quantizes:
         return None
     if tokenizer is None:
-        return random_token_windows(
-            stream.config.vocab_size, tokens=settings.tokens, window=settings.window, seed=settings.seed
-        )
+        size = stream.config.vocab_size
+        return random_token_windows(size, tokens=settings.tokens, window=settings.window, seed=settings.seed)
     return calibration_windows(
         settings.text,
         tokenizer,
@@ -230,12 +212,10 @@ def _speed(wanted: SpeedSettings, stream: DecoderStream, result: Execution, *, p
     result.extras["speed"] = found.facts
 
 
-def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | None) -> None:
+def _zeroshot(settings: ExperimentSettings, wanted: ZeroShotSettings, result: Execution, run_dir: Path | None) -> None:
     from sq.embedded.tasks import embedded_tasks
     from sq.evaluate.zeroshot import zeroshot
 
-    wanted = settings.task.zeroshot
-    assert wanted is not None
     assert result.model is not None
     assert result.tokenizer is not None
     found = zeroshot(
@@ -245,7 +225,7 @@ def _zeroshot(settings: ExperimentSettings, result: Execution, run_dir: Path | N
         batch_size=wanted.batch_size,
         limit=wanted.limit,
         include_path=embedded_tasks(settings.paths.cache),
-        # Finished tasks of an interrupted run are kept in its directory; `force` asks for everything anew.
+        # An interrupted run leaves its finished tasks in its directory; under `force` all tasks run again.
         cache_dir=None if settings.force or run_dir is None else run_dir / "zeroshot",
         cache_key=run_id(settings),
     )

@@ -1,4 +1,4 @@
-"""Run what was asked for, after the methods it is compared with; reuse what is finished; keep every failure."""
+"""Run the reference methods and then the run itself; reuse finished results; keep every failure as a result."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 def experiment(
     settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None
 ) -> Iterator[Result]:
-    """Yield the result of each reference method, then of the run asked for, as they finish.
+    """Yield the result of each reference method, then that of the run itself, as they finish.
 
     Args:
-        settings: the run asked for.
+        settings: of the run.
         group: the sweep's name for the tracker.
-        since: results made after this moment count whatever they are: under `force` a sweep's references are made once,
-            and one that failed is not tried again by every job.
+        since: results made after this moment are reused whatever they are. So `force` measures the references of a
+            sweep once, and the jobs of a sweep do not repeat a reference that failed.
     """
     seen = set()
     wanted = [reference(settings, name) for name in settings.reference_methods]
@@ -50,12 +50,11 @@ def experiment(
 
 
 def run(settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None) -> Result:
-    """One run: reused where it is finished, else measured, written, and then told to the tracker.
+    """One run: a finished result is reused; else the run is measured, written and sent to the tracker.
 
-    A W&B sweep's agent has asked for a run of its own and is told of a reused one too.
-
-    A run that raises is a result too: status "failed" with its error and traceback. KeyboardInterrupt passes through
-    and leaves the run directory without result.json.
+    The agent of a W&B sweep waits for a run, so the tracker receives a reused result too. A run that raises is a
+    result: status "failed" with its error and traceback. KeyboardInterrupt passes through and leaves the run directory
+    without result.json.
 
     Raises:
         OSError: the run directory cannot be written.
@@ -67,10 +66,10 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
             track(settings.tracker, found, group=group)
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    asked = datetime.now(timezone.utc)
+    now = datetime.now(timezone.utc)
     with lock(folder / ".lock"):
-        # Another worker may have finished it while this one waited; what it made is new enough even under `force`.
-        if (found := _finished(folder, settings, since or asked)) is not None:
+        # Another worker may have finished the run during the wait; its result is new enough even under `force`.
+        if (found := _finished(folder, settings, since or now)) is not None:
             return found
         log.info("%s: running", name)
         result = _measure(settings, name, folder)
@@ -86,7 +85,7 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
     if not fresh and (settings.force or result.status != "finished"):
         return None
     if settings.save_to is not None and not (settings.save_to / "config.json").is_file():
-        return None  # measured before, but its checkpoint is elsewhere
+        return None  # the run was measured before, without this checkpoint
     if result.status == "finished" and settings.task.activations and not (folder / ACTIVATIONS).is_file():
         return None
     log.info("%s: %s", result.run_id, "reused" if result.status == "finished" else "failed already")
@@ -94,7 +93,7 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
 
 
 def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
-    """Execute and write everything of the run directory; result.json comes last, so a folder with one is complete."""
+    """Measure a run and write its directory; result.json is the last file, so a folder that has one is complete."""
     for stale in [*(folder / name for name in (RESULT, WINDOWS, ACTIVATIONS)), *folder.glob(".*.tmp")]:
         stale.unlink(missing_ok=True)
     config = as_config(settings)
@@ -125,10 +124,10 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
                 write_arrays(folder / WINDOWS, done.arrays)
             result = replace(result, metrics=jsonable(dict(done.metrics)), extras=jsonable(dict(done.extras)))
         except Exception as error:
-            text = traceback.format_exc()
-            log.error("%s: failed: %s: %s", name, type(error).__name__, error)
+            text, reason = traceback.format_exc(), f"{type(error).__name__}: {error}"
+            log.error("%s: failed: %s", name, reason)
             log.debug("%s", text)
-            result = replace(result, status="failed", error=f"{type(error).__name__}: {error}", traceback=text)
+            result = replace(result, status="failed", error=reason, traceback=text)
     result = replace(
         result,
         created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -141,7 +140,7 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Everything logged by this package, tracebacks included, goes into the run's log.txt as well."""
+    """Write all log messages of this package, tracebacks included, to the run's log.txt too."""
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.DEBUG)

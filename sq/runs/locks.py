@@ -1,7 +1,7 @@
-"""One writer a run: a lock file that names its holder, and is taken over when that holder has died.
+"""One writer a run: a lock file names the process that owns it, and another process takes it over if the owner died.
 
-A holder on this host is dead when its process is gone. One on another host cannot be asked: it touches its lock every
-BEAT_SECONDS, and is taken for dead when it has not for STALE_SECONDS by the clock of the file system both write to.
+An owner on this host is dead when its process is gone. An owner on another host touches its lock every BEAT_SECONDS and
+counts as dead after STALE_SECONDS without a touch, by the clock of the file system that both hosts write to.
 """
 
 from __future__ import annotations
@@ -19,33 +19,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sq.errors import FileError
+from sq.io import read_json
+
 log = logging.getLogger(__name__)
-HALF_WRITTEN_SECONDS = 10.0  # a lock file without readable content this long was left by a writer that died
+HALF_WRITTEN_SECONDS = 10.0  # the owner of a lock file that stays unreadable for so long died while it wrote it
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 180.0  # twelve beats; NFS clients may show a file's time a minute late
 
 
 @contextmanager
 def lock(path: Path, *, poll_seconds: float = 0.2, timeout_seconds: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path`; wait while another live process holds it, on this host or another.
+    """Own the lock file `path` inside the block; wait while a live process owns it, on this host or another.
 
     Raises:
-        TimeoutError: still held after `timeout_seconds` (None waits for ever).
+        TimeoutError: another process still owns it after `timeout_seconds` (None waits for ever).
     """
-    start, told = time.monotonic(), False
+    start, logged = time.monotonic(), False
     while (handle := _create(path)) is None:
         holder = _holder(path)
         if holder is not None and not _alive(holder, path):
             _take_away(path, holder)
             continue
-        if not told and holder is not None:
-            told = True
-            log.info(
-                "waiting for %s, which %s is writing (if that is wrong, delete %s)",
-                path.parent.name,
-                _name(holder),
-                path,
-            )
+        if not logged and holder is not None:
+            logged = True
+            hint = f"if that is wrong, delete {path}"
+            log.info("waiting for %s, which %s is writing (%s)", path.parent.name, _name(holder), hint)
         if timeout_seconds is not None and time.monotonic() - start > timeout_seconds:
             raise TimeoutError(f"{path} is held by {holder} after {timeout_seconds:g} s; delete it if that is wrong")
         time.sleep(poll_seconds)
@@ -57,14 +56,14 @@ def lock(path: Path, *, poll_seconds: float = 0.2, timeout_seconds: float | None
     finally:
         done.set()
         beat.join()
-        with suppress(FileNotFoundError):  # taken away from a holder that was silent for too long: not ours any more
+        with suppress(FileNotFoundError):  # another process took it over because this one was silent for too long
             if os.path.samestat(os.fstat(handle), path.stat()):
                 path.unlink()
         os.close(handle)
 
 
 def _create(path: Path) -> int | None:
-    """An open handle on the lock made for this process, or None where there is a lock already."""
+    """Make the lock for this process and return an open handle on it; None where there is a lock already."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -76,20 +75,18 @@ def _create(path: Path) -> int | None:
 
 
 def _beat(handle: int, done: threading.Event) -> None:
-    """Touch the file behind the handle, which is this holder's lock even where another stands at its path by now."""
+    """Touch the file behind the handle until `done`: it is this process's lock even if its path now names another."""
     while not done.wait(BEAT_SECONDS):
         with suppress(OSError):  # a file server that is away for a moment
             os.utime(handle)
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """Who wrote the lock; {} where that cannot be read; None where the lock is gone."""
+    """The content of the lock: which process owns it. {} where it cannot be read; None where the lock is gone."""
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
+        content = read_json(path)
+    except FileError as error:
+        return None if isinstance(error.__cause__, FileNotFoundError) else {}
     return content if isinstance(content, dict) else {}
 
 
@@ -106,12 +103,12 @@ def _alive(holder: dict[str, Any], path: Path) -> bool:
     except PermissionError:
         pass
     started = _process_start(pid)
-    # The same number can be a newer process: then its start differs from the one noted.
+    # A newer process can have the same number: its start differs from the start that the lock names.
     return started is None or holder.get("started") in (None, started)
 
 
 def _silent_seconds(path: Path) -> float:
-    """Since the lock was last touched, by its own file system's clock: hosts may disagree on the time by minutes."""
+    """Seconds since the last touch, by the clock of the lock's file system: the clocks of hosts differ by minutes."""
     try:
         with tempfile.TemporaryFile(dir=path.parent) as now:
             return os.fstat(now.fileno()).st_mtime - path.stat().st_mtime
@@ -120,7 +117,7 @@ def _silent_seconds(path: Path) -> float:
 
 
 def _take_away(path: Path, holder: dict[str, Any]) -> None:
-    """Remove a dead holder's lock; the guard keeps a second waiter from removing the lock that the first took."""
+    """Remove a dead owner's lock; the guard keeps a second waiter from removing the lock that the first one made."""
     guard = path.with_name(path.name + ".guard")
     with guard.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

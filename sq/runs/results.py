@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from sq.config.settings import ExperimentSettings
-from sq.io import write_json
+from sq.errors import FileError
+from sq.io import read_json, write_json
 
-SCHEMA = 2  # raised when a field changes its meaning; readers refuse what they do not know
+SCHEMA = 2  # raised when a field changes its meaning; readers refuse other schemas
 RESULT = "result.json"
 WINDOWS = "windows.npz"  # values by window
 TRAINING = "training.jsonl"  # numbers of a training, as sq.quantize.training_log writes them
-ACTIVATIONS = "activations.npz"  # what sq.quantize.stage_record keeps, where the task asks for it
+ACTIVATIONS = "activations.npz"  # what sq.quantize.stage_record keeps, where task.activations is set
 
 
 class Measured(Protocol):
-    """What measuring one run gives back."""
+    """What the measurement of one run returns.
+
+    Attributes:
+        metrics: flat numbers, named as DESIGN section 3 says ("ppl/embedded", "kl/embedded", "quantize/seconds").
+        extras: anything JSON can hold (fingerprints, task versions, statistics of each site).
+        arrays: numpy arrays by name (values of each window, for paired intervals), saved as windows.npz.
+    """
 
     @property
-    def metrics(self) -> Mapping[str, float]:
-        """Flat numbers, named as DESIGN section 3 says ("ppl/embedded", "kl/embedded", "quantize/seconds")."""
+    def metrics(self) -> Mapping[str, float]: ...
 
     @property
-    def extras(self) -> Mapping[str, Any]:
-        """Anything JSON can hold (fingerprints, task versions, statistics of each site)."""
+    def extras(self) -> Mapping[str, Any]: ...
 
     @property
-    def arrays(self) -> Mapping[str, Any]:
-        """numpy arrays by name (values of each window, for paired intervals), saved as windows.npz."""
+    def arrays(self) -> Mapping[str, Any]: ...
 
 
-class Executor(Protocol):
-    """Measures one run: `sq.runs.execute.execute` unless the config names another."""
-
-    def __call__(self, settings: ExperimentSettings, run_dir: Path, /) -> Measured: ...
+Executor: TypeAlias = Callable[[ExperimentSettings, Path], Measured]
+"""Measures one run, into its directory: `sq.runs.execute.execute` unless the config names another."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,9 @@ class Result:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The record of a run directory, or None where there is none yet or it cannot be used (other schema, damaged)."""
+    """The record of a run directory; None where it is absent, damaged or of another schema."""
     try:
-        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        if content.pop("schema") != SCHEMA:
-            return None
-        return Result(**content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = read_json(folder / RESULT)
+        return Result(**content) if content.pop("schema") == SCHEMA else None
+    except (FileError, TypeError, KeyError, AttributeError):
         return None

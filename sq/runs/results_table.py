@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 from sq.runs.results import Result
 from sq.runs.speed_table import speed_tables
 
-# Settings whose values other columns show already, or that do not change a result.
+# Settings that other columns show, or that do not change a result.
 SHOWN = ("bits", "paths.", "tracker.", "model.", "task.")
 HIDDEN = ("force", "executor", "reference_methods", "method._target_", "method.quantizes")
 
@@ -33,15 +33,14 @@ def print_results(results: Iterable[Result], *, title: str | None = None, consol
 
 
 def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
-    """One row a run; columns that say nothing (no row has a value) are left out."""
+    """One row a run, without the columns in which no row has a value."""
     texts = sorted({key.split("/", 1)[1] for row in rows for key in row.metrics if key.startswith("ppl/")})
-    varying = varying_settings(rows)
-    columns: list[tuple[str, str, list[str]]] = []
+    columns: list[tuple[str, Literal["left", "right"], list[str]]] = []
     if len({row.model for row in rows}) > 1:
         columns.append(("model", "left", [row.model for row in rows]))
     for name in ("method", "bits", "weights", "activations"):
         columns.append((name, "left", [_dash(getattr(row, name)) for row in rows]))
-    for key in varying:
+    for key in varying_settings(rows):
         columns.append((key.removeprefix("method."), "right", [_setting(row, key) for row in rows]))
     for text in texts:
         mark = f" {text}" if len(texts) > 1 else ""
@@ -50,22 +49,23 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
         columns.append((f"top-1{mark}", "right", [_number(row, f"top1/{text}", "{:.1%}") for row in rows]))
     for key in sorted({key for row in rows for key in row.metrics if key.startswith("acc/")}):
         columns.append((key.replace("/", " "), "right", [_number(row, key, "{:.1%}") for row in rows]))
-    columns.append(("bits/\nweight", "right", [_number(row, "model/bits_per_weight", "{:.2f}") for row in rows]))
-    columns.append(("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]))
-    columns.append(("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]))
-    columns.append(("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]))
-    columns.append(("model\nsize", "right", [_bytes(row, "model/bytes") for row in rows]))
+    columns += [
+        ("bits/\nweight", "right", [_number(row, "model/bits_per_weight", "{:.2f}") for row in rows]),
+        ("online\nMAC/token", "right", [_number(row, "transform/multiply_adds", "{:,.0f}") for row in rows]),
+        ("quantize s =\ncapture+transform+weights", "right", [_seconds(row) for row in rows]),
+        ("peak\nmemory", "right", [_bytes(row, "quantize/peak_memory_bytes") for row in rows]),
+        ("model\nsize", "right", [_bytes(row, "model/bytes") for row in rows]),
+    ]
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     kept = [column for column in columns if any(cell != "-" for cell in column[2])]
     for head, justify, _ in kept:
-        table.add_column(head, justify="right" if justify == "right" else "left", overflow="fold")
+        table.add_column(head, justify=justify, overflow="fold")
+    first = next((index for index, column in enumerate(kept) if column[1] == "right"), None)
     for index, row in enumerate(rows):
         cells = [column[2][index] for column in kept]
         failed = row.status == "failed"
-        if failed:
-            first = next((i for i, column in enumerate(kept) if column[1] == "right"), None)
-            if first is not None:
-                cells[first] = "failed"
+        if failed and first is not None:
+            cells[first] = "failed"
         table.add_row(*cells, style="red" if failed else None)
     return table
 
@@ -73,7 +73,7 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
 def varying_settings(rows: Sequence[Result]) -> list[str]:
     """Dotted settings that differ between rows of one method and model and that no other column shows.
 
-    Of settings that always go together (calibration.seed follows seed) the one with the shortest path is named.
+    Of settings that always change together (calibration.seed follows seed) it returns the one with the shortest path.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -93,20 +93,14 @@ def varying_settings(rows: Sequence[Result]) -> list[str]:
 def _implied(group: Sequence[dict[str, Any]], key: str) -> bool:
     """Whether the section's name alone tells the value (weights=gptq also changes weights.block: nothing new)."""
     section = key.split(".")[0]
-    by_name: dict[str, set[str]] = {}
-    for config in group:
-        by_name.setdefault(str(config.get(f"{section}.name")), set()).add(str(config.get(key)))
-    has_column = section in ("weights", "activations")
-    return has_column and all(len(values) == 1 for values in by_name.values())
+    pairs = {(str(config.get(f"{section}.name")), str(config.get(key))) for config in group}
+    return section in ("weights", "activations") and len({name for name, _ in pairs}) == len(pairs)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

@@ -1,4 +1,4 @@
-"""Run ids: a hash of what determines a result, so that a finished run is found again and reused."""
+"""Run ids: a hash of everything that determines a result, by which a finished run is found and reused."""
 
 from __future__ import annotations
 
@@ -13,27 +13,20 @@ from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
-EDGE = 65536  # bytes read at either end of a weight file: 70B checkpoints are told apart without reading 140 GB
+EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
 
-# Defaults of a model file that calibration and task already carry as their own values.
-MODEL_DEFAULTS = (
-    "texts",
-    "window",
-    "evaluation_windows",
-    "calibration_text",
-    "calibration_tokens",
-    "zeroshot_tasks",
-)
+# Defaults in a model's config file, whose values calibration and task already hold.
+MODEL_DEFAULTS = ("texts", "window", "evaluation_windows", "calibration_text", "calibration_tokens", "zeroshot_tasks")
 
 
 def identity(settings: ExperimentSettings) -> str:
     """sha256 (hex) of everything that determines the result.
 
-    That is: model, method, bits, weights, activations, calibration, task, seed and the number of the config's schema;
-    neither the package's version nor its source, most of which a run does not use. Local files count by their content
-    and not by their place. Where nothing is quantized, bits, quantizers, calibration and seed do not count, nor the
-    quantizer of keys and values where these stay in 16 bits. Paths, tracker and `force` never count, nor do names of
-    choices whose values are there.
+    That is: model, method, bits, weights, activations, calibration, task, seed and the number of the config's schema.
+    Local files count by their content and not by their place. The package's version and source do not count, since a
+    run does not use most of the source; nor do paths, tracker, `force` and the names of choices whose values count.
+    Bits, quantizers, calibration and seed count only where the method quantizes, and the quantizer of keys and values
+    only where these are quantized.
     """
     config = as_config(settings)
     parts = ["model", "method", "task"]
@@ -64,11 +57,13 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
     if model.is_dir():
         found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
         chosen["model"]["path"] = _digest(found, model)
-    for section, part in (("calibration", chosen.get("calibration")), ("task", chosen["task"].get("perplexity"))):
-        if part is None:
+    texts = (
+        (settings.calibration, chosen.get("calibration")),
+        (settings.task.perplexity, chosen["task"].get("perplexity")),
+    )
+    for source, part in texts:
+        if part is None or source is None:
             continue
-        source = settings.calibration if section == "calibration" else settings.task.perplexity
-        assert source is not None
         if source.path is not None:
             part["path"] = _digest([source.path], source.path.parent, whole=True, names=False)
         if source.dataset_path is not None:

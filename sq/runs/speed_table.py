@@ -13,7 +13,7 @@ PHASES = ("prefill", "decode")
 
 
 def speed_tables(rows: Sequence[Result]) -> list[Table]:
-    """Tokens per second of each run's kinds, with their ratio to bf16 of the same run: one table, or none."""
+    """Tokens per second of each run's kinds of weights, with the ratio to bf16 in the same run: one table, or none."""
     measured = [row for row in rows if row.extras.get("speed")]
     if not measured:
         return []
@@ -22,11 +22,9 @@ def speed_tables(rows: Sequence[Result]) -> list[Table]:
     table = Table(title="; ".join(dict.fromkeys(about)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for head in ("model", "method", "kind"):
         table.add_column(head, overflow="fold")
-    for phase in PHASES:
-        for batch in batches:
-            table.add_column(f"{phase} tok/s\nbatch {batch}", justify="right")
-    table.add_column("linears\nMB", justify="right")
-    table.add_column("all weights\nMB", justify="right")
+    rates_heads = [f"{phase} tok/s\nbatch {batch}" for phase in PHASES for batch in batches]
+    for head in (*rates_heads, "linears\nMB", "all weights\nMB"):
+        table.add_column(head, justify="right")
     for row in measured:
         for kind in row.extras["speed"]["kinds"]:
             rates = [_rate(row, f"speed/{phase}/{{}}/b{batch}", kind) for phase in PHASES for batch in batches]

@@ -1,8 +1,7 @@
-"""What a Hydra job does here, and the record of a sweep that outlives failed jobs, Ctrl-C and worker processes."""
+"""What a Hydra job does, and the record of a sweep, which survives failed jobs, Ctrl-C and dead workers."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sq.config.parse import parse
-from sq.io import write_json
+from sq.io import read_json, write_json
 from sq.runs.experiment import experiment
 from sq.runs.results import Result, read_result
 from sq.runs.results_table import print_results
@@ -29,7 +28,7 @@ _started = datetime.now(timezone.utc)
 
 
 class SweepRecord(Callback):
-    """Remember where the running sweep keeps its record; `python run.py` prints from there when the sweep ends."""
+    """Remembers the folder of the running sweep's record, which `python run.py` prints when the sweep ends."""
 
     folder: Path | None = None
 
@@ -38,11 +37,11 @@ class SweepRecord(Callback):
 
 
 def job(cfg: DictConfig) -> None:
-    """One Hydra job. A single run prints its table and ends the process; a sweep's job writes its rows and returns."""
+    """A Hydra job. A single run prints its table and ends the process; a sweep's job writes its record and returns."""
     configure_logging()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        os.chdir(hydra.runtime.cwd)  # workers of a cluster start elsewhere; relative paths are those of the command
+        os.chdir(hydra.runtime.cwd)  # a cluster's worker starts elsewhere; paths are relative to the command's folder
         _sweep_job(cfg, Path(hydra.sweep.dir), int(hydra.job.num), list(hydra.overrides.task))
     else:
         sys.exit(_single(cfg))
@@ -58,7 +57,7 @@ def _single(cfg: DictConfig) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is finished stays", file=sys.stderr)
         status = INTERRUPTED
-    except OSError as error:  # measuring never raises: this is the run directory itself
+    except OSError as error:  # the run directory cannot be written: an error of the measurement does not arrive here
         print(f"{settings.paths.results}: {error}; choose another folder with paths.results=", file=sys.stderr)
         status = 1
     if results:
@@ -68,7 +67,7 @@ def _single(cfg: DictConfig) -> int:
 
 
 def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str]) -> None:
-    # multirun.yaml is written when the sweep starts, in whichever process.
+    # Hydra writes multirun.yaml when the sweep starts, whichever process runs this job.
     started = datetime.fromtimestamp((folder / "multirun.yaml").stat().st_mtime, timezone.utc)
     record: dict[str, Any] = {"overrides": overrides, "runs": [], "error": None}
     log.info("job %d: %s", number, " ".join(overrides))
@@ -84,11 +83,11 @@ def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str])
 
 
 def finish_sweep(folder: Path, *, interrupted: bool) -> int:
-    """Print the table of everything a sweep finished; return the process's exit status."""
+    """Print the table of all results of a sweep and the errors of its jobs; return the exit status of the process."""
     results: list[Result] = []
     problems: list[str] = []
     for path in sorted(folder.glob("job-*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         results.extend(result for place in record["runs"] if (result := read_result(Path(place))) is not None)
         if record["error"]:
             problems.append(f"{' '.join(record['overrides'])}: {record['error']}")
@@ -104,7 +103,7 @@ def finish_sweep(folder: Path, *, interrupted: bool) -> int:
 
 
 def configure_logging() -> None:
-    """Progress of this package on stderr, once a process, nothing from other packages."""
+    """Print this package's log messages to stderr, and none of other packages; a second call changes nothing."""
     package = logging.getLogger("sq")
     if not package.handlers:
         handler = logging.StreamHandler()

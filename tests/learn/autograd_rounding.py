@@ -19,13 +19,8 @@ def fake_between(x: Tensor, low: Tensor, high: Tensor, format: Format) -> Tensor
     s that follows the range, a value y = q s inside it has dy/dx = 1 and dy/ds = q - x / s; one that is clamped has
     dy/dx = 0 and dy/ds = q. The zero point is rounded without a gradient.
 
-    Args:
-        x: (..., n) float32.
-        low, high: (..., 1) float32, broadcast against x.
-        format: of integers.
-
-    Raises:
-        QuantizationError: a format of other elements.
+    x is (..., n) float32; low and high are (..., 1) and broadcast against it. QuantizationError for a format of other
+    elements than integers.
     """
     element = format.element
     if not isinstance(element, Integers):

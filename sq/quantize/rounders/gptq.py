@@ -1,14 +1,14 @@
 """GPTQ: rounding column by column, each column's error made up for by the columns not yet rounded.
 
-Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2210.17323),
-Algorithm 1, in the form of the peers (QuaRot fake_quant/gptq_utils.py).
+Frantar et al. (2210.17323), Algorithm 1, in the form of the peers (QuaRot fake_quant/gptq_utils.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,17 +49,10 @@ class Gptq(WeightRounder):
         return self.sequential
 
     def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
-        """Codes of all weights of the site. Raises QuantizationError as `gptq` does."""
+        """See `gptq`."""
         assert statistics.hessian is not None, "the pipeline gathers what `needs` names"
-        return gptq(
-            weights,
-            statistics.hessian,
-            self.quantizer,
-            block=self.block,
-            damping=self.damping,
-            act_order=self.act_order,
-            name=statistics.name,
-        )
+        options: dict[str, Any] = {"block": self.block, "damping": self.damping, "act_order": self.act_order}
+        return gptq(weights, statistics.hessian, self.quantizer, name=statistics.name, **options)
 
 
 @torch.no_grad()
@@ -94,13 +87,15 @@ def gptq(
         quantizer: format and clip.
         block: columns a block; shrunk so that groups and blocks align.
         damping, retries: see inverse_factor.
-        name: site for messages, such as "layer 3, qkv".
+        name: for messages, such as "layer 3, qkv".
 
     Raises:
         QuantizationError: NaN or inf in w or hessian, shapes that do not fit, a negative H_jj, or a Hessian that cannot
             be factored.
     """
-    _check(weights, hessian, quantizer, block, damping, retries, name)
+    if block < 1 or not damping >= 0 or retries < 0:
+        raise QuantizationError(f"{name}: {block=}, {damping=}, {retries=}; use block >= 1, damping >= 0, retries >= 0")
+    _check(weights, hessian, quantizer, name)
     format, sizes, d_in = quantizer.format, [len(w) for w in weights], weights[0].shape[1]
     size = format.group or d_in
     hessian, dead = hessian.clone(), hessian.diagonal() == 0
@@ -142,31 +137,25 @@ def gptq(
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
     result = torch.empty_like(codes)
     result[order] = codes
+    ends = list(accumulate(sizes))
     return [
-        quantized(own.T.contiguous(), _rows(grid, rows))
-        for own, rows in zip(result.split(sizes, dim=1), torch.arange(len(weight)).split(sizes), strict=True)
+        quantized(own.T.contiguous(), _rows(grid, slice(end - size, end)))
+        for own, size, end in zip(result.split(sizes, dim=1), sizes, ends, strict=True)
     ]
 
 
 def _stacked(grids: Sequence[Grid], sizes: Sequence[int]) -> Grid:
-    """Grids of several weights as one of all their rows."""
+    """Grids of several weights as one of all their rows; one scale a tensor, (1, 1), is repeated for each row."""
 
-    def rows(tensor: Tensor, size: int) -> Tensor:
-        return tensor.expand(size, -1)  # one scale a tensor is (1, 1)
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(grid, name).expand(size, -1) for grid, size in zip(grids, sizes, strict=True)])
 
-    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        found = [rows(tensor, size) for tensor, size in zip(tensors, sizes, strict=True) if tensor is not None]
-        return torch.cat(found) if found else None
-
-    scale = joined([grid.scale for grid in grids])
-    assert scale is not None
-    zero, second = (joined([getattr(grid, name) for grid in grids]) for name in ("zero", "second"))
-    return Grid(grids[0].format, scale, zero, second)
+    zero, second = (None if getattr(grids[0], name) is None else joined(name) for name in ("zero", "second"))
+    return Grid(grids[0].format, joined("scale"), zero, second)
 
 
-def _rows(grid: Grid, rows: Tensor) -> Grid:
+def _rows(grid: Grid, part: slice) -> Grid:
     """The grid of some rows; one scale a tensor becomes (1, 1) again."""
-    part = slice(int(rows[0]), int(rows[-1]) + 1)
     kept = slice(part.start, part.start + 1) if grid.format.tensor else part
     zero = None if grid.zero is None else grid.zero[kept].clone()
     return Grid(grid.format, grid.scale[kept].clone(), zero, None if grid.second is None else grid.second[part])
@@ -183,30 +172,18 @@ def _aligned(block: int, size: int) -> int:
     return max(step for step in range(1, block + 1) if size % step == 0)
 
 
-def _check(
-    weights: Sequence[Tensor],
-    hessian: Tensor,
-    quantizer: WeightQuantizer,
-    block: int,
-    damping: float,
-    retries: int,
-    what: str,
-) -> None:
+def _check(weights: Sequence[Tensor], hessian: Tensor, quantizer: WeightQuantizer, what: str) -> None:
     for w in weights:
         try:
             quantizer.check(w)
         except QuantizationError as error:
             raise QuantizationError(f"{what}: {error}") from error
-    if block < 1 or not damping >= 0 or retries < 0:
-        raise QuantizationError(f"{what}: {block=}, {damping=}, {retries=}; use block >= 1, damping >= 0, retries >= 0")
     widths = sorted({w.shape[1] for w in weights})
     if len(widths) > 1:
         raise QuantizationError(f"{what}: weights of {widths} input features share no Hessian; give one site at a time")
     if hessian.shape != (widths[0], widths[0]):
-        raise QuantizationError(
-            f"{what}: the Hessian has shape {tuple(hessian.shape)}; a weight {tuple(weights[0].shape)} needs "
-            f"{(widths[0], widths[0])}"
-        )
+        needs = f"a weight {tuple(weights[0].shape)} needs {(widths[0], widths[0])}"
+        raise QuantizationError(f"{what}: the Hessian has shape {tuple(hessian.shape)}; {needs}")
     if not torch.isfinite(hessian).all():
         raise QuantizationError(f"{what}: the Hessian holds NaN or inf; look for them in this site's activations")
     if (hessian.diagonal() < 0).any():

@@ -18,30 +18,18 @@ _FLOAT64_FACTOR = 2048
 
 
 class HessianAccumulator:
-    """Running H = (2 / N) sum_t x_t^T x_t over N tokens.
+    """Running H = (2 / N) sum_t x_t^T x_t over N tokens of n features; `tokens` is N so far.
 
     Products are float32; their sum is float64 for n up to 1024, else float32.
-
-    Args:
-        n: number of features.
-        device: where H lives; None for the CPU.
-
-    Attributes:
-        tokens: N so far.
     """
 
     def __init__(self, n: int, device: torch.device | str | None = None) -> None:
-        self.n = n
-        self.tokens = 0
+        self.n, self.tokens = n, 0
         self._sum = torch.zeros(n, n, dtype=torch.float64 if n <= _FLOAT64_SUM else torch.float32, device=device)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Add tokens x (..., n), any float dtype.
-
-        Raises:
-            CalibrationError: the last axis of x is not n.
-        """
+        """Add tokens x (..., n), any float dtype; CalibrationError where the last axis is another."""
         if x.shape[-1] != self.n:
             raise CalibrationError(f"activations have {x.shape[-1]} features; this Hessian was made for {self.n}")
         rows = x.reshape(-1, self.n).to(device=self._sum.device, dtype=torch.float32)
@@ -53,11 +41,7 @@ class HessianAccumulator:
 
     @property
     def value(self) -> Tensor:
-        """H (n, n), float64 or float32.
-
-        Raises:
-            CalibrationError: no token was added.
-        """
+        """H (n, n), float64 or float32; CalibrationError where no token was added."""
         if self.tokens == 0:
             raise CalibrationError("no token was added to the Hessian; run calibration text through the model first")
         return self._sum * (2 / self.tokens)
@@ -70,7 +54,7 @@ def conjugate_hessian(hessian: Tensor, transform: Transform) -> Tensor:
         return (result + result.T) / 2
 
 
-def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, name: str = "") -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, name: str = "gptq") -> Tensor:
     """Upper triangular U with U^T U = (H + damping * mean(diag H) * I)^-1, float32.
 
     Reversing rows and columns turns the one Cholesky factor of H into H = V V^T with V upper triangular, so U = V^-1
@@ -102,12 +86,10 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, 
                 factor = inverse.to(torch.float32)
                 if torch.isfinite(factor).all():
                     if index:
-                        logger.warning(
-                            "%s: the Hessian needed damping %g (the setting is %g)", name or "gptq", share, damping
-                        )
+                        logger.warning("%s: the Hessian needed damping %g (the setting is %g)", name, share, damping)
                     return factor
     tried = ", ".join(f"{share:g}" for share in dampings)
     raise QuantizationError(
-        f"{name or 'gptq'}: the Hessian ({n} x {n}) is not positive definite with damping {tried} "
+        f"{name}: the Hessian ({n} x {n}) is not positive definite with damping {tried} "
         "of its mean diagonal; calibrate on more tokens, raise damping, or quantize this weight with rtn"
     )

@@ -19,11 +19,8 @@ _registry: dict[str, str] = {
 def register_rounder(name: str, target: str) -> None:
     """Make a `WeightRounder` known by its name (weights=<name>, with a file conf/weights/<name>.yaml).
 
-    Args:
-        target: where its class is, "module:Class"; imported when it is first used.
-
-    Raises:
-        QuantizationError: the name stands for another class.
+    `target` is its class, "module:Class", imported when it is first used. QuantizationError where the name stands for
+    another one.
     """
     if _registry.setdefault(name, target) != target:
         raise QuantizationError(f"a rounder named {name!r} is registered already: {_registry[name]}")
@@ -35,11 +32,7 @@ def rounder_names() -> list[str]:
 
 
 def rounder_class(name: str) -> type[WeightRounder]:
-    """The class of a registered rounder.
-
-    Raises:
-        QuantizationError: there is none of this name.
-    """
+    """The class of a registered rounder; QuantizationError where there is none of this name."""
     if name not in _registry:
         raise QuantizationError(f"rounder {name!r} is unknown; there are {', '.join(_registry)}")
     module, _, attribute = _registry[name].partition(":")

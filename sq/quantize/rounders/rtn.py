@@ -16,9 +16,5 @@ class Rtn(WeightRounder):
     """Every entry goes to the nearest level."""
 
     def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
-        """Each weight by itself.
-
-        Raises:
-            QuantizationError: see WeightQuantizer.
-        """
+        """Each weight by itself; errors are those of `WeightQuantizer`."""
         return [self.quantizer.quantize(weight) for weight in weights]
