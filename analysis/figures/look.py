@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from sq.io import write_bytes
@@ -39,6 +41,23 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def blank(width: float, height: float) -> Figure:
     """An empty figure, inches; one that pyplot does not keep, so nothing has to be closed."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def note(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], color: str = "#555555", **place: Any
+) -> None:
+    """Small text beside a point; offset in printer's points."""
+    axes.annotate(text, point, offset, textcoords="offset points", color=color, fontsize=7, **place)
+
+
+def decade_labels(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis at 1, 2 and 5 of a decade."""
+
+    def label(value: float, _: object) -> str:
+        return f"{value:g}" if round(float(f"{value:e}".split("e")[0]), 6) in (1, 2, 5) else ""
+
+    axis.set_major_formatter(label)
+    axis.set_minor_formatter(label)
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
