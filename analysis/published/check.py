@@ -76,11 +76,6 @@ def _compare(ours: float, published: pd.DataFrame, metric: str) -> dict[str, Any
     sources = published["origin"].nunique()
     alone = ACCURACY_FLOOR if metric.startswith("acc/") else PERPLEXITY_FLOOR * median
     spread = alone if sources == 1 else max(float(values.max() - values.min()), PRINTED)
-    return {
-        "ours": ours,
-        "published": median,
-        "spread": spread,
-        "sources": sources,
-        "difference": ours - median,
-        "differs": "yes" if abs(ours - median) > spread else "no",
-    }
+    differs = "yes" if abs(ours - median) > spread else "no"
+    found = {"ours": ours, "published": median, "spread": spread, "sources": sources}
+    return {**found, "difference": ours - median, "differs": differs}

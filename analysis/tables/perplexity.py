@@ -1,4 +1,4 @@
-"""Perplexity and KL of every method with each weight quantizer, at one bit-width."""
+"""Quality of every method with each weight quantizer: perplexity and KL at one bit-width, and one metric at all."""
 
 from __future__ import annotations
 
@@ -27,3 +27,21 @@ PERPLEXITY = Declaration(
     title="Perplexity and KL from full precision, {models}, {bits}",
     note="KL in nats per token; intervals: 95% paired bootstrap over windows.",
 )
+# Labels of bits always name the KV cache.
+METRICS = {
+    "kl": ("KL from full precision, nats per token", "{:.4f}"),
+    "ppl": ("Perplexity", "{:.3f}"),
+    "top1": ("Share of tokens with full precision's most likely token", "{:.3f}"),
+}
+BITS = [
+    Declaration(
+        experiment="table_bits",
+        task="perplexity",
+        metric=metric,
+        several=["bits"],
+        columns=[METHOD, Each(["text", "bits", "weights"], [Column("", measured(metric), form)])],
+        title=f"{title}, {{models}}",
+        note="Blank: not asked for.",
+    )
+    for metric, (title, form) in METRICS.items()
+]
