@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -24,18 +22,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 GREY = "#777777"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
-P = ParamSpec("P")
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under the style file, whatever the caller's own settings are, and leave those as they were."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style.context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
+styled = style.context(STYLE)  # decorates a function that draws: the caller's own settings neither count nor change
 
 
 def blank(width: float, height: float) -> Figure:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 
 from sq.analysis.published import SETTING, load_published
 from sq.analysis.tables.order import row_name
-from sq.analysis.tables.table import Column, Table, lay_out
+from sq.analysis.tables.table import Table
 
 # Where one source alone measured a setting: about the median spread of the quantized settings that several measured.
 PERPLEXITY_FLOOR = 0.025  # of the value
@@ -17,13 +16,8 @@ ACCURACY_FLOOR = 0.6  # points
 PRINTED = 0.01  # sources that agree exactly still round to this
 
 
-COLUMNS = {
-    **dict.fromkeys(("model", "method", "bits", "weights", "metric")),
-    **dict.fromkeys(("ours", "published", "spread"), "{:.2f}"),
-    "sources": "{:.0f}",
-    "difference": "{:+.2f}",
-    "differs": None,
-}
+TEXTS = ("model", "method", "bits", "weights", "metric")
+NUMBERS = {**dict.fromkeys(("ours", "published", "spread"), "{:.2f}"), "sources": "{:.0f}", "difference": "{:+.2f}"}
 
 
 def check_published(frame: pd.DataFrame) -> Table:
@@ -50,8 +44,8 @@ def check_published(frame: pd.DataFrame) -> Table:
             "example `python run.py model=llama2_7b bits=w4a4kv4 weights=gptq method=quarot`."
         )
     alone = f"Spread of a single source: {PERPLEXITY_FLOOR:.1%} of a perplexity, {ACCURACY_FLOOR} points."
-    columns = [Column(name, itemgetter(name), form) for name, form in COLUMNS.items()]
-    return lay_out(rows, columns, "Runs of published settings", f"{note} {alone}")
+    found = pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS, "differs"], dtype=object)
+    return Table(found, "Runs of published settings", f"{note} {alone}", NUMBERS)
 
 
 def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:

@@ -8,12 +8,9 @@ arguments and errors.
 
 from __future__ import annotations
 
-from sq.analysis.tables.ablation import ABLATION
-from sq.analysis.tables.perplexity import BITS, PERPLEXITY
+from sq.analysis.tables.declared import ABLATION, BITS, PERPLEXITY, TIME, ZEROSHOT
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
-from sq.analysis.tables.timing import TIME
-from sq.analysis.tables.zeroshot import ZEROSHOT
 
 table_perplexity = table_of(PERPLEXITY)
 table_zeroshot = table_of(ZEROSHOT)
