@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, decade_labels, note, styled
 from sq.analysis.figures.select import scored
@@ -37,7 +36,7 @@ def figure_art_steps(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> F
             axes.axhline(level.iloc[-1], color=GREY, lw=0.8, ls=":", zorder=1)
             note(axes, label, (1, level.iloc[-1]), (0, 2), xycoords=("axes fraction", "data"), ha="right")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.minorticks_off()
     decade_labels(axes.yaxis)
     axes.set(xlabel="ART steps per axis", ylabel="KL (nats/token)")
     return figure

@@ -54,9 +54,7 @@ def _draw_surface(axes: Axes3D, tokens: np.ndarray, top: float) -> None:
     # The root gives ordinary values a colour of their own beside outliers that are tens of times larger.
     colours = {"cmap": "cividis", "norm": PowerNorm(0.5, 0, top), "rasterized": True}
     rows, columns = shown.shape
-    axes.plot_surface(
-        channel, token, shown, rcount=rows, ccount=columns, linewidth=0, antialiased=False, **colours
-    )  # fmt: skip
+    axes.plot_surface(channel, token, shown, rcount=rows, ccount=columns, linewidth=0, antialiased=False, **colours)
     axes.set_zlim(0, top)
     for axis, label in ((axes.xaxis, "channel"), (axes.yaxis, "token"), (axes.zaxis, "|activation|")):
         axis.set_label_text(label)

@@ -31,9 +31,7 @@ NAMES = {
 }
 
 
-def finished(
-    frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = (), needs: str = "status"
-) -> pd.DataFrame:
+def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], needs: str = "status") -> pd.DataFrame:
     """The finished runs of an experiment that have a value in the column `needs`, in the order of its sweep.
 
     Raises:

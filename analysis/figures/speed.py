@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled
 from sq.analysis.figures.select import NAMES, finished
@@ -73,7 +72,7 @@ def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
             axes.plot(curve["batch"], curve["speedup"], marker=marker, ls=dashes, color=colour, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(rates["batch"].unique()))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.minorticks_off()
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter(f"{{x:g}}{TIMES}")
     axes.set(title=phase, xlabel="batch size (sequences)")

@@ -30,7 +30,7 @@ def check_published(frame: pd.DataFrame) -> Table:
     """
     known = {str(key): group for key, group in load_published().groupby(SETTING)}
     rows = [
-        {**_setting(run), "metric": metric, **_compare(ours, known[key], metric)}
+        {**run.to_dict(), "method": row_name(run), "metric": metric, **_compare(ours, known[key], metric)}
         for _, run in frame[(frame["status"] == "finished") & (frame["activations"] != "midrise")].iterrows()
         for metric, protocol, ours in _numbers(run)
         if (key := str((run["model"], run["method"], run["bits"], run["weights"], metric, protocol))) in known
@@ -58,10 +58,6 @@ def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:
     if isinstance(tasks, list) and pd.isna(run.get("task.zeroshot.limit")) and pd.notna(run.get("acc/mean")):
         found.append(("acc/mean", f"{len(tasks)} tasks", 100 * float(run["acc/mean"])))
     return found
-
-
-def _setting(run: pd.Series) -> dict[str, Any]:
-    return {"model": run["model"], "method": row_name(run), "bits": run["bits"], "weights": run["weights"]}
 
 
 def _compare(ours: float, published: pd.DataFrame, metric: str) -> dict[str, Any]:

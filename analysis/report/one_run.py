@@ -73,7 +73,7 @@ def summary(result: Result) -> str:
 
 def _pictures(result: Result) -> dict[str, Figure]:
     """Of what the run measured, by the name of the file."""
-    metrics = result.metrics if "quantize/seconds" in result.metrics else None
+    metrics: Any = result.metrics if "quantize/seconds" in result.metrics else None
     sites, layers = result.extras.get("sites"), result.extras.get("layers")
     drawn = (
         ("sites", figure_run_sites, sites),

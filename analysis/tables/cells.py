@@ -36,8 +36,8 @@ class Cell:
     bits: str | None = None
     weights: str | None = None
 
-    def among(self, runs: pd.DataFrame) -> pd.Series | None:
-        """Of `row` or `bases`, the column's newest run that was made, even if it failed, else a missing one, or None."""
+    def newest(self, runs: pd.DataFrame) -> pd.Series | None:
+        """Of `row` or `bases`, the column's newest run that was made, even if it failed; else a missing one or None."""
         if self.bits is not None:
             runs = runs[runs["bits"] == self.bits]
         if self.weights is not None:  # full precision has no weight quantizer and stands in the columns of all of them
@@ -62,7 +62,7 @@ def measured(metric: str) -> Callable[[Cell], Value]:
     """The value function of a metric on the text of the column: "kl" shows kl/<text>."""
 
     def shown(cell: Cell) -> Value:
-        run = cell.among(cell.row)
+        run = cell.newest(cell.row)
         if run is not None and run["weights"] == "none" and metric in RELATIVE:
             return None
         return value(run, f"{metric}/{cell.text}")
@@ -77,7 +77,7 @@ def kl_over_base(cell: Cell) -> Value:
         DataError: the two were scored on different windows.
     """
     name = f"kl/{cell.text}"
-    run, base = cell.among(cell.row), cell.among(cell.bases)
+    run, base = cell.newest(cell.row), cell.newest(cell.bases)
     own, other = measured("kl")(cell), value(base, name)
     if not (isinstance(own, float) and isinstance(other, float) and other):
         return None
@@ -87,7 +87,7 @@ def kl_over_base(cell: Cell) -> Value:
 
 def perplexity_over_full_precision(cell: Cell) -> Value:
     """Perplexity over full precision's: exp of the mean NLL difference by window; None without values by window."""
-    run = cell.among(cell.row)
+    run = cell.newest(cell.row)
     if run is None or run["weights"] == "none" or not isinstance(value(run, f"ppl/{cell.text}"), float):
         return None
     own, full = _windows(run, f"nll/{cell.text}"), _windows(run, f"reference_nll/{cell.text}")

@@ -33,7 +33,7 @@ PERPLEXITY = Declaration(
     title="Perplexity and KL from full precision, {models}, {bits}",
     note="KL in nats per token; intervals: 95% paired bootstrap over windows.",
 )
-# Labels of bits always name the KV cache.
+# Titles and formats of table_bits, whose labels of bits always name the KV cache.
 METRICS = {
     "kl": ("KL from full precision, nats per token", "{:.4f}"),
     "ppl": ("Perplexity", "{:.3f}"),
@@ -88,8 +88,6 @@ ZEROSHOT = Declaration(
     remark=_standard_error,
     published=["acc/mean"],
 )
-
-
 SECONDS, MEMORY = "quantize/seconds", "quantize/peak_memory_bytes"
 
 
@@ -141,8 +139,8 @@ TIME = Declaration(
 
 def _run(cell: Cell) -> pd.Series:
     """A run of the recipe, finished where one is."""
-    made = cell.row[cell.row["status"] == "finished"]
-    return (cell.row if made.empty else made).iloc[0]
+    done = _finished(cell.row)
+    return (cell.row if done.empty else done).iloc[0]
 
 
 def _part(shown: Callable[[pd.Series], str]) -> Callable[[Cell], str]:

@@ -108,11 +108,9 @@ class Table:
         return {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}[form]()
 
     def _shown(self) -> list[list[str]]:
-        columns = [str(column) for column in self.frame]
-        return [
-            [show(cell, self.formats.get(column, "{}")) for column, cell in zip(columns, row, strict=True)]
-            for row in self.frame.itertuples(index=False, name=None)
-        ]
+        shapes = [self.formats.get(str(column), "{}") for column in self.frame]
+        rows = self.frame.itertuples(index=False, name=None)
+        return [[show(cell, shape) for cell, shape in zip(row, shapes, strict=True)] for row in rows]
 
 
 def show(cell: Any, shape: str) -> str:
