@@ -14,6 +14,7 @@ from sq.formats.labels import parse_bits
 from sq.runs.results import WINDOWS, read_result
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
+FIELDS = ("run_id", "status", "error", "model", "method", "bits", "weights", "activations", "seed", "created")
 
 
 class MissingRuns(DataError):
@@ -44,17 +45,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
     found = [(path, read_result(path)) for path in sorted(folder.glob("*")) if path.is_dir()]
     rows = [
         {
-            "run_id": result.run_id,
-            "status": result.status,
-            "error": result.error,
-            "model": result.model,
-            "method": result.method,
-            "bits": result.bits,
-            "weights": result.weights,
-            "activations": result.activations,
-            "seed": result.seed,
-            "created": result.created,
-            "git_commit": result.git_commit,
+            **{name: getattr(result, name) for name in (*FIELDS, "git_commit")},
             "folder": path,
             **result.metrics,
             **_fingerprints(result.extras),

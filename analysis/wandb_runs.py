@@ -50,15 +50,6 @@ def _row(run: Any) -> dict[str, Any]:
     config |= config.pop("settings", {})  # of a W&B sweep's run, whose swept names are locked to what was swept
     logged: Mapping[str, Any] = dict(run.summary)
     metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
-    return {
-        "run_id": config["run_id"],
-        "status": logged["status"],
-        "error": logged.get("error"),
-        **summary(config),
-        "created": str(run.created_at),
-        "git_commit": None,
-        "folder": None,
-        **metrics,
-        **machine(config.get("environment") or {}),
-        **settings(config),
-    }
+    first = {"run_id": config["run_id"], "status": logged["status"], "error": logged.get("error")}
+    then = {"created": str(run.created_at), "git_commit": None, "folder": None, **metrics}
+    return {**first, **summary(config), **then, **machine(config.get("environment") or {}), **settings(config)}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, styled
-from sq.analysis.figures.select import file_of, finished
+from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, note, styled
+from sq.analysis.figures.select import with_file
 from sq.runs.results import TRAINING
 
 NORMS = {
@@ -26,21 +25,15 @@ def figure_convergence(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) ->
 
     Bold: means over the steps that deal all calibration windows once, so that windows which differ in difficulty do not
     show as noise of the training. Faint: the gradient norm of each step.
-
-    Args:
-        frame: of `sq.analysis.load`.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
-
-    Raises:
-        MissingRuns: the training is not there; the command makes it.
     """
-    experiment = "figure_convergence"
-    run = finished(frame, experiment, overrides).iloc[-1]
-    steps = training_steps(file_of(run, TRAINING, experiment, overrides))
+    run, path = with_file(frame, "figure_convergence", overrides, TRAINING)
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    steps = pd.DataFrame([record for record in records if "loss" in record])  # the last of a training has none
     windows = run["calibration.tokens"] / run["calibration.window"]
     span = max(1, round(windows / min(run["method.batch"], windows)))
     whole = steps.iloc[: max(1, len(steps) // span) * span]  # a last, incomplete pass has a mean of other windows
     means = whole.groupby(whole.index // span)[["step", "loss", *NORMS]].mean()
+    last = steps["step"].iloc[-1]
     figure = blank(SINGLE, 3.0)
     loss, norm = figure.subplots(2, 1, sharex=True)
     loss.plot(means["step"], means["loss"], color=BLUE)
@@ -48,25 +41,13 @@ def figure_convergence(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) ->
     for key, (label, colour, dashes) in NORMS.items():
         norm.plot(steps["step"], steps[key], color=colour, lw=0.3, alpha=0.35, rasterized=len(steps) > 5000)
         norm.plot(means["step"], means[key], color=colour, ls=dashes)
-        norm.annotate(
-            label, (1, steps[key].max()), (0, 1), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="bottom", color=colour, fontsize=7,
-        )  # fmt: skip
-    norm.set_ylabel("gradient norm")
-    norm.set_ylim(0, 1.12 * steps[list(NORMS)].max().max())
+        place = ("axes fraction", "data")
+        note(norm, label, (1, steps[key].max()), (0, 1), colour, xycoords=place, ha="right", va="bottom")
+    norm.set(ylabel="gradient norm", ylim=(0, 1.12 * steps[list(NORMS)].max().max()), xlim=(0, last + 1))
     norm.set_xlabel(f"step (learning rate {run['method.lr']:g} to 0, {run['method.schedule']})")
-    norm.set_xlim(0, steps["step"].iloc[-1] + 1)
-    if steps["step"].iloc[-1] > PUBLISHED:
+    if last > PUBLISHED:
         for axes in (loss, norm):
             axes.axvline(PUBLISHED, color=GREY, lw=0.8, ls=":")
-        loss.annotate(
-            f"published: {PUBLISHED} steps", (PUBLISHED, 1), (3, -2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=7, color="#555555",
-        )  # fmt: skip
+        text = f"published: {PUBLISHED} steps"
+        note(loss, text, (PUBLISHED, 1), (3, -2), xycoords=("data", "axes fraction"), va="top")
     return figure
-
-
-def training_steps(path: Path) -> pd.DataFrame:
-    """Records of training.jsonl that are steps, by step; the last one of a training has no loss and is left out."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pd.DataFrame([record for record in records if "loss" in record])

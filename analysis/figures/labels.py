@@ -43,17 +43,10 @@ def place_labels(
     crowd = [np.sort(np.hypot(*(points - point).T))[1:4].sum() for point in points]
     for i in np.argsort(crowd):
         size = _size(axes, labels[i], canvas, **text)
-        best: tuple[float, Bbox, Place, float] | None = None
-        for gap, place in product(GAPS, PLACES):
-            box = _box(points[i], gap * scale, place, size)
-            cost = sum(_overlap(box, other) for j, other in enumerate(taken) if j != i)
-            cost += 4 * (box.width * box.height - _overlap(box, inside))
-            if best is None or cost < best[0]:
-                best = (cost, box, place, gap)
-            if cost <= 0:
-                break
-        assert best is not None
-        _, box, (dx, dy, horizontal, vertical), gap = best
+        others = [box for j, box in enumerate(taken) if j != i]
+        tried = [(gap, place, _box(points[i], gap * scale, place, size)) for gap, place in product(GAPS, PLACES)]
+        free = np.argmin([_cost(box, others, inside) for _, _, box in tried])  # the first of equals
+        gap, (dx, dy, horizontal, vertical), box = tried[free]
         end = (ALONG[horizontal], ALONG[vertical])  # the corner of the text that is nearest to its point
         line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2.5, "relpos": end}
         axes.annotate(
@@ -78,6 +71,12 @@ def _box(point: np.ndarray, gap: float, place: Place, size: tuple[float, float])
     left = point[0] + gap * dx - width * ALONG[horizontal]
     bottom = point[1] + gap * dy - height * ALONG[vertical]
     return Bbox.from_bounds(left, bottom, width, height)
+
+
+def _cost(box: Bbox, others: Sequence[Bbox], inside: Bbox) -> float:
+    """How much of a label covers others or lies outside the axes; 0 for none."""
+    outside = box.width * box.height - _overlap(box, inside)
+    return max(0.0, sum(_overlap(box, other) for other in others) + 4 * outside)
 
 
 def _overlap(first: Bbox, second: Bbox) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from sq.io import write_bytes
@@ -22,23 +22,29 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 GREY = "#777777"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
-P = ParamSpec("P")
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under the style file, whatever the caller's own settings are, and leave those as they were."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style.context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
+styled = style.context(STYLE)  # decorates a function that draws: the caller's own settings neither count nor change
 
 
 def blank(width: float, height: float) -> Figure:
     """An empty figure, inches; one that pyplot does not keep, so nothing has to be closed."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def note(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], color: str = "#555555", **place: Any
+) -> None:
+    """Small text beside a point; offset in printer's points."""
+    axes.annotate(text, point, offset, textcoords="offset points", color=color, fontsize=7, **place)
+
+
+def decade_labels(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis at 1, 2 and 5 of a decade."""
+
+    def label(value: float, _: object) -> str:
+        return f"{value:g}" if round(float(f"{value:e}".split("e")[0]), 6) in (1, 2, 5) else ""
+
+    axis.set_major_formatter(label)
+    axis.set_minor_formatter(label)
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:

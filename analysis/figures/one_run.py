@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from sq.analysis.figures.look import BLUE, DOUBLE, GREY, ORANGE, SINGLE, SKY, VERMILLION, blank, styled
 
@@ -16,11 +16,7 @@ PARTS = {"capture": SKY, "transform": ORANGE, "weights": BLUE}
 
 @styled
 def figure_run_sites(sites: Sequence[Mapping[str, Any]]) -> Figure:
-    """Peak over rms of each site's tokens before and after its transform, by layer.
-
-    Args:
-        sites: the "sites" of result.json, at least one.
-    """
+    """Peak over rms of each site's tokens before and after its transform, by layer: "sites" of result.json."""
     names = list(dict.fromkeys(str(site["site"]) for site in sites))
     figure = blank(DOUBLE, 1.9)
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
@@ -35,36 +31,25 @@ def figure_run_sites(sites: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(f"{name}: {np.median(before):.1f} to {np.median(after):.1f}")
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    panels[0].set_ylabel("peak / rms")
-    panels[0].set_ylim(1, None)
-    handles, _ = panels[0].get_legend_handles_labels()
-    panels[-1].legend(panels[-1].lines or handles, ["before", "after"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panels[0].set(ylabel="peak / rms", ylim=(1, None))
+    panels[-1].legend(panels[-1].lines, ["before", "after"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 @styled
 def figure_run_layers(layers: Sequence[Mapping[str, Any]]) -> Figure:
-    """Relative squared error of each layer's output with everything quantized, on the same input.
-
-    Args:
-        layers: the "layers" of result.json, at least one.
-    """
+    """Relative squared error of each layer's output, all quantized, on the same input: "layers" of result.json."""
     figure = blank(SINGLE, 1.8)
     axes = figure.subplots()
     axes.bar([layer["layer"] for layer in layers], [100 * layer["error"] for layer in layers], color=BLUE, width=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
-    axes.set_xlabel("layer")
-    axes.set_ylabel("relative squared error (%)")
+    axes.set(xlabel="layer", ylabel="relative squared error (%)")
     return figure
 
 
 @styled
 def figure_run_time(metrics: Mapping[str, float | None]) -> Figure:
-    """Quantization seconds by part, one bar.
-
-    Args:
-        metrics: of result.json, quantize/<part>_seconds among them.
-    """
+    """Quantization seconds by part, one bar: quantize/<part>_seconds of the metrics of result.json."""
     seconds = {part: float(metrics[f"quantize/{part}_seconds"] or 0.0) for part in PARTS}
     total = sum(seconds.values())
     figure = blank(SINGLE, 1.0)
@@ -73,15 +58,11 @@ def figure_run_time(metrics: Mapping[str, float | None]) -> Figure:
     for number, (part, value) in enumerate(seconds.items()):
         axes.barh(0, value, left=start, height=0.5, color=PARTS[part], edgecolor="white")
         # Narrow parts stand side by side: every other name goes below the bar.
-        axes.annotate(
-            f"{part} {value:.2f} s", (start + value / 2, 0.3 if number % 2 == 0 else -0.3), ha="center",
-            va="bottom" if number % 2 == 0 else "top", fontsize=7,
-        )  # fmt: skip
+        y, side = (-0.3, "top") if number % 2 else (0.3, "bottom")
+        axes.text(start + value / 2, y, f"{part} {value:.2f} s", ha="center", va=side, fontsize=7)
         start += value
-    axes.set_xlim(0, total or 1)
-    axes.set_ylim(-0.75, 0.75)
-    axes.set_yticks([])
+    axes.set(xlim=(0, total or 1), ylim=(-0.75, 0.75), yticks=[])
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(f"quantization time (s), {total:.2f} s in all", color=GREY)
     return figure

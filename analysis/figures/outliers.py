@@ -12,10 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d import Axes3D
 
 from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled
-from sq.analysis.figures.stages import read_activations
+from sq.analysis.figures.select import read_activations
 
 TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be distinguished at print size
-STAGES = (("before", "before"), ("after_art", "after ART"), ("after_urt", "after ART and URT"))
+STAGES = {"before": "before", "after_art": "after ART", "after_urt": "after ART and URT"}
 
 
 @styled
@@ -23,24 +23,22 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
     """Above |activation| over channel and token, below each channel's largest value; one scale for all stages.
 
     Channels that cannot be distinguished on paper share a line of the surface, which shows the largest of them.
-
-    Arguments and errors: as of `figure_givens`.
     """
-    kept = read_activations(frame, "figure_outliers", overrides)
-    stages = [np.abs(getattr(kept, name)).astype(float) for name, _ in STAGES]
+    run, kept = read_activations(frame, "figure_outliers", overrides)
+    stages = [np.abs(kept[name]).astype(float) for name in STAGES]
     top = max(float(stage.max()) for stage in stages)
     figure = blank(DOUBLE, 3.2)
     grid = figure.add_gridspec(2, 3, height_ratios=(1.7, 1))
     profiles = [figure.add_subplot(grid[1, column]) for column in range(3)]
-    for column, (stage, (_, title)) in enumerate(zip(stages, STAGES, strict=True)):
+    for column, (stage, title) in enumerate(zip(stages, STAGES.values(), strict=True)):
         surface = figure.add_subplot(grid[0, column], projection="3d")
         _draw_surface(surface, stage[:TOKENS], top)
-        surface.set_title(f"{title}: peak {stage.max():.1f}, {peak_over_rms(stage):.1f} {TIMES} rms", y=1.0)
+        ratio = np.median(stage.max(1) / np.sqrt(np.square(stage).mean(1)))  # as in result.json
+        surface.set_title(f"{title}: peak {stage.max():.1f}, {ratio:.1f} {TIMES} rms", y=1.0)
         n, profile = stage.shape[1], profiles[column]
         profile.fill_between(np.arange(n) + 0.5, stage.max(0), step="mid", color=BLUE, lw=0)
-        profile.set_xlabel(f"channel of {kept.site}, layer {kept.layer}")
-        profile.set_xlim(0, n)
-        profile.set_ylim(0, 1.05 * top)
+        profile.set_xlabel(f"channel of {run['task.activations.site']}, layer {run['task.activations.layer']:.0f}")
+        profile.set(xlim=(0, n), ylim=(0, 1.05 * top))
         if column:
             profile.tick_params(labelleft=False)
     profiles[0].set_ylabel("largest |activation|")
@@ -48,41 +46,21 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
 
 
 def _draw_surface(axes: Axes3D, tokens: np.ndarray, top: float) -> None:
-    """|activation| over channel and token, on the scale of all stages."""
-    shown = _pooled(tokens)
+    """|activation| over channel and token, on the scale of all stages; neighbouring channels show their largest."""
+    pooled = -(-tokens.shape[1] // COLUMNS)
+    shown = np.maximum.reduceat(tokens, np.arange(0, tokens.shape[1], pooled), axis=1)
     width = tokens.shape[1] / shown.shape[1]
     channel, token = np.meshgrid((np.arange(shown.shape[1]) + 0.5) * width, np.arange(len(shown)))
     # The root gives ordinary values a colour of their own beside outliers that are tens of times larger.
-    axes.plot_surface(
-        channel,
-        token,
-        shown,
-        rcount=len(shown),
-        ccount=shown.shape[1],
-        cmap="cividis",
-        norm=PowerNorm(0.5, 0, top),
-        linewidth=0,
-        antialiased=False,
-        rasterized=True,
-    )
+    colours = {"cmap": "cividis", "norm": PowerNorm(0.5, 0, top), "rasterized": True}
+    rows, columns = shown.shape
+    axes.plot_surface(channel, token, shown, rcount=rows, ccount=columns, linewidth=0, antialiased=False, **colours)
     axes.set_zlim(0, top)
-    axes.set_xlabel("channel", labelpad=-10)
-    axes.set_ylabel("token", labelpad=-10)
-    axes.set_zlabel("|activation|", labelpad=-10)
+    for axis, label in ((axes.xaxis, "channel"), (axes.yaxis, "token"), (axes.zaxis, "|activation|")):
+        axis.set_label_text(label)
+        axis.labelpad = -10
+        axis.pane.set_visible(False)
+        axis.set_major_locator(MaxNLocator(3))
     axes.tick_params(pad=-4, labelsize=6)
     axes.set_box_aspect((1.5, 1, 0.75), zoom=1.15)
     axes.view_init(elev=24, azim=-62)
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.pane.set_visible(False)
-        axis.set_major_locator(MaxNLocator(3))
-
-
-def peak_over_rms(tokens: np.ndarray) -> float:
-    """Median over tokens of max|x| / rms(x), as in result.json. tokens (T, n), none of them all zero."""
-    return float(np.median(np.abs(tokens).max(1) / np.sqrt(np.square(tokens).mean(1))))
-
-
-def _pooled(tokens: np.ndarray) -> np.ndarray:
-    """The largest value of neighbouring channels, (T, at most COLUMNS)."""
-    width = -(-tokens.shape[1] // COLUMNS)
-    return np.maximum.reduceat(tokens, np.arange(0, tokens.shape[1], width), axis=1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sq.analysis.expected import command, of_experiment
 from sq.analysis.results import MissingRuns
+from sq.runs.results import ACTIVATIONS
 
 OURS = "sq.methods.singlequant.SingleQuant"
 # How methods are written in figures; one without an entry is written as in its config. Variants of
@@ -29,16 +31,8 @@ NAMES = {
 }
 
 
-def finished(
-    frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = (), needs: str = "status"
-) -> pd.DataFrame:
-    """The finished runs of an experiment in the order of its sweep.
-
-    Args:
-        frame: of `sq.analysis.load`.
-        experiment: file of conf/experiment/.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
-        needs: the column that a run must have a value in.
+def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], needs: str = "status") -> pd.DataFrame:
+    """The finished runs of an experiment that have a value in the column `needs`, in the order of its sweep.
 
     Raises:
         MissingRuns: there are none; it carries the command.
@@ -51,21 +45,38 @@ def finished(
     return runs.reset_index(drop=True)
 
 
-def file_of(run: pd.Series, name: str, experiment: str, overrides: Sequence[str] = ()) -> Path:
-    """A file of the run directory.
+def scored(
+    frame: pd.DataFrame, experiment: str, overrides: Sequence[str], metric: str, needs: str = "status"
+) -> pd.DataFrame:
+    """Finished runs with "kl" or "ppl" on the first text of those that have `needs`, or mean "acc", as "quality"."""
+    runs = finished(frame, experiment, overrides, needs)
+    texts = [text for value in runs.get("task.perplexity.texts", ()) if isinstance(value, list) for text in value]
+    column = "acc/mean" if metric == "acc" else f"{metric}/{texts[0] if texts else ''}"
+    runs = finished(frame, experiment, overrides, column)
+    return runs.assign(quality=runs[column].astype(float))
+
+
+def with_file(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], name: str) -> tuple[pd.Series, Path]:
+    """The last finished run of an experiment, and a file of its directory.
 
     Raises:
-        MissingRuns: it is gone.
+        MissingRuns: the run is not there, or the file is gone.
     """
+    run = finished(frame, experiment, overrides).iloc[-1]
     path = Path(run["folder"]) / name
     if not path.is_file():
         raise MissingRuns(f"{path} is missing", f"{command(experiment, overrides)} force=true")
-    return path
+    return run, path
 
 
-def text_metric(runs: pd.DataFrame, metric: str) -> str:
-    """The column of a metric on the first text of the runs: "kl/embedded", "ppl/wikitext2"; "acc/mean" has no text."""
-    if metric == "acc":
-        return "acc/mean"
-    texts = [text for value in runs.get("task.perplexity.texts", ()) if isinstance(value, list) for text in value]
-    return f"{metric}/{texts[0]}" if texts else f"{metric}/"
+def read_activations(
+    frame: pd.DataFrame, experiment: str, overrides: Sequence[str]
+) -> tuple[pd.Series, dict[str, np.ndarray]]:
+    """The run of an experiment with task=activations, and the arrays of one site that it kept, float32.
+
+    before, after_art, after_urt: tokens of the site, (T, n). givens_channels (2,): the channels that ART's first step
+    rotates, by givens_angle (radians); givens_before, givens_after: these channels, (T, 2).
+    """
+    run, path = with_file(frame, experiment, overrides, ACTIVATIONS)
+    with np.load(path) as arrays:
+        return run, dict(arrays)

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled
 from sq.analysis.figures.select import NAMES, finished
@@ -33,26 +32,19 @@ def figure_speed(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figur
 
     All kinds of the experiment's first method; of its others the fastest packed kind, because bf16 is the same for all.
     The title names the device, the model, and random weights where it has them.
-
-    Args:
-        frame: of `sq.analysis.load`.
-        overrides: that the experiment was run with, such as "model=llama2_7b".
-
-    Raises:
-        MissingRuns: no run with task=speed; the command makes it.
     """
-    runs = finished(frame, "figure_speed", overrides, _any_speed(frame))
-    run, rates = runs.iloc[0], speeds(runs.iloc[0])
-    others = {NAMES.get(other["method"], str(other["method"])): speeds(other) for _, other in runs.iloc[1:].iterrows()}
+    measured = next((str(name) for name in frame if COLUMN.match(str(name))), "speed/")
+    runs = finished(frame, "figure_speed", overrides, measured)
+    run, *others = (one for _, one in runs.iterrows())
     figure = blank(DOUBLE, 2.3)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, phase in zip(panels, ("prefill", "decode"), strict=True):
-        _panel(axes, rates[rates["phase"] == phase], phase)
-        for name, other in others.items():
-            _fastest(axes, other[other["phase"] == phase], name)
+        _panel(axes, speeds(run), phase)
+        for other in others:
+            _fastest(axes, speeds(other), phase, NAMES.get(other["method"], str(other["method"])))
     panels[0].set_ylabel("speed-up over bf16")
     panels[0].set_ylim(bottom=0)
-    panels[1].legend(*panels[1].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(_what(run), fontsize=8, x=0.01, ha="left")
     return figure
 
@@ -71,11 +63,8 @@ def speeds(run: pd.Series) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["phase", "kind", "batch", "speedup"]).sort_values(["kind", "batch"])
 
 
-def _any_speed(frame: pd.DataFrame) -> str:
-    return next((str(name) for name in frame if COLUMN.match(str(name))), "speed/")
-
-
 def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
+    rates = rates[rates["phase"] == phase]
     axes.axhline(1, color=GREY, lw=0.8)
     for kind, (label, marker, dashes, colour) in KINDS.items():
         curve = rates[rates["kind"] == kind]
@@ -83,15 +72,15 @@ def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
             axes.plot(curve["batch"], curve["speedup"], marker=marker, ls=dashes, color=colour, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(rates["batch"].unique()))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{TIMES}"))
-    axes.set_title(phase)
-    axes.set_xlabel("batch size (sequences)")
+    axes.xaxis.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter(f"{{x:g}}{TIMES}")
+    axes.set(title=phase, xlabel="batch size (sequences)")
 
 
-def _fastest(axes: Axes, rates: pd.DataFrame, name: str) -> None:
+def _fastest(axes: Axes, rates: pd.DataFrame, phase: str, name: str) -> None:
     """The packed kind that comes last in KINDS of those that were measured, as a thin line."""
+    rates = rates[rates["phase"] == phase]
     kind = next((kind for kind in reversed(KINDS) if kind.startswith("packed") and (rates["kind"] == kind).any()), None)
     if kind is not None:
         curve = rates[rates["kind"] == kind]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 
 from sq.analysis.published import SETTING, load_published
 from sq.analysis.tables.order import row_name
-from sq.analysis.tables.table import Column, Table, lay_out
+from sq.analysis.tables.table import Table
 
 # Where one source alone measured a setting: about the median spread of the quantized settings that several measured.
 PERPLEXITY_FLOOR = 0.025  # of the value
@@ -17,13 +16,8 @@ ACCURACY_FLOOR = 0.6  # points
 PRINTED = 0.01  # sources that agree exactly still round to this
 
 
-COLUMNS = {
-    **dict.fromkeys(("model", "method", "bits", "weights", "metric")),
-    **dict.fromkeys(("ours", "published", "spread"), "{:.2f}"),
-    "sources": "{:.0f}",
-    "difference": "{:+.2f}",
-    "differs": None,
-}
+TEXTS = ("model", "method", "bits", "weights", "metric")
+NUMBERS = {**dict.fromkeys(("ours", "published", "spread"), "{:.2f}"), "sources": "{:.0f}", "difference": "{:+.2f}"}
 
 
 def check_published(frame: pd.DataFrame) -> Table:
@@ -36,7 +30,7 @@ def check_published(frame: pd.DataFrame) -> Table:
     """
     known = {str(key): group for key, group in load_published().groupby(SETTING)}
     rows = [
-        {**_setting(run), "metric": metric, **_compare(ours, known[key], metric)}
+        {**run.to_dict(), "method": row_name(run), "metric": metric, **_compare(ours, known[key], metric)}
         for _, run in frame[(frame["status"] == "finished") & (frame["activations"] != "midrise")].iterrows()
         for metric, protocol, ours in _numbers(run)
         if (key := str((run["model"], run["method"], run["bits"], run["weights"], metric, protocol))) in known
@@ -50,8 +44,8 @@ def check_published(frame: pd.DataFrame) -> Table:
             "example `python run.py model=llama2_7b bits=w4a4kv4 weights=gptq method=quarot`."
         )
     alone = f"Spread of a single source: {PERPLEXITY_FLOOR:.1%} of a perplexity, {ACCURACY_FLOOR} points."
-    columns = [Column(name, itemgetter(name), form) for name, form in COLUMNS.items()]
-    return lay_out(rows, columns, "Runs of published settings", f"{note} {alone}")
+    found = pd.DataFrame(rows, columns=[*TEXTS, *NUMBERS, "differs"], dtype=object)
+    return Table(found, "Runs of published settings", f"{note} {alone}", NUMBERS)
 
 
 def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:
@@ -66,21 +60,12 @@ def _numbers(run: pd.Series) -> list[tuple[str, str, float]]:
     return found
 
 
-def _setting(run: pd.Series) -> dict[str, Any]:
-    return {"model": run["model"], "method": row_name(run), "bits": run["bits"], "weights": run["weights"]}
-
-
 def _compare(ours: float, published: pd.DataFrame, metric: str) -> dict[str, Any]:
     values = published["value"]
     median = float(values.median())
     sources = published["origin"].nunique()
     alone = ACCURACY_FLOOR if metric.startswith("acc/") else PERPLEXITY_FLOOR * median
     spread = alone if sources == 1 else max(float(values.max() - values.min()), PRINTED)
-    return {
-        "ours": ours,
-        "published": median,
-        "spread": spread,
-        "sources": sources,
-        "difference": ours - median,
-        "differs": "yes" if abs(ours - median) > spread else "no",
-    }
+    differs = "yes" if abs(ours - median) > spread else "no"
+    found = {"ours": ours, "published": median, "spread": spread, "sources": sources}
+    return {**found, "difference": ours - median, "differs": differs}

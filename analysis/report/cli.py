@@ -12,7 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sq.errors import SQError
+from sq.analysis.results import load
+from sq.config.compose import compose
+from sq.config.parse import options
+from sq.errors import ConfigError, DataError, SQError
+from sq.io import write_text
 
 COMPLETE, FAILED, MISTAKE, INCOMPLETE = 0, 1, 2, 3
 EPILOG = """exit status: 0 all there; 1 a notebook failed; 2 a mistake in the command line, or no runs at all;
@@ -43,11 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_written(console, write_run_report(parsed.run, parsed.out, console))
             return COMPLETE
         return write_report(parsed.results, parsed.out, parsed.overrides, parsed.only, console)
-    except ModuleNotFoundError as error:
-        print(f"sq-report: {error}; it needs `pip install 'singlequant[analysis]'`", file=sys.stderr)
-        return MISTAKE
-    except (SQError, OSError) as error:
-        print(f"sq-report: {error}", file=sys.stderr)
+    except (ModuleNotFoundError, SQError, OSError) as error:
+        hint = "; it needs `pip install 'singlequant[analysis]'`" if isinstance(error, ModuleNotFoundError) else ""
+        print(f"sq-report: {error}{hint}", file=sys.stderr)
         return MISTAKE
 
 
@@ -62,9 +64,6 @@ def write_report(
     from sq.analysis.report.html import report_html
     from sq.analysis.report.notebooks import execute, found_notebooks
     from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
-    from sq.analysis.results import load
-    from sq.errors import DataError
-    from sq.io import write_text
 
     notebooks = found_notebooks()
     names = [path.stem for path in notebooks]
@@ -99,8 +98,8 @@ def write_report(
             print(f"sq-report: {one.name} failed: {one.error.strip().splitlines()[-1]}", file=sys.stderr)
     commands = list(dict.fromkeys(command for one in done for command in one.missing))
     if commands:
-        text = "\n  ".join(["Runs are missing; these commands make them:", *commands])
-        console.print(text, highlight=False, soft_wrap=True)
+        lines = ["Runs are missing; these commands make them:", *commands]
+        console.print(*lines, sep="\n  ", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s", highlight=False)
     return FAILED if any(one.error for one in done) else INCOMPLETE if commands else COMPLETE
 
@@ -111,20 +110,14 @@ def check_overrides(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: no task takes them.
     """
-    from sq.config.compose import compose
-    from sq.config.parse import options
-    from sq.errors import ConfigError
-
-    mistake: ConfigError | None = None
+    mistakes = []
     for task in dict.fromkeys(["perplexity", *options("task")]):
         try:
             compose([f"task={task}", *overrides])
-        except ConfigError as error:
-            mistake = mistake or error
-        else:
             return
-    assert mistake is not None
-    raise mistake
+        except ConfigError as error:
+            mistakes.append(error)
+    raise mistakes[0]
 
 
 def print_written(console: Console, paths: Sequence[Path]) -> None:

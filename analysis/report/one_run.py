@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -63,21 +64,23 @@ def summary(result: Result) -> str:
     if sites := result.extras.get("sites"):
         parts += ["## Outliers: median peak over rms of a site's tokens, and online multiply-adds", _sites(sites)]
     if layers := result.extras.get("layers"):
-        parts += ["## Error of each layer's output, relative, squared", _layers(layers)]
+        rows = [(layer["layer"], f"{layer['error']:.3%}") for layer in layers]
+        parts += ["## Error of each layer's output, relative, squared", _table(["layer", "error"], rows)]
     if cost := _cost(result.metrics):
         parts += ["## Time, memory and size", _table(["part", "value"], cost)]
     return "\n\n".join(parts) + "\n"
 
 
-def _pictures(result: Result) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if sites := result.extras.get("sites"):
-        found["sites"] = figure_run_sites(sites)
-    if layers := result.extras.get("layers"):
-        found["layers"] = figure_run_layers(layers)
-    if "quantize/seconds" in result.metrics:
-        found["time"] = figure_run_time(result.metrics)
-    return found
+def _pictures(result: Result) -> dict[str, Figure]:
+    """Of what the run measured, by the name of the file."""
+    metrics: Any = result.metrics if "quantize/seconds" in result.metrics else None
+    sites, layers = result.extras.get("sites"), result.extras.get("layers")
+    drawn = (
+        ("sites", figure_run_sites, sites),
+        ("layers", figure_run_layers, layers),
+        ("time", figure_run_time, metrics),
+    )
+    return {name: draw(measured) for name, draw, measured in drawn if measured}
 
 
 def _quality(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
@@ -96,20 +99,10 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> str:
         own = [site for site in sites if site["site"] == name]
         before, after = ([site[f"peak_over_rms_{when}"] for site in own] for when in ("before", "after"))
         worst = max(own, key=lambda site: site["peak_over_rms_after"])
-        rows.append(
-            [
-                name,
-                f"{median(before):.2f}",
-                f"{median(after):.2f}",
-                f"{worst['peak_over_rms_after']:.2f} (layer {worst['layer']})",
-                f"{sum(site['multiply_adds'] for site in own):,}",
-            ]
-        )
+        highest = f"{worst['peak_over_rms_after']:.2f} (layer {worst['layer']})"
+        online = f"{sum(site['multiply_adds'] for site in own):,}"
+        rows.append((name, f"{median(before):.2f}", f"{median(after):.2f}", highest, online))
     return _table(["site", "before", "after", "worst after", "multiply-adds a token"], rows)
-
-
-def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    return _table(["layer", "error"], [(layer["layer"], f"{layer['error']:.3%}") for layer in layers])
 
 
 def _cost(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:

@@ -25,6 +25,9 @@ MISSING = "sq_missing"  # key of an output's metadata: the command that makes th
 class Page:
     """Runs and places of one notebook, from the environment that `sq-report` sets or from the defaults.
 
+    `figure` and `table` call a function of `sq.analysis.figures` or `.tables`. The experiment and the files have its
+    name; options are further arguments of it, and those that are texts are added to the files' names.
+
     Args:
         results: folder of runs; None takes SQ_RESULTS, else `runs` here or one folder up.
         out: where figures/ and tables/ are written; None takes SQ_OUT, else `build` beside the notebook.
@@ -45,40 +48,33 @@ class Page:
         return load(self.results)
 
     def figure(self, draw: Callable[..., Figure], **options: Any) -> None:
-        """Show a figure and write figures/<name>.svg and .png, or the command that makes its runs.
-
-        Args:
-            draw: a function of `sq.analysis.figures`; the experiment and the files have its name.
-            options: further arguments of `draw`; those that are texts are added to the files' names.
-        """
+        """Show a figure and write figures/<name>.svg and .png, or show the command that makes its runs."""
         name = _name(draw, options)
-        try:
-            figure = draw(self.runs, overrides=self.overrides, **options)
-        except MissingRuns as error:
-            self._announce(str(error), error.command)
+        if (figure := self._made(draw, overrides=self.overrides, **options)) is None:
             return
         svg, png = save(figure, self.out / "figures", name)
         self._show({"image/svg+xml": svg.read_text(encoding="utf-8"), "text/plain": f"{name}: {svg}, {png}"})
         self._incomplete(draw.__name__)
 
     def table(self, make: Callable[..., Table], *, all_runs: bool = False, **options: Any) -> None:
-        """Show a table and write tables/<name>.md, .tex and .csv, or the command that makes its runs.
+        """Show a table and write tables/<name>.md, .tex and .csv, or show the command that makes its runs.
 
-        Args:
-            make: a function of `sq.analysis.tables`; the experiment and the files have its name.
-            all_runs: whether it reads every run of the folder, instead of those of an experiment.
-            options: further arguments of `make`; those that are texts are added to the files' names.
+        `all_runs`: it reads every run of the folder, instead of those of an experiment.
         """
         name = _name(make, options)
-        try:
-            table = make(self.runs, **({} if all_runs else {"overrides": self.overrides}), **options)
-        except MissingRuns as error:
-            self._announce(str(error), error.command)
+        if (table := self._made(make, **({} if all_runs else {"overrides": self.overrides}), **options)) is None:
             return
         table.save(self.out / "tables", name)
         self._show({"text/markdown": table.markdown(), "text/plain": table.title})
         if not all_runs:
             self._incomplete(make.__name__)
+
+    def _made(self, make: Callable[..., Any], **options: Any) -> Any:
+        """A figure or table; None where its runs are not there, after their command was shown."""
+        try:
+            return make(self.runs, **options)
+        except MissingRuns as error:
+            return self._announce(str(error), error.command)
 
     def _incomplete(self, experiment: str) -> None:
         """Show how many runs of the experiment are not there."""

@@ -3,18 +3,14 @@
 `table_bits(load("runs"), metric="ppl")` shows the runs of `experiment=table_bits`; `overrides=["model=llama2_7b"]`
 those of the sweep with overrides; `experiment=None` all of the frame, and `bits="W4A4KV4"` chooses among them.
 Failed and missing runs say so in their cells. Runs of different settings are refused, not mixed. `render` has all
-arguments and errors; a table is declared in a module of its own.
+arguments and errors.
 """
 
 from __future__ import annotations
 
-from sq.analysis.tables.ablation import ABLATION
-from sq.analysis.tables.bits import BITS
-from sq.analysis.tables.perplexity import PERPLEXITY
+from sq.analysis.tables.declared import ABLATION, BITS, PERPLEXITY, TIME, ZEROSHOT
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
-from sq.analysis.tables.timing import TIME
-from sq.analysis.tables.zeroshot import ZEROSHOT
 
 table_perplexity = table_of(PERPLEXITY)
 table_zeroshot = table_of(ZEROSHOT)

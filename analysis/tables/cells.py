@@ -36,29 +36,16 @@ class Cell:
     bits: str | None = None
     weights: str | None = None
 
-    @property
-    def run(self) -> pd.Series | None:
-        """The run that the cell shows; None where the experiment has none for this place."""
-        return newest(self._of_column(self.row))
-
-    @property
-    def base(self) -> pd.Series | None:
-        """The run of the base method that the cell is compared with."""
-        return newest(self._of_column(self.bases))
-
-    def _of_column(self, runs: pd.DataFrame) -> pd.DataFrame:
+    def newest(self, runs: pd.DataFrame) -> pd.Series | None:
+        """Of `row` or `bases`, the column's newest run that was made, even if it failed; else a missing one or None."""
         if self.bits is not None:
             runs = runs[runs["bits"] == self.bits]
-        # Full precision has no weight quantizer and stands in the columns of all of them.
-        return runs if self.weights is None else runs[runs["weights"].isin([self.weights, "none"])]
-
-
-def newest(runs: pd.DataFrame) -> pd.Series | None:
-    """The newest run that was made, finished or failed, else one that is missing; None where there is none at all."""
-    if runs.empty:
-        return None
-    made = runs[runs["status"] != "missing"]
-    return runs.iloc[0] if made.empty else made.sort_values("created", kind="stable").iloc[-1]
+        if self.weights is not None:  # full precision has no weight quantizer and stands in the columns of all of them
+            runs = runs[runs["weights"].isin([self.weights, "none"])]
+        made = runs[runs["status"] != "missing"]
+        if made.empty:
+            return None if runs.empty else runs.iloc[0]
+        return made.sort_values("created", kind="stable").iloc[-1]
 
 
 def value(run: pd.Series | None, column: str) -> Value:
@@ -75,7 +62,7 @@ def measured(metric: str) -> Callable[[Cell], Value]:
     """The value function of a metric on the text of the column: "kl" shows kl/<text>."""
 
     def shown(cell: Cell) -> Value:
-        run = cell.run
+        run = cell.newest(cell.row)
         if run is not None and run["weights"] == "none" and metric in RELATIVE:
             return None
         return value(run, f"{metric}/{cell.text}")
@@ -90,16 +77,17 @@ def kl_over_base(cell: Cell) -> Value:
         DataError: the two were scored on different windows.
     """
     name = f"kl/{cell.text}"
-    own, other = measured("kl")(cell), value(cell.base, name)
+    run, base = cell.newest(cell.row), cell.newest(cell.bases)
+    own, other = measured("kl")(cell), value(base, name)
     if not (isinstance(own, float) and isinstance(other, float) and other):
         return None
-    first, second = _windows(cell.run, name), _windows(cell.base, name)
+    first, second = _windows(run, name), _windows(base, name)
     return own / other if first is None or second is None else paired_ratio(first, second)
 
 
 def perplexity_over_full_precision(cell: Cell) -> Value:
     """Perplexity over full precision's: exp of the mean NLL difference by window; None without values by window."""
-    run = cell.run
+    run = cell.newest(cell.row)
     if run is None or run["weights"] == "none" or not isinstance(value(run, f"ppl/{cell.text}"), float):
         return None
     own, full = _windows(run, f"nll/{cell.text}"), _windows(run, f"reference_nll/{cell.text}")

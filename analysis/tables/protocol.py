@@ -54,7 +54,6 @@ def one_protocol(
     # Where queries, keys and values are not rounded, their quantizer does not matter.
     attention = quantized[[parse_bits(label).quantizes_attention for label in quantized["bits"]]]
     prints = [str(name) for name in runs if str(name).startswith("fingerprint/")]
-    machine = [str(name) for name in runs if str(name).startswith("environment.")]
     fixed = ["bits", "seed", "activations", *_below(runs, "activations"), *_below(runs, "calibration")]
     checks: list[tuple[pd.DataFrame, list[str], list[str]]] = [  # of these runs, these settings, within each of those
         (runs, _below(runs, f"task.{task}"), []),
@@ -63,7 +62,7 @@ def one_protocol(
         (quantized, _below(runs, "weights"), ["weights"]),
         (quantized, _below(runs, "method"), ["row"]),
         (attention, _below(runs, "kv_cache"), []),
-        (runs if task == "none" else runs.iloc[:0], machine, []),
+        (runs if task == "none" else runs.iloc[:0], _below(runs, "environment"), []),
     ]
     problems: dict[str, str] = {}
     for part, names, groups in checks:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import pandas as pd
 
 from sq.analysis.published import load_published
-from sq.analysis.tables.table import Column, Table, lay_out
+from sq.analysis.tables.table import Table
 
 # Shown below tables of models that nobody published, such as the embedded one.
 MODELS = ("llama2_7b", "llama3_8b")
@@ -29,26 +28,21 @@ def published_table(metrics: Sequence[str], bits: Sequence[str] | None, models: 
         found = found[found["bits"].isin([*bits, "W16A16KV16"])]
         found = found[found["model"].isin(set(models) & set(found["model"]) or MODELS)]
     heads = [" ".join(filter(None, row)) for row in found[["model", "metric", "protocol"]].to_numpy()]
-    found = found.assign(head=heads)
-    sources = dict.fromkeys(found["origin"])
-    columns = [Column[pd.DataFrame](name, partial(_setting, name)) for name in SETTING]
-    columns += [Column[pd.DataFrame](head, partial(_range, head), "{}") for head in sorted(set(heads))]
-    return lay_out(
-        [group for _, group in found.groupby(SETTING, sort=False)],
-        columns,
+    rows = [
+        {**dict(zip(SETTING, setting, strict=True)), **{head: _range(part) for head, part in group.groupby("head")}}
+        for setting, group in found.assign(head=heads).groupby(SETTING, sort=False)
+    ]
+    shown, sources = sorted(set(heads)), "; ".join(found["origin"].unique()) or "none"
+    return Table(
+        pd.DataFrame(rows, columns=[*SETTING, *shown], dtype=object),
         title="Published by others, not measured here",
-        note=f"As printed; low-high (n) where n sources differ. Sources: {'; '.join(sources) or 'none'}; "
+        note=f"As printed; low-high (n) where n sources differ. Sources: {sources}; "
         "notes on each number: analysis/published/published.csv.",
+        formats=dict.fromkeys(shown, "{}"),
     )
 
 
-def _setting(name: str, group: pd.DataFrame) -> str:
-    return str(group[name].iloc[0])
-
-
-def _range(head: str, group: pd.DataFrame) -> str | None:
-    found = group[group["head"] == head].sort_values("value")
-    if found.empty:
-        return None
+def _range(found: pd.DataFrame) -> str:
+    found = found.sort_values("value")
     low, high = str(found["printed"].iloc[0]), str(found["printed"].iloc[-1])
     return low if float(low) == float(high) else f"{low}-{high} ({found['origin'].nunique()})"

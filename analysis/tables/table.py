@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,31 +75,22 @@ class Table:
         """A `table` environment with booktabs rules (package booktabs); others' results follow as a second one."""
         columns = "".join("r" if str(column) in self.formats else "l" for column in self.frame)
         rows = [[_escape(cell) for cell in row] for row in self._shown()]
-        lines = [
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{_escape(f'{self.title}. {self.note}'.strip())}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(_escape(str(column)) for column in self.frame) + r" \\",
-            r"\midrule",
-            *(" & ".join(row) + r" \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
+        heads, *body = [" & ".join(row) + " \\\\" for row in ([_escape(str(head)) for head in self.frame], *rows)]
+        lines = [r"\begin{table}[t]", r"\centering", rf"\caption{{{_escape(f'{self.title}. {self.note}'.strip())}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heads, r"\midrule", *body, r"\bottomrule"]
+        lines += [r"\end{tabular}", r"\end{table}"]
         return "\n".join(lines) + "\n" + (f"\n{self.published.latex()}" if self.published else "")
 
     def csv(self) -> str:
         """Full precision; an interval takes three columns. Others' results are apart: `published.csv()`."""
-        wide = {name for name in self.frame if any(isinstance(cell, Interval) for cell in self.frame[name])}
-        lines: list[list[list[Any]]] = [
-            [[name, f"{name} low", f"{name} high"] if name in wide else [name] for name in self.frame]
-        ]
-        lines += [[_exact(cell, name in wide) for name, cell in row.items()] for row in self.frame.to_dict("records")]
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([text for part in line for text in part] for line in lines)
-        return out.getvalue()
+        columns: dict[str, list[Any]] = {}
+        for name in map(str, self.frame):
+            cells = list(self.frame[name])
+            columns[name] = [cell.mean if isinstance(cell, Interval) else cell for cell in cells]
+            if any(isinstance(cell, Interval) for cell in cells):
+                for end in ("low", "high"):
+                    columns[f"{name} {end}"] = [getattr(cell, end, None) for cell in cells]
+        return pd.DataFrame(columns, dtype=object).to_csv(index=False, lineterminator="\n")
 
     def save(self, folder: str | Path, name: str) -> list[Path]:
         """Write `<name>.md`, `.tex` and `.csv` (and `<name>_published.csv`) into a folder; return the files."""
@@ -117,15 +105,12 @@ class Table:
 
     def text(self, form: str) -> str:
         """The table in one of the forms "markdown", "latex" and "csv"."""
-        forms: dict[str, Callable[[], str]] = {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}
-        return forms[form]()
+        return {"markdown": self.markdown, "latex": self.latex, "csv": self.csv}[form]()
 
     def _shown(self) -> list[list[str]]:
-        columns = [str(column) for column in self.frame]
-        return [
-            [show(cell, self.formats.get(column, "{}")) for column, cell in zip(columns, row, strict=True)]
-            for row in self.frame.itertuples(index=False, name=None)
-        ]
+        shapes = [self.formats.get(str(column), "{}") for column in self.frame]
+        rows = self.frame.itertuples(index=False, name=None)
+        return [[show(cell, shape) for cell, shape in zip(row, shapes, strict=True)] for row in rows]
 
 
 def show(cell: Any, shape: str) -> str:
@@ -135,18 +120,7 @@ def show(cell: Any, shape: str) -> str:
         return f"{shape.format(cell.mean)} ({low}-{high})"
     if isinstance(cell, str):
         return cell
-    return "" if _blank(cell) else shape.format(cell)
-
-
-def _exact(cell: Any, wide: bool) -> list[Any]:
-    if isinstance(cell, Interval):
-        return [cell.mean, cell.low, cell.high]
-    first = "" if _blank(cell) else cell
-    return [first, "", ""] if wide else [first]
-
-
-def _blank(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+    return "" if pd.isna(cell) else shape.format(cell)
 
 
 def _escape(text: str) -> str:
