@@ -36,14 +36,9 @@ _ZERO_ROW_SCALE = {"symmetric": 1.0, "midrise": 2.0**-100}
 
 
 def span(
-    low: Tensor,
-    high: Tensor,
-    clip: float | Tensor,
-    bits: int = 4,
-    scheme: Scheme = "symmetric",
-    *,
-    include_zero: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+    low: Tensor, high: Tensor, clip: float | Tensor, bits: int = 4, scheme: Scheme = "symmetric",
+    *, include_zero: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Scale and zero point (None but for asymmetric) of rows whose entries span [low, high]; formulas above.
 
     Args:

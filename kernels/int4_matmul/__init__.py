@@ -26,18 +26,10 @@ _OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 
 @torch.no_grad()
 def int4_matmul(
-    x: HasCodes,
-    w: Coded,
-    *,
-    x_scheme: Scheme = "symmetric",
-    w_scheme: Scheme = "symmetric",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    out: Tensor | None = None,
-    form: Form = "auto",
-    backend: Backend = "auto",
-) -> Tensor:
+    x: HasCodes, w: Coded, *, x_scheme: Scheme = "symmetric", w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None, residual: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None, form: Form = "auto", backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
     """y = X W^T + bias + residual for X and W that stand for codes, summed in integers.
 
     With values (q - z) s of symmetric (z = 0) and asymmetric codes and (q + 1/2) s of mid-rise ones,
@@ -162,13 +154,9 @@ def _check_zero(name: str, zero: Tensor | None, scale: Tensor, scheme: str) -> N
 
 
 def _checked_output(
-    shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    out: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
+    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype,
+    out: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+) -> Tensor:  # fmt: skip
     """What is written; bias and residual checked as well."""
     check_tensor("bias", bias, shape[-1:], None, device, of="w.codes")
     check_tensor("residual", residual, shape, None, device, of="w.codes")

@@ -11,15 +11,9 @@ from ..schemes import Scheme
 
 
 def int4_matmul_reference(
-    x: HasCodes,
-    w: HasCodes,
-    *,
-    x_scheme: Scheme = "symmetric",
-    w_scheme: Scheme = "symmetric",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
+    x: HasCodes, w: HasCodes, *, x_scheme: Scheme = "symmetric", w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None, residual: Tensor | None = None, dtype: torch.dtype = torch.float64,
+) -> Tensor:  # fmt: skip
     """y = X W^T + bias + residual of the decoded matrices, in `dtype`; arguments as for `int4_matmul`."""
     d_in = 2 * w.codes.shape[-1]
     tokens = x.scale.shape[:-1]

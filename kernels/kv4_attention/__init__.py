@@ -33,16 +33,9 @@ _FLOAT32 = (torch.float32,)
 
 @torch.no_grad()
 def kv4_attention(
-    q: Tensor,
-    cache: Kv4Cache,
-    lengths: Tensor,
-    *,
-    starts: Tensor | None = None,
-    scale: float | None = None,
-    out: Tensor | None = None,
-    partials: Kv4Partials | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
+    q: Tensor, cache: Kv4Cache, lengths: Tensor, *, starts: Tensor | None = None, scale: float | None = None,
+    out: Tensor | None = None, partials: Kv4Partials | None = None, backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
     """softmax(scale q K^T) V for one new token a row, over the row's cached positions.
 
     Query head h reads KV head h // (H / H_kv), and the query heads of a KV head share its loads. A transform of keys
@@ -101,14 +94,9 @@ def kv4_attention(
 
 @torch.no_grad()
 def kv4_append(
-    cache: Kv4Cache,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    *,
-    clip: float | Sequence[float] = 1.0,
-    backend: Backend = "auto",
-) -> None:
+    cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, *,
+    clip: float | Sequence[float] = 1.0, backend: Backend = "auto",
+) -> None:  # fmt: skip
     """Quantize the keys and values of new tokens, each head's features on a grid of their own, into the cache.
 
     Args:

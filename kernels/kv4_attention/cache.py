@@ -40,15 +40,9 @@ class Kv4Cache(NamedTuple):
 
 
 def kv4_cache(
-    batch: int,
-    kv_heads: int,
-    capacity: int,
-    head_dim: int,
-    scheme: Scheme = "asymmetric",
-    device: str | torch.device = "cpu",
-    *,
-    include_zero: bool = True,
-) -> Kv4Cache:
+    batch: int, kv_heads: int, capacity: int, head_dim: int,
+    scheme: Scheme = "asymmetric", device: str | torch.device = "cpu", *, include_zero: bool = True,
+) -> Kv4Cache:  # fmt: skip
     """An empty cache: 2 H_kv (D / 2 + 4) bytes a position, for asymmetric 2 H_kv more, twice that without include_zero.
 
     Raises:

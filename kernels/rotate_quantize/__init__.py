@@ -25,20 +25,11 @@ __all__ = ["Container", "Norm", "form_of", "obstacle", "rotate_quantize", "rotat
 
 @torch.no_grad()
 def rotate_quantize(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    *,
-    scheme: Scheme = "symmetric",
-    clip: float | Sequence[float] = 1.0,
-    ends: tuple[float, float] = (1.0, 1.0),
-    norm: Norm | None = None,
-    up: Tensor | None = None,
-    balance: LowRankStep | None = None,
-    container: Container = "int4",
-    out: Coded | None = None,
-    backend: Backend = "auto",
-) -> Coded:
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, *,
+    scheme: Scheme = "symmetric", clip: float | Sequence[float] = 1.0, ends: tuple[float, float] = (1.0, 1.0),
+    norm: Norm | None = None, up: Tensor | None = None, balance: LowRankStep | None = None,
+    container: Container = "int4", out: Coded | None = None, backend: Backend = "auto",
+) -> Coded:  # fmt: skip
     """Quantize y = f(x) (R1 (x) R2), that is Y = R1^T F R2 for a token f(x) viewed as F (n1, n2), to 4 bits per token.
 
     f is RMSNorm or SwiGLU, then a low-rank balance, as far as they are given. Value of a code q: q s (symmetric),
@@ -94,16 +85,9 @@ def rotate_quantize(
 
 
 def _in_chunks(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    scheme: Scheme,
-    clips: Sequence[float],
-    front: Front,
-    ends: tuple[float, float],
-    container: Container,
-    result: Coded,
-) -> None:
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, scheme: Scheme, clips: Sequence[float], front: Front,
+    ends: tuple[float, float], container: Container, result: Coded,
+) -> None:  # fmt: skip
     """The torch backend, written to result: a few tokens at a time, so that what lies between its steps is cached."""
     n = x.shape[-1]
     rows, up = x.reshape(-1, n), None if front.up is None else front.up.reshape(-1, n)

@@ -20,17 +20,10 @@ _NO_FRONT = Front()
 
 
 def rotate_quantize_reference(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    scheme: Scheme,
-    clips: Sequence[float],
-    *,
-    front: Front = _NO_FRONT,
-    ends: tuple[float, float] = (1.0, 1.0),
-    container: Container = "int4",
-    dtype: torch.dtype = torch.float32,
-) -> Coded:
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, scheme: Scheme, clips: Sequence[float], *,
+    front: Front = _NO_FRONT, ends: tuple[float, float] = (1.0, 1.0),
+    container: Container = "int4", dtype: torch.dtype = torch.float32,
+) -> Coded:  # fmt: skip
     """Arguments and result as for `rotate_quantize`, with at least one clip in `clips`.
 
     The factors and what the front yields are rounded to x's dtype, the rest is computed in `dtype`.
@@ -41,13 +34,9 @@ def rotate_quantize_reference(
 
 
 def quantize(
-    y: Tensor,
-    scheme: Scheme,
-    clips: Sequence[float],
-    ends: tuple[float, float] = (1.0, 1.0),
-    *,
+    y: Tensor, scheme: Scheme, clips: Sequence[float], ends: tuple[float, float] = (1.0, 1.0), *,
     include_zero: bool = True,
-) -> Coded:
+) -> Coded:  # fmt: skip
     """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1) or None, in y's dtype.
 
     include_zero: an asymmetric range is widened to contain 0; without, zero lies anywhere within grid.FARTHEST_ZERO.

@@ -10,17 +10,10 @@ import triton.language as tl
 
 @triton.jit
 def quantized_token(
-    b_even,
-    b_odd,
-    m_y,
-    p_clips,
-    end_low,
-    end_high,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    HAS_ENDS: tl.constexpr,
+    b_even, b_odd, m_y, p_clips, end_low, end_high,
+    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, HAS_ENDS: tl.constexpr,
     INCLUDE_ZERO: tl.constexpr = True,
-):
+):  # fmt: skip
     """Integer codes of a token's even and odd entries, its scale and its zero (0.0 where the scheme has none).
 
     b_even, b_odd: float32, of one shape, 0 outside the mask m_y. Codes are int32 and span -8..7 or 0..15; the scale is
