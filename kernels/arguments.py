@@ -24,9 +24,15 @@ def check_choice(name: str, value: str, choices: Any) -> None:
 
 
 def check_tensor(
-    name: str, tensor: Tensor | None, shape: Sequence[int], dtypes: tuple[torch.dtype, ...] | None,
-    device: torch.device, *, of: str = "x", contiguous: bool = False,
-) -> None:  # fmt: skip
+    name: str,
+    tensor: Tensor | None,
+    shape: Sequence[int],
+    dtypes: tuple[torch.dtype, ...] | None,
+    device: torch.device,
+    *,
+    of: str = "x",
+    contiguous: bool = False,
+) -> None:
     """The tensor, if there is one, has this shape, one of these dtypes (None: any floating one) and this device.
 
     Args:

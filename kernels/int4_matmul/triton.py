@@ -60,8 +60,7 @@ def decode_kernel(
 ):  # fmt: skip
     """Y^T = W X^T for T <= BLOCK_T tokens, each row of W in SPLIT parts; the last part of a tile to be done adds all.
 
-    Partial sums [i_o, i_s, BLOCK_O, BLOCK_T] in p_partial have the accumulators' dtype; p_arrived [i_o] is 0 before
-    and after a launch. The sum is in the order of the parts, whichever is last.
+    p_partial [i_o, i_s, BLOCK_O, BLOCK_T] has the accumulators' dtype; p_arrived [i_o] is 0 before and after a launch.
     """
     D_B: tl.constexpr = D_IN // 2
     BLOCKS: tl.constexpr = D_B // GROUP_B * ((GROUP_B + BLOCK_D - 1) // BLOCK_D)

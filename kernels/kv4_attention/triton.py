@@ -68,8 +68,7 @@ def kv4_attention_kernel(
 ):  # fmt: skip
     """Attention of the GROUP query heads of one KV head over one of SPLITS parts of a row's positions.
 
-    Writes the part's output, normalized, and the logarithm to base 2 of its sum of exponentials. Features live as two
-    halves, the even and the odd ones: the low and the high nibbles of the cache.
+    Writes the part's normalized output and the log2 of its sum of exponentials; features as even and odd halves.
     """
     D_B: tl.constexpr = D // 2
     OFFSET_K: tl.constexpr = 128 if NIBBLES == "bf16" else 0

@@ -32,10 +32,7 @@ def rotate_quantize_kernel(
     SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, HAS_ENDS: tl.constexpr, CONTAINER: tl.constexpr,
     COMPUTE: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
 ):  # fmt: skip
-    """Y = R1^T X R2, its grid and its codes, one token X [N1, N2] at a time.
-
-    Y ends as two halves, the even and the odd columns: they are the low and the high nibbles of the bytes.
-    """
+    """Y = R1^T X R2, its grid and its codes, one token X [N1, N2] at a time; Y as two halves, even and odd columns."""
     BLOCK_H: tl.constexpr = BLOCK_N2 // 2
     o_1 = tl.arange(0, BLOCK_N1)
     o_2 = tl.arange(0, BLOCK_N2)
