@@ -7,21 +7,7 @@ For b bits, per row (a token, an output channel or a group of either), with clip
     asymmetric  0..2^b-1              q - z               clip (high - low) / (2^b - 1) round(-clip low / s)
     midrise     -2^(b-1)..2^(b-1)-1   q + 1/2             2 clip max|x| / (2^b - 1)     none
 
-Symmetric and asymmetric follow the peers (QuaRot fake_quant/quant_utils.py, FlatQuant flatquant/quant_utils.py): the
-symmetric absmax grid leaves code -2^(b-1) unused unless it clips, and [low, high] is widened to contain 0. The mid-rise
-grid uses all 2^b levels, symmetric about 0, without a zero point; 0 itself is not a level.
-
-Rounding is to nearest. Ties go to the even integer of x / s for symmetric and asymmetric (torch.round) and upward for
-mid-rise, whose cells are [q s, (q + 1) s): floor is exact there, where round(x / s - 1/2) loses the sign of a tiny x.
-So q(-x) = -q(x) on the mid-rise grid except where x is an exact multiple of s.
-
-Rows without spread. All-zero: scale 1 (symmetric), range [-1, 1] (asymmetric), scale 2^-100 (mid-rise: its levels are
-not 0, so they are made too small to matter; in float16 the scale becomes 0). Where a range need not contain 0, that of
-a constant row is widened to contain it all the same, and so is one whose zero point would lie beyond FARTHEST_ZERO:
-the entries of such a row agree to 1 in 2000.
-
-NaN and inf are not hidden: the scale of such a row is NaN or inf, and every value decoded with it is NaN or inf. The
-integer codes of such a row mean nothing.
+[low, high] is widened to contain 0. Origins, ties, rows without spread, NaN: README.md, "Integer grids".
 """
 
 from __future__ import annotations
@@ -44,13 +30,11 @@ def span(
     *,
     include_zero: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point (None but for asymmetric) of rows whose entries span [low, high]; formulas above.
+    """Scale and zero point (None but for asymmetric) of rows whose entries span [low, high], of one shape.
 
     Args:
-        low, high: floating point, of one shape.
         clip: factor on the range, in (0, 1]; a tensor broadcasts against low.
-        include_zero: widen an asymmetric range to contain 0. Peers do so per token and per channel, and not on their
-            group-wise path.
+        include_zero: widen an asymmetric range to contain 0, as peers do per token and per channel, not per group.
     """
     if scheme != "asymmetric":
         steps = 2 ** (bits - 1) - 1 if scheme == "symmetric" else (2**bits - 1) / 2

@@ -33,11 +33,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is timed.
-
-    `make` takes a place and a seed and returns a call on operands of its own, random numbers and never zeros. The timer
-    makes as many as it takes to read from memory and not from a cache.
-    """
+    """One thing that is timed; `make` takes a place and a seed and returns a call on random operands of its own."""
 
     name: str  # operation, shape and tokens; unique, so that a case several rows need is timed once
     make: Callable[[Place, int], Callable[[], Any]] = field(compare=False)

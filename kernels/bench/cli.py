@@ -82,8 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def result_file(out: Path | None, name: str) -> Path:
     """`out`, or a file named after what is measured and the time; its folder is made.
 
-    Raises:
-        OSError: it could not be written; raised before hours of measuring and not after them.
+    Raises OSError where it could not be written: before hours of measuring and not after them.
     """
     out = out or RESULTS / f"{slug(name)}-{datetime.now():%Y-%m-%d-%H%M}.json"
     try:
@@ -109,11 +108,7 @@ def collected(results: Iterable[Result], into: list[Result], seconds: float | No
 
 
 def report(document: dict[str, Any], rows: int, status: int, out: Path, text: Callable[[list[Result]], str]) -> int:
-    """Print `text` of the results and write the JSON; return the exit status, from that of `collected`.
-
-    Args:
-        rows: how many were to be measured.
-    """
+    """Print `text` of the results, of `rows` that were to be measured, write the JSON, return the exit status."""
     results = document["results"]
     print(text(results))
     if missing := rows - len(results):

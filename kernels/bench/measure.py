@@ -1,7 +1,4 @@
-"""From rows to results, and results as a table: every case timed once, ratios, verdicts.
-
-What fails becomes a failed row with its reason.
-"""
+"""From rows to results, and results as a table: every case timed once, ratios, verdicts; what fails says why."""
 
 from __future__ import annotations
 
@@ -16,13 +13,9 @@ from .timing import Timer, Timing
 Result = dict[str, Any]
 _HEAD = ("", "measured", "yardstick", "ratio", "floor", "moon", "verdict")
 _RATIOS = {
-    "rate": "",
-    "bandwidth": "of copy bandwidth",
-    "speedup": "x as fast",
-    "extra": "of the time more",
-    "latency": "us",
+    "rate": "", "bandwidth": "of copy bandwidth", "speedup": "x as fast", "extra": "of the time more", "latency": "us",
     "memory": "x smaller",
-}
+}  # fmt: skip
 
 
 def measure(

@@ -35,14 +35,9 @@ LLAMA2_70B = Model("Llama-2-70B", 8192, 28672, 64, 8, 128, 80, 32000)
 
 # n: its Kronecker factors (n1, n2), as equal as n allows
 FACTORS = {
-    4096: (64, 64),
-    5120: (64, 80),
-    8192: (64, 128),
-    11008: (86, 128),
-    13824: (108, 128),
-    14336: (112, 128),
+    4096: (64, 64), 5120: (64, 80), 8192: (64, 128), 11008: (86, 128), 13824: (108, 128), 14336: (112, 128),
     28672: (128, 224),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,37 +66,15 @@ class Shapes:
 
 
 FULL = Shapes(
-    factors=FACTORS,
-    rotated=tuple(FACTORS),
-    tokens=(256, 2048, 4096, 8192, 32768),
-    least_tokens=4096,
-    side_tokens=4096,
-    latencies=(4096, 11008),
-    norms=(4096, 8192),
-    block=128,
-    blocks=(4096, 8192, 11008, 14336, 28672),
+    factors=FACTORS, rotated=tuple(FACTORS), tokens=(256, 2048, 4096, 8192, 32768), least_tokens=4096, side_tokens=4096,
+    latencies=(4096, 11008), norms=(4096, 8192), block=128, blocks=(4096, 8192, 11008, 14336, 28672),
     hadamards={128: 1, 4096: 1, 5120: 20, 11008: 172, 14336: 28, 28672: 28},
-    models=(LLAMA2_7B, LLAMA3_8B, LLAMA2_70B),
-    sites=("qkv", "o", "gate_up", "down"),
-    prefill=(2048, 8192, 32768),
-    decode=(1, 16, 64),
-    attention=((32, 2048), (64, 2048), (32, 8192)),
-    memory_batches=(1, 16, 64),
-    memory_positions=2048,
-    square=4096,
-    copied=2**30,
-)
+    models=(LLAMA2_7B, LLAMA3_8B, LLAMA2_70B), sites=("qkv", "o", "gate_up", "down"),
+    prefill=(2048, 8192, 32768), decode=(1, 16, 64), attention=((32, 2048), (64, 2048), (32, 8192)),
+    memory_batches=(1, 16, 64), memory_positions=2048, square=4096, copied=2**30,
+)  # fmt: skip
 
 QUICK = replace(
-    FULL,
-    rotated=(4096, 11008),
-    tokens=(4096,),
-    latencies=(4096,),
-    norms=(4096,),
-    blocks=(4096,),
-    hadamards={128: 1},
-    models=(LLAMA2_7B,),
-    sites=("o", "gate_up", "down"),
-    prefill=(2048,),
-    attention=((32, 2048),),
-)
+    FULL, rotated=(4096, 11008), tokens=(4096,), latencies=(4096,), norms=(4096,), blocks=(4096,), hadamards={128: 1},
+    models=(LLAMA2_7B,), sites=("o", "gate_up", "down"), prefill=(2048,), attention=((32, 2048),),
+)  # fmt: skip

@@ -1,9 +1,8 @@
-"""Floors and stretch targets on an H200, as data.
+"""Floors and stretch targets on an H200, as data. Other GPUs' ratios are printed beside them all the same.
 
 Source: rooflines of an H200 with a copy bandwidth of 4.3 TB/s and 788 TFLOP/s in bfloat16 on random data, both measured
 there, and 1.25e15 int8 operations a second (what FP8, of the same nominal rate, sustains on an H100). The floor is what
 makes a kernel worth shipping, the moon what the hardware leaves room for; derivations in kernels/<operation>/README.md.
-They say nothing about other GPUs, where ratios are printed beside them all the same.
 """
 
 from __future__ import annotations

@@ -34,10 +34,7 @@ Timer = Callable[[Case, Place], Timing]
 class GraphTimer:
     """Medians of a CUDA graph that goes through enough sets of operands to read them from memory (README.md).
 
-    Args:
-        cuda: torch.cuda.
-        l2_bytes: of the device.
-        seconds: that a case may take, at the least five samples; None for 50 samples.
+    `cuda` is torch.cuda; `seconds` that a case may take, at the least five samples, or None for 50 samples.
     """
 
     def __init__(self, cuda: Any, l2_bytes: int, seconds: float | None = None) -> None:

@@ -17,15 +17,11 @@ __all__ = ["hadamard", "hadamard_reference"]
 def hadamard(x: Tensor, base: Tensor, *, out: Tensor | None = None, backend: Backend = "auto") -> Tensor:
     """x (H_K (x) H_{2^m}) / sqrt(n) along the last axis, n = K 2^m; no gradient.
 
-    With a token viewed as X (K, 2^m) this is H_K^T X H_{2^m} / sqrt(n): the activation side of QuaRot and SpinQuant,
-    without their random signs.
-
     Args:
         x: (..., n), floating point. A float16 token of entries up to a does not overflow while a sqrt(n) < 65504.
         base: H_K, (K, K), entries +-1, any floating dtype, on x's device; torch.ones(1, 1) for a power of two.
         out: written if given: shape, dtype and device of x, contiguous.
-        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes tokens that fit an SM:
-            in 16 bits up to n = 32,768 for the sizes of known models (README.md). Sums are float32 in both.
+        backend: see sq/kernels/backend.py; the Triton kernel takes tokens that fit an SM (README.md, "Limits").
 
     Returns: (..., n) of x's dtype.
 

@@ -7,10 +7,7 @@ from torch import Tensor
 
 
 def hadamard_reference(x: Tensor, base: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x (H_K (x) H_{2^m}) / sqrt(n), n = K 2^m; arguments as for `hadamard`.
-
-    `dtype` is that of the arithmetic, float32 by default (float64 for float64 x), and of the result, x's by default.
-    """
+    """`hadamard` in `dtype`, which the result has; by default float32 (float64 for float64 x) and the result x's."""
     work = dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32)
     k, n = base.shape[0], x.shape[-1]
     rows = x.reshape(-1, n).to(work) * n**-0.5

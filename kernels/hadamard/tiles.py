@@ -14,11 +14,8 @@ DENSE_TOKENS = 64  # at a time, at least: Hopper's wide products have 64 rows
 def tile_shape(k: int, powers: int, itemsize: int) -> tuple[int, int] | None:
     """(n1, n2) with n1 n2 = K 2^m and n2 a power of two, of least padded work; None if no tile fits.
 
-    The left factor H_K (x) H_{n1 / K} costs n1 multiply-adds an entry and the right one, H_{n2}, n2; both sides of the
-    tile are padded to powers of two. Orders up to DENSE_LIMIT are (1, n) where that fits: one product by all of H.
-
-    Args:
-        itemsize: bytes of an entry as the products take it.
+    The left factor costs n1 multiply-adds an entry and the right one n2, of sides padded to powers of two; (1, n) is
+    one product by all of H. `itemsize`: bytes of an entry as the products take it.
     """
     n = k * powers
     block = power_of_two_from(n, LEAST_SIDE)

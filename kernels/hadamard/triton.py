@@ -36,24 +36,12 @@ def _entries(p_base, o_row, o_column, K: tl.constexpr, POWERS: tl.constexpr):
 @autotune
 @triton.jit
 def hadamard_tile_kernel(
-    p_x,
-    p_base,
-    p_y,
-    T,
-    stride_x,
-    T_BUCKET,
-    K: tl.constexpr,
-    N1: tl.constexpr,
-    N2: tl.constexpr,
-    BLOCK_N1: tl.constexpr,
-    BLOCK_N2: tl.constexpr,
-    SCALE_1: tl.constexpr,
-    SCALE_2: tl.constexpr,
-    HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-):
+    p_x, p_base, p_y,
+    T, stride_x, T_BUCKET,
+    K: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_N2: tl.constexpr,
+    SCALE_1: tl.constexpr, SCALE_2: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, COMPUTE: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
     """Y = (H_K (x) H_{N1 / K})^T X H_N2 / sqrt(N1 N2), one token X [N1, N2] at a time."""
     o_1 = tl.arange(0, BLOCK_N1)
     o_2 = tl.arange(0, BLOCK_N2)
@@ -74,22 +62,12 @@ def hadamard_tile_kernel(
 @autotune
 @triton.jit
 def hadamard_dense_kernel(
-    p_x,
-    p_base,
-    p_y,
-    T,
-    stride_x,
-    T_BUCKET,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_N1: tl.constexpr,
-    BLOCK_N2: tl.constexpr,
+    p_x, p_base, p_y,
+    T, stride_x, T_BUCKET,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_N2: tl.constexpr,
     SCALE: tl.constexpr,
-    HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-):
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, COMPUTE: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
     """Y = X (H_K (x) H_{N / K}) / sqrt(N) for BLOCK_N1 tokens X [BLOCK_N1, N] at a time."""
     o_1 = tl.arange(0, BLOCK_N1)
     o_2 = tl.arange(0, BLOCK_N2)
@@ -111,20 +89,16 @@ def launch(x: Tensor, base: Tensor, out: Tensor | None) -> Tensor:
     if shape is None:
         raise ValueError(f"no tile fits {k} x {n // k} features")
     rows = x.reshape(-1, n)
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     base = base.to(torch.float32).contiguous()
     tokens, (n1, n2) = rows.shape[0], shape
+    # fmt: off
     common = {
-        "T": tokens,
-        "stride_x": rows.stride(0),
-        "T_BUCKET": token_bucket(tokens),
-        "K": k,
-        "BLOCK_N2": power_of_two_from(n2, 16),
-        "HAS_RIGHT": True,
-        "COMPUTE": compute_dtype(x),
+        "T": tokens, "stride_x": rows.stride(0), "T_BUCKET": token_bucket(tokens), "K": k,
+        "BLOCK_N2": power_of_two_from(n2, 16), "HAS_RIGHT": True, "COMPUTE": compute_dtype(x),
     }
+    # fmt: on
     operands = (rows, base, y)
     if n1 == 1:
         block_1 = max(DENSE_TOKENS, 8192 // common["BLOCK_N2"])

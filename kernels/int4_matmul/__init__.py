@@ -26,36 +26,22 @@ _OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 
 @torch.no_grad()
 def int4_matmul(
-    x: HasCodes,
-    w: Coded,
-    *,
-    x_scheme: Scheme = "symmetric",
-    w_scheme: Scheme = "symmetric",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    out: Tensor | None = None,
-    form: Form = "auto",
-    backend: Backend = "auto",
-) -> Tensor:
-    """y = X W^T + bias + residual for X and W that stand for codes, summed in integers.
-
-    With values (q - z) s of symmetric (z = 0) and asymmetric codes and (q + 1/2) s of mid-rise ones,
-    y_to = s_t s_o (sum_k q_tk p_ok - z_o sum_k q_tk - z_t sum_k (p_ok - z_o)) + bias_o + residual_to.
-    The first sum is int32 and exact; the rest is float32, rounded to the output's dtype once.
+    x: HasCodes, w: Coded, *, x_scheme: Scheme = "symmetric", w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None, residual: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None, form: Form = "auto", backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
+    """y = X W^T + bias + residual for X and W that stand for codes: int32 sums, the rest float32, rounded once.
 
     Args:
-        x: of tokens (...), as `rotate_quantize` writes them: codes uint8 (..., d_in / 2), or int8 (..., d_in) or
-            (..., 2, d_in / 2), which saves unpacking them; scale (..., 1); zero (..., 1) for asymmetric, else None.
-            Symmetric int8 codes may take all 8 bits, others 4. The Triton kernel rearranges int8 (..., d_in) first.
-        w: codes uint8 (d_out, d_in / 2), d_in even: code 2j in the low nibble of byte j, 2j + 1 in the high one. The
-            torch backend also takes int8 (d_out, 2, d_in / 2) of `int8_planes`: twice the bytes, and no unpacking in
-            every call. scale (d_out, G), float32, float16 or bfloat16; G = 1, or groups of d_in / G consecutive
-            features, an even number. zero (d_out, G) of any of scale's dtypes for asymmetric, else None. sums (d_out,)
-            float32 of `weight_sums`: needed where the activations have zeros, and by the Triton kernel for mid-rise
-            activations in int8. A scale of NaN, here or in x, makes its output feature (its token) NaN.
-        bias: (d_out,), any floating dtype.
-        residual: (..., d_out), any floating dtype.
+        x: of tokens (...), as `rotate_quantize` writes them: codes uint8 (..., d_in / 2), int8 (..., 2, d_in / 2)
+            or int8 (..., d_in), which the Triton kernel rearranges; scale (..., 1); zero (..., 1) for asymmetric, else
+            None. Symmetric int8 codes may take all 8 bits, others 4.
+        w: codes uint8 (d_out, d_in / 2), d_in even: code 2j in the low nibble of byte j, 2j + 1 in the high one; the
+            torch backend also takes int8 (d_out, 2, d_in / 2) of `int8_planes`. scale (d_out, G), float32, float16 or
+            bfloat16, for groups of an even number d_in / G of consecutive features. zero (d_out, G) of any of these
+            dtypes for asymmetric, else None. sums (d_out,) float32 of `weight_sums`: needed where the activations have
+            zeros, and by the Triton kernel for mid-rise activations in int8.
+        bias, residual: (d_out,) and (..., d_out), any floating dtype.
         dtype: of the result without `out`: bfloat16, float16 or float32.
         out: (..., d_out), contiguous, written and returned; not the residual, since tuning runs a kernel repeatedly.
             With it, and after a first call that tunes, a CUDA graph can capture the call; graphs of one device that

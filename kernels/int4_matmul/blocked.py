@@ -20,10 +20,7 @@ _FEW_TOKENS = 64  # up to these, and from 2 on, a CPU is up to 1.8 times as fast
 def int4_matmul_blocked(
     x: Coded, w: Coded, x_scheme: Scheme, w_scheme: Scheme, bias: Tensor | None, residual: Tensor | None, out: Tensor
 ) -> None:
-    """int4_matmul of checked arguments, written to out (T, d_out).
-
-    Tokens are rows: codes uint8 (T, d_in / 2) or int8 (T, 2, d_in / 2), scale and zero (T, 1), residual (T, d_out).
-    """
+    """int4_matmul of checked arguments, written to out (T, d_out); tokens are rows, int8 codes lie in planes."""
     cpu = out.device.type == "cpu"
     groups = w.scale.shape[1]
     w_zero = w.zero

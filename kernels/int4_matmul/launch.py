@@ -20,47 +20,35 @@ from .tiles import Launch, Shape
 from .triton import decode_kernel, prefill_kernel
 
 _FLIP = {"symmetric": 0, "midrise": 8, "asymmetric": -128}  # see halves() in triton_tile.py
+# Added to the zeros of activations: packed unsigned nibbles become q - 8, mid-rise bytes q stand for q + 1/2.
+_SHIFT = {("asymmetric", True): -8.0, ("midrise", False): -0.5}
 _TUNED = ("BLOCK_O", "BLOCK_T", "BLOCK_D", "SPLIT", "PROGRAMS_PER_SM")
 
 
 def launch(
-    x: Coded,
-    w: Coded,
-    x_scheme: Scheme,
-    w_scheme: Scheme,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    decode: bool,
-) -> None:
+    x: Coded, w: Coded, x_scheme: Scheme, w_scheme: Scheme,
+    bias: Tensor | None, residual: Tensor | None, out: Tensor, decode: bool,
+) -> None:  # fmt: skip
     """Arguments as for `int4_matmul_blocked`, with at least one token; decode takes up to tiles.DECODE_TOKENS."""
     packed = x.codes.dtype == torch.uint8
     codes = x.codes.flatten(1).view(torch.int8)
-    if codes.stride(1) != 1:
-        codes = codes.contiguous()
+    codes = codes if codes.stride(1) == 1 else codes.contiguous()
     tokens, (d_out, row_bytes) = len(out), w.codes.shape
     weights = w.codes.contiguous().view(torch.int8)
     optional = (w.zero, w.sums, x.scale, x.zero, bias, residual)
     w_zero, w_sums, x_scale, x_zero, *added = (out if i is None else i.contiguous() for i in optional)
+    # fmt: off
     meta: dict[str, Any] = {
-        "T": tokens,
-        "stride_x": codes.stride(0),
+        "T": tokens, "stride_x": codes.stride(0),
         "T_BUCKET": tiles.decode_tokens(tokens) if decode else token_bucket(tokens),
-        "D_IN": 2 * row_bytes,
-        "D_OUT": d_out,
-        "GROUP_B": row_bytes // w.scale.shape[1],
-        "X_PACKED": packed,
-        "X_FLIP": _FLIP[x_scheme] if packed else 0,
-        "X_ASM": _unpacking(x_scheme) if packed else "",
-        "W_FLIP": _FLIP[w_scheme],
-        "W_ASM": _unpacking(w_scheme),
-        "UNIT": 1 / 256 if packed else 1 / 16,
-        "HAS_W_ZERO": w.zero is not None,
-        "HAS_X_ZERO": x.zero is not None,
-        "X_SHIFT": _shift(x_scheme, packed),
-        "HAS_BIAS": bias is not None,
-        "HAS_RESIDUAL": residual is not None,
+        "D_IN": 2 * row_bytes, "D_OUT": d_out, "GROUP_B": row_bytes // w.scale.shape[1],
+        "X_PACKED": packed, "X_FLIP": _FLIP[x_scheme] if packed else 0, "X_ASM": _unpacking(x_scheme) if packed else "",
+        "W_FLIP": _FLIP[w_scheme], "W_ASM": _unpacking(w_scheme),
+        "UNIT": 1 / 256 if packed else 1 / 16, "HAS_W_ZERO": w.zero is not None, "HAS_X_ZERO": x.zero is not None,
+        "X_SHIFT": _SHIFT.get((x_scheme, packed), 0.0),
+        "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
     }
+    # fmt: on
     pointers = [weights, w.scale.contiguous(), w_zero, w_sums, codes, x_scale, x_zero, *added, out]
     shape, sms = _shape(meta), sm_count(out.device)
     if decode:
@@ -111,13 +99,6 @@ def _shape(meta: dict[str, Any]) -> Shape:
     row_bytes, group_bytes = meta["D_IN"] // 2, meta["GROUP_B"]
     float_sums = meta["HAS_W_ZERO"] or group_bytes < row_bytes
     return Shape(meta["D_OUT"], row_bytes, group_bytes, meta["T_BUCKET"], meta["X_PACKED"], float_sums)
-
-
-def _shift(scheme: Scheme, packed: bool) -> float:
-    """What is added to the zeros of activations: unsigned nibbles become q - 8, mid-rise bytes q stand for q + 1/2."""
-    if packed:
-        return -8.0 if scheme == "asymmetric" else 0.0
-    return -0.5 if scheme == "midrise" else 0.0
 
 
 def _unpacking(scheme: Scheme) -> str:

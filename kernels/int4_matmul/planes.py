@@ -19,10 +19,9 @@ def int8_planes(packed: Tensor, scheme: Scheme) -> Tensor:
 def levels_of(codes: Tensor, scheme: Scheme, groups: int) -> tuple[Tensor, float]:
     """Integer levels and the unit they count in, for codes packed, uint8 (rows, b), or in planes, int8 (rows, 2, b).
 
-    Levels are codes, in units of 1; on the mid-rise grid 2q + 1, in units of 1/2. They are small on purpose: CPUs
-    without VNNI add two products in 16 bits, and saturate.
-
-    Returns: int8 (rows, G, 2, b / G), and the unit. For codes in planes that need no arithmetic it is a view.
+    Levels are codes, in units of 1; on the mid-rise grid 2q + 1, in units of 1/2: small, since CPUs without VNNI add
+    two products in 16 bits, and saturate. Returns int8 (rows, G, 2, b / G), a view of planes as far as it can, and the
+    unit.
     """
     unit = 0.5 if scheme == "midrise" else 1.0
     size = codes.shape[-1] // groups
@@ -36,10 +35,9 @@ def levels_of(codes: Tensor, scheme: Scheme, groups: int) -> tuple[Tensor, float
 
 @torch.no_grad()
 def weight_sums(w: HasCodes, scheme: Scheme) -> Tensor:
-    """Row sums that a zero point of the activations is multiplied by, float32 (d_out,).
+    """Row sums that a zero point of the activations is multiplied by, float32 (d_out,), from float64.
 
-    sum_k (p_k - z) for one scale per channel: exact, and to be scaled with the product; sum_k (p_k - z) s for groups.
-    p is the code, code + 1/2 for midrise. Computed in float64.
+    sum_k (p_k - z) of one scale a channel, sum_k (p_k - z) s of groups; p is the code, code + 1/2 for midrise.
     """
     groups = w.scale.shape[1]
     size = 2 * w.codes.shape[-1] // groups

@@ -11,16 +11,10 @@ from ..schemes import Scheme
 
 
 def int4_matmul_reference(
-    x: HasCodes,
-    w: HasCodes,
-    *,
-    x_scheme: Scheme = "symmetric",
-    w_scheme: Scheme = "symmetric",
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """y = X W^T + bias + residual of the decoded matrices, in `dtype`; arguments as for `int4_matmul`."""
+    x: HasCodes, w: HasCodes, *, x_scheme: Scheme = "symmetric", w_scheme: Scheme = "symmetric",
+    bias: Tensor | None = None, residual: Tensor | None = None, dtype: torch.dtype = torch.float64,
+) -> Tensor:  # fmt: skip
+    """`int4_matmul` as X W^T + bias + residual of the decoded matrices, in `dtype`."""
     d_in = 2 * w.codes.shape[-1]
     tokens = x.scale.shape[:-1]
     y = _decoded(x, x_scheme, (*tokens, d_in), dtype) @ _decoded(w, w_scheme, (len(w.codes), d_in), dtype).T

@@ -35,17 +35,12 @@ class Shape(NamedTuple):
     float_sums: bool  # sums of products are added in float32: a second accumulator
 
 
+_PREFILL_TILES = (
+    (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 64, 4),
+)  # fmt: skip
 PREFILL = [
     Launch(block_o, block_t, block_d, 1, programs, warps, stages)
-    for block_o, block_t, warps in (
-        (128, 256, 8),
-        (256, 128, 8),
-        (128, 128, 8),
-        (128, 128, 4),
-        (64, 256, 4),
-        (128, 64, 4),
-        (64, 64, 4),
-    )
+    for block_o, block_t, warps in _PREFILL_TILES
     for block_d in (32, 64, 128)
     for stages in (3, 4)
     for programs in (1, 2)

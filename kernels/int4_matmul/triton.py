@@ -12,39 +12,15 @@ from .triton_tile import accumulate, finish
 
 @triton.jit
 def prefill_kernel(
-    p_w,
-    p_w_scale,
-    p_w_zero,
-    p_sums,
-    p_x,
-    p_x_scale,
-    p_x_zero,
-    p_bias,
-    p_residual,
-    p_y,
-    T,
-    stride_x,
-    T_BUCKET,
-    D_IN: tl.constexpr,
-    D_OUT: tl.constexpr,
-    GROUP_B: tl.constexpr,
-    X_PACKED: tl.constexpr,
-    X_FLIP: tl.constexpr,
-    X_ASM: tl.constexpr,
-    W_FLIP: tl.constexpr,
-    W_ASM: tl.constexpr,
-    UNIT: tl.constexpr,
-    HAS_W_ZERO: tl.constexpr,
-    HAS_X_ZERO: tl.constexpr,
-    X_SHIFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-    TILES_PER_BAND: tl.constexpr = 8,
-):
+    p_w, p_w_scale, p_w_zero, p_sums, p_x, p_x_scale, p_x_zero, p_bias, p_residual, p_y,
+    T, stride_x, T_BUCKET,
+    D_IN: tl.constexpr, D_OUT: tl.constexpr, GROUP_B: tl.constexpr,
+    X_PACKED: tl.constexpr, X_FLIP: tl.constexpr, X_ASM: tl.constexpr, W_FLIP: tl.constexpr, W_ASM: tl.constexpr,
+    UNIT: tl.constexpr, HAS_W_ZERO: tl.constexpr, HAS_X_ZERO: tl.constexpr, X_SHIFT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    PROGRAMS_PER_SM: tl.constexpr, TILES_PER_BAND: tl.constexpr = 8,
+):  # fmt: skip
     """Y^T = W X^T, one tile [BLOCK_O, BLOCK_T] at a time: unpacked weights are the operand that registers may hold."""
     D_B: tl.constexpr = D_IN // 2
     BLOCKS: tl.constexpr = D_B // GROUP_B * ((GROUP_B + BLOCK_D - 1) // BLOCK_D)
@@ -72,45 +48,19 @@ def prefill_kernel(
 
 @triton.jit
 def decode_kernel(
-    p_w,
-    p_w_scale,
-    p_w_zero,
-    p_sums,
-    p_x,
-    p_x_scale,
-    p_x_zero,
-    p_bias,
-    p_residual,
-    p_y,
-    p_partial,
-    p_arrived,
-    T,
-    stride_x,
-    T_BUCKET,
-    D_IN: tl.constexpr,
-    D_OUT: tl.constexpr,
-    GROUP_B: tl.constexpr,
-    X_PACKED: tl.constexpr,
-    X_FLIP: tl.constexpr,
-    X_ASM: tl.constexpr,
-    W_FLIP: tl.constexpr,
-    W_ASM: tl.constexpr,
-    UNIT: tl.constexpr,
-    HAS_W_ZERO: tl.constexpr,
-    HAS_X_ZERO: tl.constexpr,
-    X_SHIFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-):
+    p_w, p_w_scale, p_w_zero, p_sums, p_x, p_x_scale, p_x_zero, p_bias, p_residual, p_y,
+    p_partial, p_arrived,
+    T, stride_x, T_BUCKET,
+    D_IN: tl.constexpr, D_OUT: tl.constexpr, GROUP_B: tl.constexpr,
+    X_PACKED: tl.constexpr, X_FLIP: tl.constexpr, X_ASM: tl.constexpr, W_FLIP: tl.constexpr, W_ASM: tl.constexpr,
+    UNIT: tl.constexpr, HAS_W_ZERO: tl.constexpr, HAS_X_ZERO: tl.constexpr, X_SHIFT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
     """Y^T = W X^T for T <= BLOCK_T tokens, each row of W in SPLIT parts; the last part of a tile to be done adds all.
 
-    Partial sums [i_o, i_s, BLOCK_O, BLOCK_T] in p_partial have the accumulators' dtype; p_arrived [i_o] is 0 before
-    and after a launch. The sum is in the order of the parts, whichever is last.
+    p_partial [i_o, i_s, BLOCK_O, BLOCK_T] has the accumulators' dtype; p_arrived [i_o] is 0 before and after a launch.
     """
     D_B: tl.constexpr = D_IN // 2
     BLOCKS: tl.constexpr = D_B // GROUP_B * ((GROUP_B + BLOCK_D - 1) // BLOCK_D)

@@ -10,10 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def halves(b_packed, FLIP: tl.constexpr, ASM: tl.constexpr):
-    """16 times the levels in the low and the high nibbles: (b << 4) ^ FLIP and (b & 0xF0) ^ FLIP, int8.
-
-    FLIP is 0 for symmetric codes, 8 for mid-rise ones (16 q + 8 = 8 (2q + 1)) and -128 for unsigned ones (q - 8).
-    """
+    """16 times the levels in the low and the high nibbles: (b << 4) ^ FLIP and (b & 0xF0) ^ FLIP, int8 (README.md)."""
     if ASM == "":
         b_even = (b_packed << 4) ^ FLIP
         b_odd = (b_packed & -16) ^ FLIP
@@ -26,35 +23,15 @@ def halves(b_packed, FLIP: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def accumulate(
-    p_w,
-    p_w_scale,
-    p_w_zero,
-    p_x,
-    o_o,
-    o_t,
-    T,
-    row_x,
-    i_first,
-    i_last,
-    D_IN: tl.constexpr,
-    D_OUT: tl.constexpr,
-    GROUP_B: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    X_PACKED: tl.constexpr,
-    X_FLIP: tl.constexpr,
-    X_ASM: tl.constexpr,
-    W_FLIP: tl.constexpr,
-    W_ASM: tl.constexpr,
-    HAS_W_ZERO: tl.constexpr,
-    W_POLICY: tl.constexpr,
-    X_POLICY: tl.constexpr,
-):
-    """Sum over the blocks i_first..i_last - 1 of BLOCK_D bytes of each row, [BLOCK_O, BLOCK_T].
-
-    int32 in units of 1 / 16 (of 1 / 256 where x is packed); float32 in the same units where weights have zeros, and
-    scaled by the weights' scales where those differ by group.
+    p_w, p_w_scale, p_w_zero, p_x,
+    o_o, o_t, T, row_x, i_first, i_last,
+    D_IN: tl.constexpr, D_OUT: tl.constexpr, GROUP_B: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    X_PACKED: tl.constexpr, X_FLIP: tl.constexpr, X_ASM: tl.constexpr, W_FLIP: tl.constexpr, W_ASM: tl.constexpr,
+    HAS_W_ZERO: tl.constexpr, W_POLICY: tl.constexpr, X_POLICY: tl.constexpr,
+):  # fmt: skip
+    """Sum over the blocks i_first..i_last - 1 of BLOCK_D bytes of each row, [BLOCK_O, BLOCK_T], in units of 1 / 16 or
+    (packed x) 1 / 256: int32; float32 where weights have zeros or groups, whose scales are then in it.
     """
     D_B: tl.constexpr = D_IN // 2
     GROUPS: tl.constexpr = D_B // GROUP_B
@@ -107,25 +84,11 @@ def accumulate(
 
 @triton.jit
 def finish(
-    b_acc,
-    p_w_scale,
-    p_sums,
-    p_x_scale,
-    p_x_zero,
-    p_bias,
-    p_residual,
-    p_y,
-    o_o,
-    o_t,
-    T,
-    D_OUT: tl.constexpr,
-    UNIT: tl.constexpr,
-    GROUPED: tl.constexpr,
-    HAS_X_ZERO: tl.constexpr,
-    X_SHIFT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-):
+    b_acc, p_w_scale, p_sums, p_x_scale, p_x_zero, p_bias, p_residual, p_y,
+    o_o, o_t, T,
+    D_OUT: tl.constexpr, UNIT: tl.constexpr, GROUPED: tl.constexpr,
+    HAS_X_ZERO: tl.constexpr, X_SHIFT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+):  # fmt: skip
     """y = (acc UNIT - z sums) s_w s_x + bias + residual, stored at tokens o_t and output features o_o."""
     m_o = o_o < D_OUT
     m_t = o_t < T

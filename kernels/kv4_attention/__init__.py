@@ -15,16 +15,9 @@ from .reference import kv4_attention_reference
 from .takes import obstacle
 
 __all__ = [
-    "Kv4Cache",
-    "Kv4Partials",
-    "dequantized",
-    "kv4_append",
-    "kv4_attention",
-    "kv4_attention_reference",
-    "kv4_cache",
-    "kv4_partials",
-    "obstacle",
-]
+    "Kv4Cache", "Kv4Partials", "dequantized", "kv4_append", "kv4_attention", "kv4_attention_reference", "kv4_cache",
+    "kv4_partials", "obstacle",
+]  # fmt: skip
 
 _HEAD_DIMS = (32, 64, 128, 256)
 _LARGEST_GROUP = 128
@@ -33,36 +26,25 @@ _FLOAT32 = (torch.float32,)
 
 @torch.no_grad()
 def kv4_attention(
-    q: Tensor,
-    cache: Kv4Cache,
-    lengths: Tensor,
-    *,
-    starts: Tensor | None = None,
-    scale: float | None = None,
-    out: Tensor | None = None,
-    partials: Kv4Partials | None = None,
-    backend: Backend = "auto",
-) -> Tensor:
+    q: Tensor, cache: Kv4Cache, lengths: Tensor, *, starts: Tensor | None = None, scale: float | None = None,
+    out: Tensor | None = None, partials: Kv4Partials | None = None, backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
     """softmax(scale q K^T) V for one new token a row, over the row's cached positions.
 
-    Query head h reads KV head h // (H / H_kv), and the query heads of a KV head share its loads. A transform of keys
-    belongs on q before the call.
-
     Args:
-        q: (B, H, D), floating point, behind RoPE.
+        q: (B, H, D), floating point, behind RoPE and the counterpart of the keys' transform; head h reads KV head
+            h // (H / H_kv).
         cache: keys and values in 4 bits, the new token's own included (kv4_append).
-        lengths: (B,), int32 or int64 on q's device: positions below it are seen. Read on the device, so that a CUDA
-            graph captured at one length serves all.
+        lengths: (B,), int32 or int64 on q's device, where it is read: positions below it are seen.
         starts: (B,) likewise: positions below it are not seen (left padding, a sliding window); None for 0.
         scale: of the scores; 1 / sqrt(D) by default.
         out: (B, H, D) of q's dtype, contiguous, written and returned if given.
         partials: buffers of the first pass (kv4_partials), which also say into how many parts positions are split;
             None chooses and allocates.
-        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes head_dim 32, 64, 128 or
-            256 and up to 128 query heads a KV head; "auto" takes torch for others.
+        backend: see sq/kernels/backend.py; the Triton kernel takes the heads of README.md, "Limits".
 
     Returns: (B, H, D) of q's dtype; zeros for a row that sees no position, NaN for heads that see a token that
-    contained NaN or inf. Sums are float32; for 16-bit q the probabilities are rounded to bfloat16.
+    contained NaN or inf.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other, or backend="triton" where it cannot run.
@@ -116,8 +98,7 @@ def kv4_append(
         k, v: (B, H_kv, N, D) of one dtype, floating point, any strides; keys behind RoPE and their transform.
         positions: (B,), int32 or int64 on k's device. On a GPU, where checking would wait for it, a token whose
             position lies outside the cache is dropped.
-        clip: factor on the range in (0, 1], or candidates of which each token and head takes the one of least squared
-            error.
+        clip: factor on the range in (0, 1], or candidates, as for `rotate_quantize`, for each token and head.
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py.
 
     Raises:

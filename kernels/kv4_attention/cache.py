@@ -14,21 +14,18 @@ from ..nibbles import pack_nibbles, unpack_nibbles
 from ..rotate_quantize.reference import quantize
 from ..schemes import Scheme
 
-# Stored codes are unsigned, u in 0..15: value = (u - zero) scale. Signed codes q are stored as u = q + 8.
+# Signed codes q are stored as u = q + 8.
 CONSTANT_ZERO: dict[Scheme, float] = {"symmetric": 8.0, "midrise": 7.5, "asymmetric": 0.0}
 
 
 class Kv4Cache(NamedTuple):
-    """Keys and values in 4 bits, with a grid for each token and head.
-
-    The value of a stored code u in 0..15 is (u - z) s, with z the token's zero (asymmetric), 8 (symmetric) or 7.5
-    (midrise): the grids of kernels/grid.py with signed codes raised by 8.
+    """Keys and values in 4 bits, with a grid for each token and head: values (u - z) s of stored codes u in 0..15.
 
     Attributes:
         keys, values: of B rows of a batch, H_kv heads, S positions and D features of a head, all contiguous: codes
             uint8 (B, H_kv, S, D / 2) with u of feature 2j in the low nibble of byte j, of 2j + 1 in the high one; scale
-            float32 (B, H_kv, S), NaN where the token contained NaN or inf; zero (B, H_kv, S) for asymmetric, uint8
-            where grids contain 0 and int16 where they need not, else None.
+            float32 (B, H_kv, S), NaN where the token contained NaN or inf; zero (B, H_kv, S) for asymmetric, uint8, or
+            int16 without include_zero, else None and z is CONSTANT_ZERO.
         scheme: of both.
         include_zero: asymmetric ranges are widened to contain 0, so that z is in 0..15.
     """

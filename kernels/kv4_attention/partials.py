@@ -29,9 +29,6 @@ def kv4_partials(q: Tensor, splits: int) -> Kv4Partials:
 
 
 def split_count(rows: int, capacity: int, device: torch.device) -> int:
-    """Parts that fill the GPU with programs: rows (batch times KV heads) and capacity decide, never the lengths.
-
-    So a CUDA graph that was captured at one length serves all.
-    """
+    """Parts that fill the GPU with programs: rows (batch times KV heads) and capacity decide, never the lengths."""
     wanted = -(-_PROGRAMS_PER_SM * sm_count(device) // rows)
     return max(1, min(wanted, -(-capacity // _LEAST_POSITIONS), _MOST_SPLITS))

@@ -12,7 +12,7 @@ from .cache import Kv4Cache, dequantized
 def kv4_attention_reference(
     q: Tensor, cache: Kv4Cache, lengths: Tensor, starts: Tensor | None, scale: float, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """softmax(scale q K^T) V, (B, H, D), computed in `dtype`; arguments as for `kv4_attention`."""
+    """`kv4_attention` computed in `dtype`, (B, H, D)."""
     batch, heads, head_dim = q.shape
     kv_heads = cache.keys.scale.shape[1]
     last = lengths.max() if q.device.type == "cpu" else cache.keys.scale.shape[2]  # a GPU would be waited for

@@ -58,38 +58,17 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
 )
 @triton.jit
 def kv4_attention_kernel(
-    p_q,
-    p_k,
-    p_k_scale,
-    p_k_zero,
-    p_v,
-    p_v_scale,
-    p_v_zero,
-    p_starts,
-    p_lengths,
-    p_o,
-    p_lse,
-    softmax_scale,
-    S,
-    ROWS_BUCKET,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ZERO: tl.constexpr,
-    HAS_ZERO: tl.constexpr,
-    HAS_STARTS: tl.constexpr,
-    NIBBLES: tl.constexpr,
-    ASM: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    COMPUTE_V: tl.constexpr,
+    p_q, p_k, p_k_scale, p_k_zero, p_v, p_v_scale, p_v_zero, p_starts, p_lengths,
+    p_o, p_lse,
+    softmax_scale, S, ROWS_BUCKET,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+    ZERO: tl.constexpr, HAS_ZERO: tl.constexpr, HAS_STARTS: tl.constexpr,
+    NIBBLES: tl.constexpr, ASM: tl.constexpr, COMPUTE: tl.constexpr, COMPUTE_V: tl.constexpr,
     BLOCK_S: tl.constexpr,
-):
+):  # fmt: skip
     """Attention of the GROUP query heads of one KV head over one of SPLITS parts of a row's positions.
 
-    Writes the part's output, normalized, and the logarithm to base 2 of its sum of exponentials. Features live as two
-    halves, the even and the odd ones: the low and the high nibbles of the cache.
+    Writes the part's normalized output and the log2 of its sum of exponentials; features as even and odd halves.
     """
     D_B: tl.constexpr = D // 2
     OFFSET_K: tl.constexpr = 128 if NIBBLES == "bf16" else 0
@@ -187,14 +166,9 @@ def kv4_combine_kernel(
 
 
 def launch(
-    q: Tensor,
-    cache: Kv4Cache,
-    lengths: Tensor,
-    starts: Tensor | None,
-    scale: float,
-    partials: Kv4Partials | None,
-    out: Tensor,
-) -> None:
+    q: Tensor, cache: Kv4Cache, lengths: Tensor, starts: Tensor | None,
+    scale: float, partials: Kv4Partials | None, out: Tensor,
+) -> None:  # fmt: skip
     """kv4_attention of checked, non-empty arguments, written to out; partials where there is more than one part."""
     (batch, heads, head_dim), (_, kv_heads, capacity) = q.shape, cache.keys.scale.shape
     splits = 1 if partials is None else partials.lse.shape[-1]
@@ -206,33 +180,20 @@ def launch(
 
     nibble = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[q.dtype]
     half = not interpreted() and nibble != "fp32"
+    # fmt: off
     with torch.cuda.device_of(q):  # Triton launches on the current device
         kv4_attention_kernel[(batch * kv_heads, splits)](
-            q,
-            *(cache.keys.codes, cache.keys.scale, zero(cache.keys.zero)),
-            *(cache.values.codes, cache.values.scale, zero(cache.values.zero)),
-            *(lengths if starts is None else starts, lengths, target, lse),
-            softmax_scale=scale * _LOG2_E,
-            S=capacity,
-            ROWS_BUCKET=power_of_two_from(batch * kv_heads),
-            KV_HEADS=kv_heads,
-            GROUP=group,
-            BLOCK_G=power_of_two_from(group, 16),
-            D=head_dim,
-            SPLITS=splits,
-            ZERO=CONSTANT_ZERO[cache.scheme],
-            HAS_ZERO=cache.scheme == "asymmetric",
-            HAS_STARTS=starts is not None,
-            NIBBLES=nibble,
-            ASM=half,
-            COMPUTE=compute_dtype(q),
-            COMPUTE_V=tl.bfloat16 if half else tl.float32,
+            q, cache.keys.codes, cache.keys.scale, zero(cache.keys.zero),
+            cache.values.codes, cache.values.scale, zero(cache.values.zero),
+            lengths if starts is None else starts, lengths, target, lse,
+            softmax_scale=scale * _LOG2_E, S=capacity, ROWS_BUCKET=power_of_two_from(batch * kv_heads),
+            KV_HEADS=kv_heads, GROUP=group, BLOCK_G=power_of_two_from(group, 16), D=head_dim, SPLITS=splits,
+            ZERO=CONSTANT_ZERO[cache.scheme], HAS_ZERO=cache.scheme == "asymmetric", HAS_STARTS=starts is not None,
+            NIBBLES=nibble, ASM=half, COMPUTE=compute_dtype(q), COMPUTE_V=tl.bfloat16 if half else tl.float32,
         )
         if partials is not None:
             kv4_combine_kernel[(batch * heads,)](
-                *(target, lse, out),
-                SPLITS=splits,
-                BLOCK_SPLITS=power_of_two_from(splits),
-                D=head_dim,
-                BLOCK_D=power_of_two_from(head_dim),
+                target, lse, out, SPLITS=splits, BLOCK_SPLITS=power_of_two_from(splits),
+                D=head_dim, BLOCK_D=power_of_two_from(head_dim),
             )
+    # fmt: on

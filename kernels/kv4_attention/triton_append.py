@@ -17,31 +17,13 @@ from .cache import Kv4Cache
 
 @triton.jit
 def kv4_append_kernel(
-    p_k,
-    p_v,
-    p_positions,
-    p_clips,
-    p_k_codes,
-    p_k_scale,
-    p_k_zero,
-    p_v_codes,
-    p_v_scale,
-    p_v_zero,
-    N,
-    S,
-    stride_k_b,
-    stride_k_h,
-    stride_k_n,
-    stride_v_b,
-    stride_v_h,
-    stride_v_n,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    INCLUDE_ZERO: tl.constexpr,
-):
+    p_k, p_v, p_positions, p_clips,
+    p_k_codes, p_k_scale, p_k_zero, p_v_codes, p_v_scale, p_v_zero,
+    N, S,
+    stride_k_b, stride_k_h, stride_k_n, stride_v_b, stride_v_h, stride_v_n,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr,
+    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, INCLUDE_ZERO: tl.constexpr,
+):  # fmt: skip
     """One new token of one KV head: its key, then its value. A position outside the cache is not written."""
     i_n = tl.program_id(0) % N
     i_bh = (tl.program_id(0) // N).to(tl.int64)
@@ -62,19 +44,10 @@ def kv4_append_kernel(
 
 @triton.jit
 def _write_row(
-    p_x,
-    p_clips,
-    p_codes,
-    p_scale,
-    p_zero,
-    i_row,
-    inside,
-    D: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    INCLUDE_ZERO: tl.constexpr,
-):
+    p_x, p_clips, p_codes, p_scale, p_zero, i_row, inside,
+    D: tl.constexpr, BLOCK_H: tl.constexpr,
+    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, INCLUDE_ZERO: tl.constexpr,
+):  # fmt: skip
     o_h = tl.arange(0, BLOCK_H)
     m_h = o_h < D // 2
     b_even = tl.load(p_x + 2 * o_h, mask=m_h, other=0.0).to(tl.float32)
@@ -100,21 +73,15 @@ def launch(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor, clips: tupl
     def zero(part: Tensor | None) -> Tensor:
         return k if part is None else part
 
+    # fmt: off
     with torch.cuda.device_of(k):  # Triton launches on the current device
         kv4_append_kernel[(batch * kv_heads * tokens,)](
-            *(k, v, positions, clips_on(k.device, clips)),
-            *(cache.keys.codes, cache.keys.scale, zero(cache.keys.zero)),
-            *(cache.values.codes, cache.values.scale, zero(cache.values.zero)),
-            tokens,
-            cache.keys.scale.shape[2],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            KV_HEADS=kv_heads,
-            D=head_dim,
-            BLOCK_H=power_of_two_from(head_dim // 2),
-            SCHEME=cache.scheme,
-            CANDIDATES=len(clips),
-            INCLUDE_ZERO=cache.include_zero,
-            num_warps=1,
-            enable_fp_fusion=cache.scheme != "asymmetric",  # as in rotate_quantize/triton.py
+            k, v, positions, clips_on(k.device, clips),
+            cache.keys.codes, cache.keys.scale, zero(cache.keys.zero),
+            cache.values.codes, cache.values.scale, zero(cache.values.zero),
+            tokens, cache.keys.scale.shape[2], *k.stride()[:3], *v.stride()[:3],
+            KV_HEADS=kv_heads, D=head_dim, BLOCK_H=power_of_two_from(head_dim // 2),
+            SCHEME=cache.scheme, CANDIDATES=len(clips), INCLUDE_ZERO=cache.include_zero,
+            num_warps=1, enable_fp_fusion=cache.scheme != "asymmetric",  # as in rotate_quantize/triton.py
         )
+    # fmt: on

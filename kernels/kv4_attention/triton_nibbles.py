@@ -29,8 +29,7 @@ UNPACK_FP16 = tl.constexpr(_UNPACK.format(upper="0x64646464"))
 def nibbles(b_packed, NIBBLES: tl.constexpr, COMPUTE: tl.constexpr, ASM: tl.constexpr):
     """The low and the high nibbles u of uint8, exact: 128 + u for "bf16", u for "fp16" and "fp32".
 
-    A number whose last bit counts 1 holds a small integer in its last bits: 128 + u is 0x4300 | u in bfloat16, 1024 + u
-    is 0x6400 | u in float16. 1024 is subtracted again: in sums of 32 bits it would cost eight times the error of 128.
+    128 + u is 0x4300 | u in bfloat16, 1024 + u is 0x6400 | u in float16; 1024 is subtracted again (README.md says why).
     """
     if NIBBLES == "fp32":
         b_low = (b_packed & 15).to(tl.float32)

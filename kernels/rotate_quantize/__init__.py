@@ -25,46 +25,28 @@ __all__ = ["Container", "Norm", "form_of", "obstacle", "rotate_quantize", "rotat
 
 @torch.no_grad()
 def rotate_quantize(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    *,
-    scheme: Scheme = "symmetric",
-    clip: float | Sequence[float] = 1.0,
-    ends: tuple[float, float] = (1.0, 1.0),
-    norm: Norm | None = None,
-    up: Tensor | None = None,
-    balance: LowRankStep | None = None,
-    container: Container = "int4",
-    out: Coded | None = None,
-    backend: Backend = "auto",
-) -> Coded:
-    """Quantize y = f(x) (R1 (x) R2), that is Y = R1^T F R2 for a token f(x) viewed as F (n1, n2), to 4 bits per token.
-
-    f is RMSNorm or SwiGLU, then a low-rank balance, as far as they are given. Value of a code q: q s (symmetric),
-    (q - z) s (asymmetric), (2q + 1) s / 2 (midrise). Grids and rounding are those of kernels/grid.py at 4 bits, from
-    float32 sums that are not rounded to x's dtype first.
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, *,
+    scheme: Scheme = "symmetric", clip: float | Sequence[float] = 1.0, ends: tuple[float, float] = (1.0, 1.0),
+    norm: Norm | None = None, up: Tensor | None = None, balance: LowRankStep | None = None,
+    container: Container = "int4", out: Coded | None = None, backend: Backend = "auto",
+) -> Coded:  # fmt: skip
+    """Quantize y = f(x) (R1 (x) R2) to 4 bits per token on the grids of kernels/grid.py; f: norm or up, then balance.
 
     Args:
         x: (..., n), floating point; rows of one stride are read in place.
         r1, r2: (n1, n1) and (n2, n2) with n1 n2 = n, used in x's dtype: pass them in it, or every call converts them.
             None is an identity; without both there is no rotation. Need not be orthogonal.
-        clip: factor on the range in (0, 1], or candidates of which each token takes the one of least squared error
-            (the first of equal ones).
-        ends: further factors in (0, 1] on the low and on the high end of the range, as learned clips have.
+        clip: factor on the range in (0, 1], or candidates: each token takes the first of least squared error.
+        ends: further factors in (0, 1] on the low and on the high end of the range.
         norm: RMSNorm in front.
         up: x's shape and dtype: SwiGLU in front, with x as the gate.
-        balance: low-rank balance between the norm or SwiGLU and the rotation; its tensors are used in x's dtype.
-        container: of the codes, which are -8..7 for symmetric and midrise, 0..15 for asymmetric:
-            "int4": uint8 (..., ceil(n / 2)), code 2j in the low nibble of byte j, 2j + 1 in the high one; negative
-                codes are two's complement.
-            "int8": int8 (..., n), a code a byte.
-            "int8_planes": int8 (..., 2, n / 2), the codes of the even features, then those of the odd ones: what meets
-                the low and the high nibbles of packed weights.
+        balance: low-rank balance behind these; its tensors are used in x's dtype.
+        container: of the codes, -8..7 or (asymmetric) 0..15. "int4": uint8 (..., ceil(n / 2)), code 2j in the low
+            nibble of byte j, negative ones as two's complement; "int8": int8 (..., n), a code a byte; "int8_planes":
+            int8 (..., 2, n / 2), the even features, then the odd ones.
         out: written and returned if given: contiguous, on x's device, of the shapes and dtypes below. With it, and
             after a first call that tunes, a CUDA graph can capture the call.
-        backend: "auto" | "torch" | "triton", see sq/kernels/backend.py. The Triton kernel takes an even n2 and factors
-            of up to 256 that fit an SM together with a token; "auto" takes torch for others.
+        backend: see sq/kernels/backend.py; the Triton kernel takes the factors of README.md, "Limits".
 
     Returns: codes in their container; scale float32 (..., 1), NaN where the rotated token contains NaN or inf, or its
     scale would be inf; zero integer-valued float32 (..., 1) for asymmetric, else None.
@@ -94,16 +76,9 @@ def rotate_quantize(
 
 
 def _in_chunks(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    scheme: Scheme,
-    clips: Sequence[float],
-    front: Front,
-    ends: tuple[float, float],
-    container: Container,
-    result: Coded,
-) -> None:
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, scheme: Scheme, clips: Sequence[float], front: Front,
+    ends: tuple[float, float], container: Container, result: Coded,
+) -> None:  # fmt: skip
     """The torch backend, written to result: a few tokens at a time, so that what lies between its steps is cached."""
     n = x.shape[-1]
     rows, up = x.reshape(-1, n), None if front.up is None else front.up.reshape(-1, n)

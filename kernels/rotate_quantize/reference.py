@@ -20,21 +20,11 @@ _NO_FRONT = Front()
 
 
 def rotate_quantize_reference(
-    x: Tensor,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    scheme: Scheme,
-    clips: Sequence[float],
-    *,
-    front: Front = _NO_FRONT,
-    ends: tuple[float, float] = (1.0, 1.0),
-    container: Container = "int4",
-    dtype: torch.dtype = torch.float32,
-) -> Coded:
-    """Arguments and result as for `rotate_quantize`, with at least one clip in `clips`.
-
-    The factors and what the front yields are rounded to x's dtype, the rest is computed in `dtype`.
-    """
+    x: Tensor, r1: Tensor | None, r2: Tensor | None, scheme: Scheme, clips: Sequence[float], *,
+    front: Front = _NO_FRONT, ends: tuple[float, float] = (1.0, 1.0),
+    container: Container = "int4", dtype: torch.dtype = torch.float32,
+) -> Coded:  # fmt: skip
+    """`rotate_quantize` with at least one clip: factors and what the front yields in x's dtype, the rest in `dtype`."""
     y = rotate(front_reference(x, front, dtype).to(x.dtype), r1, r2, dtype)
     codes, scale, zero, _ = quantize(y, scheme, clips, ends)
     return Coded(contain(codes, container), scale.float(), None if zero is None else zero.float())
@@ -48,10 +38,7 @@ def quantize(
     *,
     include_zero: bool = True,
 ) -> Coded:
-    """Integer-valued codes (..., n), scale (..., 1) and zero (..., 1) or None, in y's dtype.
-
-    include_zero: an asymmetric range is widened to contain 0; without, zero lies anywhere within grid.FARTHEST_ZERO.
-    """
+    """Integer-valued codes (..., n), scale (..., 1), zero (..., 1) or None, of y's dtype; include_zero as in `span`."""
     low, high = y.amin(-1, keepdim=True), y.amax(-1, keepdim=True)  # NaN where the row holds one
     finite = torch.isfinite(low) & torch.isfinite(high)
     low, high = low * ends[0], high * ends[1]

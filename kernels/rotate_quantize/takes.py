@@ -28,11 +28,7 @@ def obstacle(format: Format) -> str | None:
 
 
 def form_of(steps: Sequence[Step] | None) -> Form | None:
-    """(r1, r2, balance) of a transform's steps, each None for an identity; None for a transform of another form.
-
-    Args:
-        steps: of the transform; None where it has no such description.
-    """
+    """(r1, r2, balance) of a transform's steps, each None for an identity; None for another form or no steps known."""
     if steps is None:
         return None
     balance = steps[0] if steps and isinstance(steps[0], LowRankStep) else None

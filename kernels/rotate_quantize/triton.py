@@ -22,48 +22,17 @@ from .triton_grid import quantized_token
 @autotune
 @triton.jit
 def rotate_quantize_kernel(
-    p_x,
-    p_up,
-    p_gain,
-    p_diagonal,
-    p_basis,
-    p_change,
-    p_r1,
-    p_r2,
-    p_clips,
-    p_codes,
-    p_scale,
-    p_zero,
-    T,
-    stride_x,
-    stride_up,
-    eps,
-    end_low,
-    end_high,
-    T_BUCKET,
-    N1: tl.constexpr,
-    N2: tl.constexpr,
-    BLOCK_N1: tl.constexpr,
-    BLOCK_N2: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    HAS_GAIN: tl.constexpr,
-    HAS_UP: tl.constexpr,
-    HAS_BALANCE: tl.constexpr,
-    HAS_DIAGONAL: tl.constexpr,
-    RANK: tl.constexpr,
-    HAS_LEFT: tl.constexpr,
-    HAS_RIGHT: tl.constexpr,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    HAS_ENDS: tl.constexpr,
-    CONTAINER: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PROGRAMS_PER_SM: tl.constexpr,
-):
-    """Y = R1^T X R2, its grid and its codes, one token X [N1, N2] at a time.
-
-    Y ends as two halves, the even and the odd columns: they are the low and the high nibbles of the bytes.
-    """
+    p_x, p_up, p_gain, p_diagonal, p_basis, p_change, p_r1, p_r2, p_clips,
+    p_codes, p_scale, p_zero,
+    T, stride_x, stride_up, eps, end_low, end_high, T_BUCKET,
+    N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_N2: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_UP: tl.constexpr,
+    HAS_BALANCE: tl.constexpr, HAS_DIAGONAL: tl.constexpr, RANK: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, HAS_ENDS: tl.constexpr, CONTAINER: tl.constexpr,
+    COMPUTE: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
+    """Y = R1^T X R2, its grid and its codes, one token X [N1, N2] at a time; Y as two halves, even and odd columns."""
     BLOCK_H: tl.constexpr = BLOCK_N2 // 2
     o_1 = tl.arange(0, BLOCK_N1)
     o_2 = tl.arange(0, BLOCK_N2)
@@ -127,17 +96,9 @@ def clips_on(device: torch.device, clips: tuple[float, ...]) -> Tensor:
 
 
 def launch(
-    x: Tensor,
-    front: Front,
-    r1: Tensor | None,
-    r2: Tensor | None,
-    sizes: tuple[int, int],
-    scheme: str,
-    clips: tuple[float, ...],
-    ends: tuple[float, float],
-    container: str,
-    out: Coded,
-) -> None:
+    x: Tensor, front: Front, r1: Tensor | None, r2: Tensor | None, sizes: tuple[int, int],
+    scheme: str, clips: tuple[float, ...], ends: tuple[float, float], container: str, out: Coded,
+) -> None:  # fmt: skip
     """rotate_quantize of checked, non-empty arguments without a tile_obstacle, written to out."""
     rows = _rows(x)
     up = rows if front.up is None else _rows(front.up)
@@ -149,38 +110,22 @@ def launch(
 
     operands = (None if norm is None else norm.gain, *(balance or (None, None, None)), r1, r2)
     block_1, block_2 = block_sizes(*sizes, rotates=r1 is not None or r2 is not None)
+    # fmt: off
     start(
-        rotate_quantize_kernel,
-        x,
-        rows.shape[0],
-        *(rows, up, *map(operand, operands), clips_on(x.device, clips)),
-        *(out.codes, out.scale, out.scale if out.zero is None else out.zero),
-        T=rows.shape[0],
-        stride_x=rows.stride(0),
-        stride_up=up.stride(0),
-        eps=0.0 if norm is None else norm.eps,
-        end_low=ends[0],
-        end_high=ends[1],
-        T_BUCKET=token_bucket(rows.shape[0]),
-        N1=sizes[0],
-        N2=sizes[1],
-        BLOCK_N1=block_1,
-        BLOCK_N2=block_2,
-        HAS_NORM=norm is not None,
-        HAS_GAIN=norm is not None and norm.gain is not None,
-        HAS_UP=front.up is not None,
-        HAS_BALANCE=balance is not None,
-        HAS_DIAGONAL=balance is not None and balance.diagonal is not None,
-        RANK=0 if balance is None else balance.basis.shape[0],
-        HAS_LEFT=r1 is not None,
-        HAS_RIGHT=r2 is not None,
-        SCHEME=scheme,
-        CANDIDATES=len(clips),
-        HAS_ENDS=ends != (1.0, 1.0),
-        CONTAINER=container,
+        rotate_quantize_kernel, x, rows.shape[0],
+        rows, up, *map(operand, operands), clips_on(x.device, clips),
+        out.codes, out.scale, out.scale if out.zero is None else out.zero,
+        T=rows.shape[0], stride_x=rows.stride(0), stride_up=up.stride(0), eps=0.0 if norm is None else norm.eps,
+        end_low=ends[0], end_high=ends[1], T_BUCKET=token_bucket(rows.shape[0]),
+        N1=sizes[0], N2=sizes[1], BLOCK_N1=block_1, BLOCK_N2=block_2,
+        HAS_NORM=norm is not None, HAS_GAIN=norm is not None and norm.gain is not None, HAS_UP=front.up is not None,
+        HAS_BALANCE=balance is not None, HAS_DIAGONAL=balance is not None and balance.diagonal is not None,
+        RANK=0 if balance is None else balance.basis.shape[0], HAS_LEFT=r1 is not None, HAS_RIGHT=r2 is not None,
+        SCHEME=scheme, CANDIDATES=len(clips), HAS_ENDS=ends != (1.0, 1.0), CONTAINER=container,
         COMPUTE=compute_dtype(x),
         enable_fp_fusion=scheme != "asymmetric",  # high * clip - low * clip rounds each product, as torch does
     )
+    # fmt: on
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -31,17 +31,9 @@ def swiglu(b_gate, p_up, o_x, m_x, COMPUTE: tl.constexpr):
 
 @triton.jit
 def balanced(
-    b_x,
-    p_diagonal,
-    p_basis,
-    p_change,
-    o_x,
-    m_x,
-    N: tl.constexpr,
-    HAS_DIAGONAL: tl.constexpr,
-    RANK: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+    b_x, p_diagonal, p_basis, p_change, o_x, m_x,
+    N: tl.constexpr, HAS_DIAGONAL: tl.constexpr, RANK: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
     """v + (v U) C with v = x D, from rows of U^T and C that every token reads anew; rounded once, to their dtype."""
     if HAS_DIAGONAL:
         b_x = b_x * tl.load(p_diagonal + o_x, mask=m_x, other=0.0).to(tl.float32)

@@ -10,21 +10,13 @@ import triton.language as tl
 
 @triton.jit
 def quantized_token(
-    b_even,
-    b_odd,
-    m_y,
-    p_clips,
-    end_low,
-    end_high,
-    SCHEME: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    HAS_ENDS: tl.constexpr,
+    b_even, b_odd, m_y, p_clips, end_low, end_high,
+    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, HAS_ENDS: tl.constexpr,
     INCLUDE_ZERO: tl.constexpr = True,
-):
-    """Integer codes of a token's even and odd entries, its scale and its zero (0.0 where the scheme has none).
+):  # fmt: skip
+    """Integer codes (int32) of a token's even and odd entries, its scale and its zero (0.0 where the scheme has none).
 
-    b_even, b_odd: float32, of one shape, 0 outside the mask m_y. Codes are int32 and span -8..7 or 0..15; the scale is
-    NaN and the codes those of an all-zero token where an entry is not finite. INCLUDE_ZERO: see reference.py.
+    b_even, b_odd: float32, 0 outside the mask m_y. With an entry that is not finite: scale NaN, codes of zeros.
     """
     # padding is 0 and the range holds 0, so only NaN and inf can come from it, and those are the token's own
     bits = tl.maximum(_largest_bits(b_even), _largest_bits(b_odd))

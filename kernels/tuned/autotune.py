@@ -28,8 +28,8 @@ _incomplete: set[str] = set()
 def stored_autotune(kernel: Any, *, configs: list[triton.Config], key: Sequence[str], prune: Prune) -> Any:
     """The kernel, launched by the stored config of its key values, else by the fastest, which is then stored.
 
-    Both go through what Triton 3.2 to 3.9 offer publicly: the config chosen by `early_config_prune`, the timing by
-    `do_bench`. With one config (the interpreter) nothing is tuned, stored or read.
+    By what Triton 3.2 to 3.9 offer publicly: the config is chosen by `early_config_prune` and timed by `do_bench`. With
+    one config (the interpreter) nothing is tuned, stored or read.
 
     Args:
         configs: every launch worth a try; with a limit of time, tried in an order that spreads over them.
@@ -45,10 +45,7 @@ def stored_autotune(kernel: Any, *, configs: list[triton.Config], key: Sequence[
 
 @contextmanager
 def tuning_limit(seconds: float) -> Iterator[set[str]]:
-    """Within, each tuning stops timing launches after so long; what it found then is used but not stored.
-
-    Yields the names of the kernels that were cut short, filled as it happens.
-    """
+    """Within, a tuning stops timing after so long and, cut short, stores nothing; yields the names of such kernels."""
     global _seconds
     before, _seconds = _seconds, seconds
     _incomplete.clear()

@@ -22,10 +22,9 @@ Launch = dict[str, int]  # a config's parameters, with num_warps and num_stages
 
 
 class Store:
-    """What was tuned on one GPU, by the name that CUDA reports, under one Triton version.
+    """What was tuned on one GPU, by CUDA's name, under one Triton version, read from the folders of README.md.
 
-    It is read from the user's folder and from the package; where both know a launch, the user's counts. `add` writes to
-    the folder `target`, the user's until it is set. Raises ValueError for a file that `read` refuses.
+    `add` writes to the folder `target`, the user's until it is set. Raises ValueError for a file that `read` refuses.
     """
 
     def __init__(self, gpu: str, triton: str) -> None:
