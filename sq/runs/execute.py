@@ -17,7 +17,7 @@ from sq.config.settings import CalibrationSettings, ExperimentSettings
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
-from sq.evaluate.task import PerplexitySettings, SpeedSettings
+from sq.evaluate.task import SpeedSettings, ZeroShotSettings
 from sq.formats.labels import SIXTEEN
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
