@@ -124,8 +124,8 @@ def test_a_wrong_label_and_unknown_keys_hide_no_other_mistake(tmp_path: Path) ->
 
 
 def test_a_value_that_cannot_be_set_hides_no_other_mistake() -> None:
-    told = problems("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3")
-    for word in ("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "calibration.tokens=3"):
+    told = problems("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "weights.group_size=100")
+    for word in ("tracker.tags.x=1", "seed=-1", "bits=w4a4,w4a8", "weights.group_size=100"):
         assert any(one.startswith(word) for one in told), (word, told)
 
 
