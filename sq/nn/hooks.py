@@ -107,4 +107,7 @@ class _Function(nn.Module):
 
     def __init__(self, apply: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.forward = apply
+        self.apply_to = apply
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_to(x)

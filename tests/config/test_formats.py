@@ -31,8 +31,6 @@ def problems(*overrides: str) -> list[str]:
         ("activations.group_size=512", ["activations.group_size=512", "256 or 768 features"]),
         ("bits=w4a4kv4 kv_cache.group_size=48", ["kv_cache.group_size=48", "64 features"]),
         ("method._target_=fake_method.Typed bits=wint4g32a8", ["method=rtn", "int4g32", "int8", "it has no groups"]),
-        ("bits=mxfp4 save_to=packed", ["save_to packs integer weights", "MXFP4KV16"]),
-        ("bits=nvfp4 task=speed", ["task=speed", "NVFP4KV16 has none"]),
     ],
 )
 def test_each_refusal_names_both(overrides: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
