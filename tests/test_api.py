@@ -72,7 +72,9 @@ def test_task_measures_against_full_precision(folder: Path) -> None:
 
 
 def test_mistakes_are_told_together() -> None:
-    with pytest.raises(ConfigError, match=r"method=magic; allowed[\s\S]*bits=w5a1: activations '1' is no format; allowed"):
+    with pytest.raises(
+        ConfigError, match=r"method=magic; allowed[\s\S]*bits=w5a1: activations '1' is no format; allowed"
+    ):
         sq.quantize("tiny", method="magic", bits="w5a1")
 
 

@@ -7,7 +7,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-from sq.checkpoint.register import save_obstacles
+from sq.checkpoint.save_to import save_obstacles
 from sq.config import settings as of
 from sq.config.choices import exists, options
 from sq.data.sources import RANDOM, source_obstacles
