@@ -44,7 +44,7 @@ def test_a_registered_format_is_quantized_packed_and_loaded(tmp_path: Path, weig
     ids = torch.arange(24)[None]
     with torch.no_grad():
         outputs = [run.model(ids, output_hidden_states=True) for run in (fake, packed)]
-        # A float32 sum may put an activation into the next cell, and a random model makes much of it layer by layer: the
+        # A float32 sum may put an activation into the next cell, and a random model amplifies it: the
         # weights are the same everywhere, and the first layer's output is that of the same input.
         expected, first = (output.hidden_states[1] for output in outputs)
         error = float((first - expected).abs().median() / expected.square().mean().sqrt())
