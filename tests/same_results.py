@@ -24,9 +24,9 @@ COMMANDS = {
     "default": ["tracker=none"],
     "table_perplexity": ["-m", "experiment=table_perplexity", "effort=0.05", *SHORT],
     "kv4": ["bits=w4a4kv4", *SHORT],
-    "packed": ["save_to={folder}/packed", *SHORT],
+    "packed": ["save_to={folder}/saved", *SHORT],
     "packed_kv4": [
-        "save_to={folder}/packed_kv4", "bits=w4a4kv4", "weights=gptq", "activations=midrise", "weights.group_size=64",
+        "save_to={folder}/saved_kv4", "bits=w4a4kv4", "weights=gptq", "activations=midrise", "weights.group_size=64",
         "method.rank=4", *SHORT,
     ],
 }  # fmt: skip
