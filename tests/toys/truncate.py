@@ -27,5 +27,5 @@ class Truncate(WeightRounder):
 
     def _truncated(self, weight: Tensor) -> QTensor:
         nearest = self.quantizer.quantize(weight)
-        beyond = nearest.dequantize().abs() > weight.abs()
+        beyond = nearest.dequantize().abs() > weight.abs() * (1 + 1e-6)  # the largest is its own code, to float32
         return replace(nearest, codes=nearest.codes - beyond * nearest.codes.sign())
