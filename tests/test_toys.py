@@ -18,6 +18,8 @@ from sq.formats import format
 from sq.nn.linear import PackedLinear, QuantizedLinear
 from sq.quantize.rounders import registry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def toys() -> Iterator[None]:

@@ -13,6 +13,8 @@ from sq.analysis.report import main
 from sq.analysis.report.cli import INCOMPLETE
 from sq.analysis.report.notebooks import ORDER, execute, found_notebooks
 
+pytestmark = pytest.mark.slow
+
 FIGURES = ("tradeoff", "givens", "outliers", "convergence", "art_steps", "quality_cost")
 TABLES = ("perplexity", "bits", "ablation", "time")
 

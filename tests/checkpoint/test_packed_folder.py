@@ -26,6 +26,8 @@ from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
 

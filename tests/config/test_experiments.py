@@ -14,6 +14,8 @@ from sq.quantize.stage_record import StageRecord
 from sq.runs.build import build_method
 from sq.runs.runid import run_id
 
+pytestmark = pytest.mark.slow
+
 FILES = sorted((CONF / "experiment").glob("*.yaml"))
 
 

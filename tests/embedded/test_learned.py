@@ -14,6 +14,8 @@ from sq.quantize.training_block import TrainingBlock
 from sq.runs.execute import execute
 from sq.runs.experiment import experiment, run
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.1"]
 LEARNED = ["omniquant", "flatquant", "spinquant"]
 

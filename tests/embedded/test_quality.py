@@ -13,6 +13,8 @@ import pytest
 from sq.config.compose import compose
 from sq.runs.execute import execute
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = 24
 HADAMARD = ["method=ablation/hadamard"]
 

@@ -35,6 +35,8 @@ from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 from sq.runs.execute import execute
 
+pytestmark = pytest.mark.slow
+
 ONLINE = SingleQuant(order=("orthogonal", "urt"), rank=3)
 
 

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+pytestmark = pytest.mark.slow
+
 LAYERS, HIDDEN, INTERMEDIATE = 24, 512, 1536
 
 

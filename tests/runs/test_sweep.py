@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = ("-m", "method=rtn", "bits=w4a4,w3a3,w4a8", "tracker=none", "executor=fake_executor:execute")
 
