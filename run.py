@@ -28,7 +28,7 @@ def hydra_main(cfg: DictConfig) -> None:
 
 
 def main() -> int:
-    """Print what is asked about (--help, --cfg), which imports nothing heavy, or run; return the exit status."""
+    """Print help or a config (--help, --cfg), which imports nothing heavy, or run; return the exit status."""
     args, command = get_args_parser().parse_args(), list(sys.argv)
     sys.argv[1:] = map(of_one_method, sys.argv[1:])
     if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):

@@ -83,6 +83,7 @@ def test_model_that_is_not_there() -> None:
         sq.quantize("/no/such/folder")
 
 
+@pytest.mark.slow
 def test_import_is_light_and_names_are_lazy() -> None:
     code = "import sys, sq; print('torch' in sys.modules, sq.quantize.__module__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

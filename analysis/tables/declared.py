@@ -47,7 +47,7 @@ BITS = [
         several=["bits"],
         columns=[METHOD, Each(["text", "bits", "weights"], [Column("", measured(metric), form)])],
         title=f"{title}, {{models}}",
-        note="Blank: not asked for.",
+        note="Blank: no such run in the experiment.",
     )
     for metric, (title, form) in METRICS.items()
 ]

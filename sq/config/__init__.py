@@ -1,1 +1,1 @@
-"""From Hydra's configs to typed settings, with every mistake told before anything is loaded."""
+"""From Hydra's configs to typed settings, all mistakes of a command in one error, before anything is loaded."""

@@ -71,8 +71,8 @@ def calibration_windows(
     if row.numel() < tokens:
         fits = row.numel() // window * window
         raise DataError(
-            f"{text}: got {row.numel()} calibration tokens, asked for {tokens} (windows of {window}); "
-            f"give a longer text or ask for calibration tokens <= {fits}"
+            f"{text}: got {row.numel()} calibration tokens, {tokens} are needed (windows of {window}); "
+            f"give a longer text or choose calibration tokens <= {fits}"
         )
     # count sorted distinct numbers below T - count (window - 1), spread apart by window - 1 each, are a uniform draw
     # among all placements without overlap.
@@ -109,7 +109,7 @@ def evaluation_windows(
     """
     _check_window(text, window)
     if count is not None and count < 1:
-        raise DataError(f"{text}: {count} evaluation windows were asked for; ask for at least 1, or None for all")
+        raise DataError(f"{text}: got {count} evaluation windows; give at least 1, or None for all")
     source = read_text(text, "evaluation", path=path, dataset_path=dataset_path)
     row = token_row(source.documents, tokenizer, end_of_text=source.separate, cache_dir=cache_dir)
     _check_length(text, row, window)
@@ -119,8 +119,8 @@ def evaluation_windows(
     if count is not None:
         if count > len(ids):
             raise DataError(
-                f"{text}: {count} windows of {window} tokens were asked for, the text has {len(ids)}; "
-                f"ask for at most {len(ids)} or give a longer text"
+                f"{text}: {count} windows of {window} tokens are needed, the text has {len(ids)}; "
+                f"choose at most {len(ids)} or give a longer text"
             )
         ids = ids[torch.arange(count) * len(ids) // count]
     return _windows(ids, text)

@@ -18,7 +18,7 @@ class HeldKeys(ABC):
 
     @abstractmethod
     def attend(self, module: nn.Module, query: Tensor, attention_mask: Tensor | None, **arguments: Any) -> Tensor:
-        """Attention of q (B, H, S, head_dim), behind RoPE and no more, over all that is held: (B, S, H, head_dim).
+        """Attention of q (B, H, S, head_dim), behind RoPE and no more, over all cached positions: (B, S, H, head_dim).
 
         Arguments are those of transformers' attention functions.
         """

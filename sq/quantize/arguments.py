@@ -1,6 +1,6 @@
 """Methods and weight rounders from plain arguments: every mistake in them becomes a sentence.
 
-Nothing here imports torch until a class is asked for.
+Nothing here imports torch until a class is needed.
 """
 
 from __future__ import annotations

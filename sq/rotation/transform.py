@@ -173,7 +173,7 @@ class Diagonal(Transform):
 
 
 class MatrixTransform(Transform):
-    """T made of matrices, each held with its inverse in float64 unless T is orthogonal.
+    """T made of matrices, each kept with its inverse in float64 unless T is orthogonal.
 
     A subclass says in `_multiply` how they act on x.
     """

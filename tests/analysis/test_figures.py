@@ -21,6 +21,8 @@ from sq.analysis.figures.look import blank, styled
 from sq.analysis.figures.quality_cost import pareto
 from sq.analysis.figures.speed import speeds
 
+pytestmark = pytest.mark.slow
+
 DRAWN = [name for name in figures.__all__ if name.startswith("figure_")]
 
 

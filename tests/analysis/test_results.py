@@ -113,6 +113,7 @@ def test_missing_window_values_are_told(tmp_path: Path, write_run: Callable[...,
     assert read_result(folder) is not None
 
 
+@pytest.mark.slow
 def test_experiments_share_the_runs_that_they_have_in_common() -> None:
     """One W4A4 run of a method serves every table that shows it."""
     ours = ["method=singlequant"]

@@ -229,6 +229,7 @@ def test_several_models_get_a_column(tmp_path: Path, write_run: Write) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_real_sweep_and_says_what_it_lacks(sweep: Callable[..., Path]) -> None:
     results = sweep("experiment=table_bits", "method=singlequant", "bits=w4a4")
     record = json.loads(next(results.glob("tiny-singlequant-*/result.json")).read_text())

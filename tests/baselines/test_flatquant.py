@@ -82,6 +82,7 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_trained_is_what_is_installed(family: str, tmp_path: Path) -> None:
     """Float64 layers, so that no value sits between two codes by rounding alone; the quantizers work in float32."""
@@ -93,6 +94,7 @@ def test_what_is_trained_is_what_is_installed(family: str, tmp_path: Path) -> No
         torch.testing.assert_close(trained, installed, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -127,6 +129,7 @@ class Unrounded(FlatQuant):
         return replace(super().plan(replace(layer, block=block)), weight_ranges={}, activation_clips={})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_unchanged_by_trained_transforms(family: str, tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def quantizers_of(block: TrainingBlock) -> Any:
     return block.quantized(dict.fromkeys(SITES, recipe.activations), inside)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("exact_norms")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
@@ -177,6 +178,7 @@ def test_what_is_trained_is_what_the_pipeline_installs(
             assert float((out - entered).abs().max() / out.abs().max()) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [{}, {"let": False}, {"lwc": False}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_training_lowers_the_error_of_the_rounded_layer(family: str, learned: dict[str, bool], tmp_path: Path) -> None:

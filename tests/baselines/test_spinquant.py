@@ -224,6 +224,7 @@ class Interrupted(Exception):
     """What stops a training in its middle."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [6, 8, 12])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(
     stop: int, small: tuple[Path, Tensor], tmp_path: Path

@@ -173,6 +173,7 @@ sys.exit(sq.cli.bench.main(["--cpu", "--list"]))
 """
 
 
+@pytest.mark.slow
 def test_nothing_but_torch_and_triton_is_imported_and_no_gpu_is_told() -> None:
     """The kernels' part needs nothing of the framework either; without a GPU it ends with 2 and runs nothing."""
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)

@@ -13,6 +13,8 @@ from sq.cli.generate import main
 from sq.config.compose import compose
 from sq.runs.execute import execute
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:

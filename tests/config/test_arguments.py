@@ -169,6 +169,7 @@ def test_only_arguments_of_known_methods_are_spelled_anew() -> None:
         assert of_one_method(text) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"]
 )

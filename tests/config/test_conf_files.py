@@ -18,6 +18,7 @@ LABELS = (  # of the files that conf/bits/ had, and formats by name
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [*(f"{group}={choice}" for group in GROUPS for choice in options(group)), *(f"bits={label}" for label in LABELS)],
@@ -75,6 +76,7 @@ def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     assert reference(asked, name).method == compose(["seed=7", f"method={name}"]).method
 
 
+@pytest.mark.slow
 def test_random_models_have_the_sizes_of_the_models_they_are_named_after() -> None:
     """Parameters as published: 6.74, 8.03, 68.98 and 1.24 billion (Llama 2 and 3 papers; tied head counted once)."""
     import torch

@@ -59,6 +59,7 @@ def test_widths_of_a_folder_and_of_random_weights_and_not_of_the_hub(tmp_path: P
     compose(["method=rtn", "model=llama2_7b", "weights.group_size=100"])
 
 
+@pytest.mark.slow
 def test_an_unusable_save_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is a file" in problems(f"save_to={tmp_path}/file")[0]

@@ -20,6 +20,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_help_is_complete(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -41,6 +42,7 @@ def test_help_is_complete(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "asking for help must leave nothing behind"
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_status_2_a_readable_text_and_nothing_written(tmp_path: Path) -> None:
     done = run("method=nope", "bits=w1a4", cwd=tmp_path)
     assert done.returncode == 2

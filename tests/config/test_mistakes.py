@@ -108,6 +108,7 @@ def test_mistakes_of_a_method_and_of_everything_else_are_told_together(tmp_path:
         assert any(word in one for one in told), (word, told)
 
 
+@pytest.mark.slow
 def test_a_wrong_label_and_unknown_keys_hide_no_other_mistake(tmp_path: Path) -> None:
     line = "bits=w4z4 method.alpha=abc method.rank=-1 +method.foo=1 weights.group_size=7 seed=-1"
     done = subprocess.run(

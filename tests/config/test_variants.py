@@ -13,6 +13,8 @@ from sq.config.compose import compose, compose_jobs
 from sq.config.parse import as_config
 from sq.runs.references import reference
 
+pytestmark = pytest.mark.slow
+
 COMPOSED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "ablation_methods.json").read_text())
 
 

@@ -12,12 +12,12 @@ from sq.config.compose import compose_jobs
 from sq.config.parse import CONF
 from sq.runs.runid import run_id
 
-agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
 SWEEP: dict[str, Any] = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
 
 
 def commands() -> list[list[str]]:
     """One a grid point, expanded by the functions that `wandb agent` itself uses."""
+    agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     names = list(SWEEP["parameters"])
     values = [entry.get("values", [entry.get("value")]) for entry in SWEEP["parameters"].values()]
     found = []

@@ -104,12 +104,14 @@ def test_embedded_calibration_reads_only_some_of_the_library(
     assert sum(seen) == 200
 
 
+@pytest.mark.slow
 def test_the_real_library_gives_windows(plain: PreTrainedTokenizerFast) -> None:
     found = evaluation_windows("embedded", plain, window=256, count=7)
     assert found.ids.shape == (7, 256)
     assert found.text == "embedded"
 
 
+@pytest.mark.slow
 def test_splits_share_no_module() -> None:
     train = {name for name, _ in stdlib_text.stdlib_text("train")}
     held_out = {name for name, _ in stdlib_text.stdlib_text("held_out")}
@@ -168,12 +170,12 @@ def test_wrong_arguments(plain: PreTrainedTokenizerFast, text_file: Path) -> Non
         evaluation_windows("local", plain, window=1, path=text_file)
     with pytest.raises(DataError, match="at least 1"):
         evaluation_windows("local", plain, window=8, count=0, path=text_file)
-    with pytest.raises(DataError, match="11 windows of 100 tokens were asked for, the text has 10"):
+    with pytest.raises(DataError, match="11 windows of 100 tokens are needed, the text has 10"):
         evaluation_windows("local", plain, window=100, count=11, path=text_file)
 
 
 def test_too_few_calibration_tokens(plain: PreTrainedTokenizerFast, text_file: Path) -> None:
-    with pytest.raises(DataError, match=r"got 1003 calibration tokens, asked for 1100 .* <= 1000"):
+    with pytest.raises(DataError, match=r"got 1003 calibration tokens, 1100 are needed .* <= 1000"):
         calibration_windows("local", plain, tokens=1100, window=100, path=text_file)
     with pytest.raises(DataError, match="ask for a multiple: 300"):
         calibration_windows("local", plain, tokens=250, window=150, path=text_file)

@@ -184,6 +184,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Pre
     return plain, with_outliers, ids
 
 
+@pytest.mark.slow
 def test_committed_model_keeps_its_logits(pair: tuple[PreTrainedModel, PreTrainedModel, torch.Tensor]) -> None:
     plain, with_outliers, ids = pair
     with torch.no_grad():

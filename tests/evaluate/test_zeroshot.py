@@ -12,6 +12,8 @@ from sq.errors import DataError
 from sq.evaluate import zeroshot as module
 from sq.evaluate.zeroshot import zeroshot
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     {"query": f"case {i}:", "choices": [" a", " bcd", " ef", " " + "g" * (i % 5 + 1)], "gold": i % 4} for i in range(12)
 ]

@@ -32,6 +32,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_everything_but_triton_works_without_triton() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

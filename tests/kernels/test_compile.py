@@ -14,6 +14,7 @@ SHARED_BYTES = 227 * 1024  # of an H100 or H200 block
 PARTS = ("codes", "scale", "zero")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("triton") is None or find_spec("triton.backends.nvidia") is None,
         reason="no Triton that compiles for NVIDIA GPUs",

@@ -15,6 +15,7 @@ from sq.kernels.schemes import Scheme
 SHARED_BYTES = 227 * 1024  # of an H100 or H200 block
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("triton") is None or find_spec("triton.backends.nvidia") is None,
         reason="no Triton that compiles for NVIDIA GPUs",

@@ -77,6 +77,7 @@ def assert_close(got: Tensor, y: Tensor, cache: Kv4Cache) -> None:
     assert excess <= 0, f"an output is {excess:.3g} beyond its bound"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "clip"),
     [(torch.bfloat16, 1.0), (torch.float16, 0.8), (torch.float32, SEARCH)],
@@ -126,6 +127,7 @@ def test_appended_codes_are_bit_for_bit_those_of_the_framework(
                 assert bool((written.zero[b, :, rest] == 99).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1.0, SEARCH], ids=["no clip", "search"])
 def test_ranges_that_need_not_hold_zero(run: Any, clip: float | list[float]) -> None:
     """A head's features as one group: zeros beyond 0..15, of either sign, and attention over them."""

@@ -150,6 +150,7 @@ class Hopper:
         return lambda *grid_and_arguments: self.launched.append((metadata.name, metadata.num_warps))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton.backends.nvidia") is None, reason="no Triton that compiles for NVIDIA GPUs")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
 def test_a_kernel_compiles_is_tuned_and_stored_without_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     LlamaConfig,
@@ -39,6 +40,10 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 12}),
 }
+# For tests of many cases: biases everywhere and q/k norms in the quick ones, the other families in the slow ones.
+EVERY_FAMILY = [
+    name if name in ("llama_bias", "qwen3") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+]
 
 
 def random_model(family: str, *, tied: bool = False, seed: int = 0, **overrides: Any) -> PreTrainedModel:

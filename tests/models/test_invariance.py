@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.checkpoints import FAMILIES, SIZES, save_random
+from models.checkpoints import EVERY_FAMILY, SIZES, save_random
 from quantizers import Unrounded
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -63,7 +63,7 @@ def transformed_logits(folder: Path, method: Method, dtype: torch.dtype) -> tupl
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_float64_logits_are_unchanged(
     family: str, method: SingleQuant, tied: bool, tmp_path: Path, exact_norms: None
@@ -75,7 +75,7 @@ def test_float64_logits_are_unchanged(
     assert error < 1e-9, f"relative logit error {error:.2e}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("placement", ["online", "folded"])
 def test_bfloat16_logits_stay_within_its_rounding(family: str, placement: str, tmp_path: Path) -> None:
     """bfloat16 has 8 bits: three layers of it differ from float32 by about 2% of the rms logit, rotated or not."""

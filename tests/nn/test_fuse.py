@@ -68,6 +68,7 @@ def site_outputs(layer: nn.Module, config: Any, x: Tensor, *, packed: bool) -> d
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "quantizer"),
     [*((family, "symmetric") for family in FAMILIES), *(("llama_bias", name) for name in OTHERS)],
@@ -150,6 +151,7 @@ def test_other_weights_are_seen_after_loading_them(tmp_path: Path) -> None:
         torch.testing.assert_close(other(ids).logits, expected, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [{}, {"group_size": 6}, {"scheme": "asymmetric"}])
 @torch.no_grad()
 def test_without_activation_bits_packed_equals_fake(weights: dict[str, Any], tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_errors_by_layer_are_those_of_transformers_own_layers(tmp_path: Path) ->
         assert pipeline.record.layers[index]["error"] == pytest.approx(expected, rel=0.02)  # a code may tip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("propagate", ["full_precision", "quantized_weights", "quantized"])
 def test_a_rotated_layer_in_16_bits_has_no_error_and_one_in_4_bits_has(tmp_path: Path, propagate: str) -> None:
     save_random(tmp_path, "qwen3")

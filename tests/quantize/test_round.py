@@ -137,6 +137,7 @@ def test_the_walk_is_a_loop_over_sites_that_rounds_each_linear_by_itself(model: 
         assert torch.equal(weight_of(case.layer, name), made.dequantize(torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("group_size", [None, 8, 16])
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -90,7 +90,7 @@ def test_a_run_without_the_activations_it_should_keep_is_not_finished(
     reference, result = experiment(asked)
     kept = settings.paths.results / result.run_id / "activations.npz"
     assert kept.is_file()
-    assert not (settings.paths.results / reference.run_id / "activations.npz").exists(), "kept of what is asked for"
+    assert not (settings.paths.results / reference.run_id / "activations.npz").exists(), "kept of a reference"
     assert list(experiment(asked)) == [reference, result]
     assert count(calls) == 2
     kept.unlink()
