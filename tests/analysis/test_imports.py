@@ -34,6 +34,7 @@ def test_a_file_imports_only_rooms_that_analysis_may_use(name: str) -> None:
     assert not [module for module in ours if not any(f"{module}.".startswith(f"{room}.") for room in ALLOWED)]
 
 
+@pytest.mark.slow
 def test_importing_all_of_analysis_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -42,6 +42,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_overrides_may_be_those_of_one_task() -> None:
     check_overrides(["task.activations.layer=2"])
     with pytest.raises(ConfigError, match="modle"):

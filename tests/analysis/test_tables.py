@@ -95,6 +95,7 @@ def test_latex_is_booktabs_with_its_characters_escaped() -> None:
     assert text.count("{") == text.count("}")
 
 
+@pytest.mark.slow
 def test_failed_and_missing_runs_say_so(sweep: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["method=rtn,singlequant", "bits=w4a4,w3a3"]
     monkeypatch.setenv("FAKE_FAIL_BITS", "3")

@@ -140,6 +140,7 @@ def test_logits_are_unchanged_by_trained_transforms(family: str, tmp_path: Path)
     assert error < 1e-9, f"relative logit error {error:.2e}"
 
 
+@pytest.mark.slow
 def test_training_moves_everything_and_lowers_its_objective(llama: Path) -> None:
     run, start = (quantize(llama, W4A4KV4, epochs=epochs) for epochs in (8, 0))
     assert not start.log.records
@@ -172,6 +173,7 @@ def buffers(plan: LayerPlan) -> list[tuple[str, Tensor]]:
     return found + [(site, torch.tensor(pair)) for site, pair in plan.activation_clips.items()]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bits(llama: Path) -> None:
     first, again, other = (quantize(llama, W4A4KV4, seed=seed) for seed in (1, 1, 2))
     for one, two, three in zip(first.method.plans, again.method.plans, other.method.plans, strict=True):

@@ -173,6 +173,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / TRAINING).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_lowers_its_loss_and_ends_orthogonal(small: tuple[Path, Tensor], tmp_path: Path) -> None:
     method = trained(*small, run=tmp_path, steps=40, schedule="cosine", batch=6)
     *steps, last = records(tmp_path)

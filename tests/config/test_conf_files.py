@@ -67,6 +67,7 @@ def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
     assert compose(["method=fp16", "bits=w3a3"]).bits.label == "W16A16KV16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*options("method"), "ablation/hadamard", "ablation/site_clip", "ablation/spinquant_float64"]
 )

@@ -53,6 +53,7 @@ def test_mistakes_end_with_status_2_a_readable_text_and_nothing_written(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_what_only_prints_imports_nothing_heavy(flag: str, tmp_path: Path) -> None:
     code = (

@@ -145,6 +145,7 @@ def test_a_sweep_is_checked_job_by_job_and_each_mistake_told_once() -> None:
     assert told == ["method=nope", "weights.clip=17", "bits=w1a1"]
 
 
+@pytest.mark.slow
 def test_a_sweep_without_m_says_so_and_with_it_counts_its_jobs() -> None:
     with pytest.raises(ConfigError, match="add -m"):
         check(["method=rtn,fp16"])
@@ -234,6 +235,7 @@ def test_settings_that_contradict_each_other_are_told_with_the_rest() -> None:
     assert len(told) == 3  # a calibration seed of -1 follows the seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from sq.config.compose import compose
 from sq.quantize.training_block import TrainingBlock
 from sq.runs.execute import execute
 from sq.runs.experiment import experiment, run
+from sq.runs.results import Result
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.1"]
+SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.05"]
 LEARNED = ["omniquant", "flatquant", "spinquant"]
 
 
@@ -52,20 +54,23 @@ def test_a_training_that_diverges_fails_its_run_and_the_next_goes_on(
     assert (diverging.paths.results / results[0].run_id / "training.jsonl").is_file()
 
 
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Callable[[str], Result]:
+    """The run of a learned method, made once for all tests."""
+    return functools.cache(lambda method: run(compose(overrides(folder, f"method={method}"))))
+
+
 @pytest.mark.parametrize("method", LEARNED)
-def test_a_seed_gives_the_same_run_bit_for_bit(method: str, folder: Path) -> None:
-    settings = compose(overrides(folder, f"method={method}"))
-    first, second = (execute(settings, None) for _ in range(2))
+def test_a_seed_gives_the_same_run_bit_for_bit(method: str, folder: Path, finished: Callable[[str], Result]) -> None:
+    first, second = finished(method), execute(compose(overrides(folder, f"method={method}")), None)
     keys = [key for key in first.metrics if key.startswith(("kl/", "ppl/", "top1/"))]
     assert keys
     assert [first.metrics[key] for key in keys] == [second.metrics[key] for key in keys]
 
 
-def test_what_was_trained_is_kept_in_the_run_directory(folder: Path) -> None:
-    settings = compose(overrides(folder, "method=spinquant"))
-    result = run(settings)
-    kept = settings.paths.results / result.run_id
-    again = compose(overrides(folder, "method=spinquant", f"method.rotations={kept / 'rotations.safetensors'}"))
-    reloaded = run(again)
+def test_what_was_trained_is_kept_in_the_run_directory(folder: Path, finished: Callable[[str], Result]) -> None:
+    result = finished("spinquant")
+    kept = folder / "runs" / result.run_id
+    reloaded = run(compose(overrides(folder, "method=spinquant", f"method.rotations={kept / 'rotations.safetensors'}")))
     assert reloaded.run_id != result.run_id
     assert reloaded.metrics["kl/embedded"] == result.metrics["kl/embedded"]

@@ -196,6 +196,7 @@ def test_committed_model_keeps_its_logits(pair: tuple[PreTrainedModel, PreTraine
     )
 
 
+@pytest.mark.slow
 def test_committed_model_has_outliers(pair: tuple[PreTrainedModel, PreTrainedModel, torch.Tensor]) -> None:
     plain, with_outliers, ids = pair
     before, after = channel_ratios(plain, ids), channel_ratios(with_outliers, ids)

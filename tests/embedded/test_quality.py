@@ -6,7 +6,8 @@ site, mean of three seeds, the quantizers held fixed.
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable
 
 import pytest
 
@@ -19,56 +20,66 @@ WINDOWS = 24
 HADAMARD = ["method=ablation/hadamard"]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def kl(cache: Path, *overrides: str) -> float:
-    """KL in nats per token of one run."""
-    settings = compose([f"paths.cache={cache}", "tracker=none", f"task.perplexity.count={WINDOWS}", *overrides])
-    return execute(settings, cache / "run").metrics["kl/embedded"]
+KL = Callable[..., float]
 
 
 @pytest.fixture(scope="module")
-def hadamard(cache: Path) -> dict[str, float]:
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> KL:
+    """KL in nats per token of a run that is made now."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def measure(*overrides: str) -> float:
+        settings = compose([f"paths.cache={cache}", "tracker=none", f"task.perplexity.count={WINDOWS}", *overrides])
+        return execute(settings, cache / "run").metrics["kl/embedded"]
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def kl(fresh: KL) -> KL:
+    """The same; every run is made once for all tests."""
+    return functools.cache(fresh)
+
+
+@pytest.fixture(scope="module")
+def hadamard(kl: KL) -> dict[str, float]:
     return {
-        weights: sum(kl(cache, *HADAMARD, f"weights={weights}", f"method.seed={seed}") for seed in range(3)) / 3
+        weights: sum(kl(*HADAMARD, f"weights={weights}", f"method.seed={seed}") for seed in range(3)) / 3
         for weights in ("rtn", "gptq")
     }
 
 
-def test_default_against_hadamard_with_rtn_weights(cache: Path, hadamard: dict[str, float]) -> None:
-    found = kl(cache)
+def test_default_against_hadamard_with_rtn_weights(kl: KL, hadamard: dict[str, float]) -> None:
+    found = kl()
     assert found <= 0.88 * hadamard["rtn"], f"{found:.4f} against {hadamard['rtn']:.4f}"
 
 
-def test_default_against_hadamard_with_gptq_weights(cache: Path, hadamard: dict[str, float]) -> None:
-    found = kl(cache, "weights=gptq")
+def test_default_against_hadamard_with_gptq_weights(kl: KL, hadamard: dict[str, float]) -> None:
+    found = kl("weights=gptq")
     assert found <= 0.92 * hadamard["gptq"], f"{found:.4f} against {hadamard['gptq']:.4f}"
 
 
-def test_best_quantizer_recipe_against_hadamard_with_plain_quantizer(cache: Path, hadamard: dict[str, float]) -> None:
-    found = kl(cache, "weights=gptq", "activations=midrise")
+def test_best_quantizer_recipe_against_hadamard_with_plain_quantizer(kl: KL, hadamard: dict[str, float]) -> None:
+    found = kl("weights=gptq", "activations=midrise")
     assert found <= 0.70 * hadamard["gptq"], f"{found:.4f} against {hadamard['gptq']:.4f}"
 
 
-def test_rtn_is_far_behind(cache: Path, hadamard: dict[str, float]) -> None:
+def test_rtn_is_far_behind(kl: KL, hadamard: dict[str, float]) -> None:
     """Without outliers to remove there would be nothing to study: plain RTN is several times a Hadamard's KL."""
-    assert kl(cache, "method=rtn") > 3 * hadamard["rtn"]
+    assert kl("method=rtn") > 3 * hadamard["rtn"]
 
 
-def test_methods_stand_in_the_order_of_the_field(cache: Path) -> None:
+def test_methods_stand_in_the_order_of_the_field(kl: KL) -> None:
     """Scales help a little, rotations a lot; KL at W4A4 with RTN weights."""
-    rtn, smoothquant, quarot = (kl(cache, f"method={name}") for name in ("rtn", "smoothquant", "quarot"))
+    rtn, smoothquant, quarot = (kl(f"method={name}") for name in ("rtn", "smoothquant", "quarot"))
     assert smoothquant < rtn
     assert quarot < 0.5 * smoothquant
 
 
-def test_a_clip_for_each_site_helps(cache: Path) -> None:
+def test_a_clip_for_each_site_helps(kl: KL) -> None:
     """Free online; measured 0.82 of the default's KL."""
-    assert kl(cache, "method.clip=site") < 0.9 * kl(cache)
+    assert kl("method.clip=site") < 0.9 * kl()
 
 
-def test_same_seed_same_result_bit_for_bit(cache: Path) -> None:
-    assert kl(cache) == kl(cache)
+def test_same_seed_same_result_bit_for_bit(fresh: KL, kl: KL) -> None:
+    assert fresh() == kl()

@@ -104,6 +104,7 @@ def test_wandb_gets_config_metrics_table_group_and_tags(
     assert seen["run"].summary["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_offline_really_writes_without_an_account_and_says_nothing(
     settings: ExperimentSettings, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
