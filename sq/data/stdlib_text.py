@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-# Left out: installed packages, test suites, two applications, and tables that are not prose (encodings).
-EXCLUDED_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
-)
+INSTALLED = frozenset({"site-packages", "dist-packages"})  # tens of thousands of files that need not be walked
+# Left out besides: test suites, two applications, and tables that are not prose (encodings).
+EXCLUDED_FOLDERS = frozenset({"test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"})
 HELD_OUT_SHARE = 16  # one module in sixteen is held out
 
 
@@ -55,7 +55,7 @@ def suite_text(root: Path | None = None) -> list[tuple[str, str]]:
     held_out = {name.rpartition(".")[2].strip("_") for name in stdlib_modules(root) if is_held_out(name)} - {"init"}
     texts = []
     for path, parts in sorted(_sources(root)):
-        if not {"test", "tests"}.intersection(parts) or {"site-packages", "dist-packages"}.intersection(parts):
+        if not {"test", "tests"}.intersection(parts):
             continue
         words = {word for part in parts for word in part.removesuffix(".py").split("_")}
         if not words & held_out:
@@ -68,8 +68,12 @@ def _base(root: Path | None) -> Path:
 
 
 def _sources(root: Path | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Every Python file, and the parts of its path below the root."""
-    return ((path, path.relative_to(_base(root)).parts) for path in _base(root).rglob("*.py"))
+    """Every Python file that comes with the interpreter, and the parts of its path below the root."""
+    base = _base(root)
+    for folder, below, files in os.walk(base):
+        below[:] = set(below) - INSTALLED
+        for path in (Path(folder, name) for name in files if name.endswith(".py")):
+            yield path, path.relative_to(base).parts
 
 
 def _text(path: Path) -> str:
