@@ -31,6 +31,7 @@ def commands() -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_of_the_sweep_is_one_run_of_its_own() -> None:
     found = commands()
     assert found[0][:3] == ["/usr/bin/env", "python", "run.py"]

@@ -65,6 +65,7 @@ def seconds(of: Callable[[Case], float]) -> Callable[[Case, Place], Timing]:
     return timer
 
 
+@pytest.mark.slow
 def test_every_case_runs_in_the_interpreter(interpreter: Executor) -> None:
     results = interpreter.submit(interpreted_suite, TOY).result()
     assert [result["reason"] for result in results if result["status"] != "ok"] == []
