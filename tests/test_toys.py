@@ -34,7 +34,7 @@ def toys() -> Iterator[None]:
 
 
 def quantized(overrides: Sequence[str] = (), **options: Any) -> Any:
-    small = ["model.dtype=float32", "calibration.tokens=256"]
+    small = ["model.architecture.num_hidden_layers=2", "model.dtype=float32", "calibration.tokens=256"]
     return sq.quantize("random_tiny", overrides=[*small, *overrides], **options)
 
 

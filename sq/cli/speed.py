@@ -7,7 +7,6 @@ Weights are rounded without a clip search, which changes no speed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from sq.evaluate.task import SpeedKind
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer
+from sq.io import write_json
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.random_source import RandomSource
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     _print(found, options)
     if options.json is not None:
-        options.json.write_text(json.dumps({"metrics": found.metrics, "speed": found.facts}, indent=2) + "\n")
+        write_json(options.json, {"metrics": found.metrics, "speed": found.facts})
     return 0
 
 

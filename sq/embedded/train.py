@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sq.data.stdlib_text import stdlib_text, suite_text
-from sq.io import read_json
+from sq.io import read_json, write_json
 
 WINDOW = 256
 INIT_STD = 0.06  # 1/sqrt(hidden); the usual 0.02 starts slower here (loss 5.26 against 4.92 at step 220)
@@ -190,7 +190,7 @@ def save(model: LlamaForCausalLM, out: Path, log: dict[str, Any]) -> None:
     model.save_pretrained(out, state_dict=state)
     model.config.dtype = torch.bfloat16  # what is stored; save_pretrained notes the dtype in memory
     model.config.save_pretrained(out)
-    (out / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "training_log.json", log)
 
 
 if __name__ == "__main__":

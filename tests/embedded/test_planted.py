@@ -184,7 +184,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Pre
     return plain, with_outliers, ids
 
 
-@pytest.mark.slow
 def test_committed_model_keeps_its_logits(pair: tuple[PreTrainedModel, PreTrainedModel, torch.Tensor]) -> None:
     plain, with_outliers, ids = pair
     with torch.no_grad():
@@ -196,7 +195,6 @@ def test_committed_model_keeps_its_logits(pair: tuple[PreTrainedModel, PreTraine
     )
 
 
-@pytest.mark.slow
 def test_committed_model_has_outliers(pair: tuple[PreTrainedModel, PreTrainedModel, torch.Tensor]) -> None:
     plain, with_outliers, ids = pair
     before, after = channel_ratios(plain, ids), channel_ratios(with_outliers, ids)

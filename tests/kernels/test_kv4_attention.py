@@ -178,7 +178,11 @@ def test_the_torch_twin_of_the_cache_holds_what_the_framework_rounds_to(
 
 
 @pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (4, 128), (7, 32), (2, 256)], ids=str)
+@pytest.mark.parametrize(
+    ("group", "head_dim"),
+    [(1, 64), pytest.param(4, 128, marks=pytest.mark.slow), (7, 32), pytest.param(2, 256, marks=pytest.mark.slow)],
+    ids=str,
+)
 @every_scheme
 def test_attention(run: Any, scheme: Scheme, group: int, head_dim: int, splits: int) -> None:
     """Rows of one, some and all positions; 70 fill no block, and three parts of one position are two without any."""

@@ -62,7 +62,7 @@ def transformed_logits(folder: Path, method: Method, dtype: torch.dtype) -> tupl
     return rotated, original
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_float64_logits_are_unchanged(

@@ -9,21 +9,26 @@ import pytest
 
 import sq
 from sq.config.compose import compose
+from sq.config.settings import ExperimentSettings
 from sq.runs import environment, runid
 from sq.runs.runid import identity, run_id
 
 BASE = ("method=rtn",)
 
 
-def test_name_is_readable_and_stable() -> None:
-    first, second = run_id(compose(BASE)), run_id(compose(BASE))
+@pytest.fixture(scope="module")
+def base() -> ExperimentSettings:
+    return compose(BASE)
+
+
+def test_name_is_readable_and_stable(base: ExperimentSettings) -> None:
+    first, second = run_id(base), run_id(compose(BASE))
     assert first == second
     assert first.startswith("tiny-rtn-w4a4-")
     assert len(first.rsplit("-", 1)[1]) == 8
-    settings = compose(BASE)
     for values, name in (("4", "tiny-rtn-w4a4kv4-"), ("8", "tiny-rtn-w4a4k4v8-")):
-        bits = replace(settings.bits, keys="4", values=values)
-        assert run_id(replace(settings, bits=bits)).startswith(name)
+        bits = replace(base.bits, keys="4", values=values)
+        assert run_id(replace(base, bits=bits)).startswith(name)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +46,8 @@ def test_bits_in_a_name_are_a_label_without_keys_and_values_of_16_bits(bits: str
      "weights=gptq", "weights.group_size=64", "activations=midrise", "activations.clip=0.9",
      "calibration.tokens=8192", "seed=1", "calibration.seed=1", "task=all", "task.perplexity.count=3"],
 )  # fmt: skip
-def test_what_determines_the_result_changes_the_id(override: str) -> None:
-    assert identity(compose([*BASE, override])) != identity(compose(BASE))
+def test_what_determines_the_result_changes_the_id(override: str, base: ExperimentSettings) -> None:
+    assert identity(compose([*BASE, override])) != identity(base)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +55,8 @@ def test_what_determines_the_result_changes_the_id(override: str) -> None:
     ["tracker=none", "tracker.tags=[a]", "paths.results=elsewhere", "paths.cache=elsewhere", "force=true",
      "reference_methods=[]", "calibration.name=other", "model.calibration_text=c4 calibration.text=embedded"],
 )  # fmt: skip
-def test_what_does_not_determine_the_result_leaves_the_id_alone(override: str) -> None:
-    assert identity(compose([*BASE, *override.split()])) == identity(compose(BASE))
+def test_what_does_not_determine_the_result_leaves_the_id_alone(override: str, base: ExperimentSettings) -> None:
+    assert identity(compose([*BASE, *override.split()])) == identity(base)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +71,15 @@ def test_arguments_of_the_method_count() -> None:
     assert one != other
 
 
-def test_the_schema_counts_and_neither_the_version_nor_the_source_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identity(compose(BASE))
+def test_the_schema_counts_and_neither_the_version_nor_the_source_does(
+    base: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = identity(base)
     monkeypatch.setattr(sq, "__version__", "999.0")
     monkeypatch.setattr(environment, "source_hash", lambda: "0" * 12)
-    assert identity(compose(BASE)) == before
+    assert identity(base) == before
     monkeypatch.setattr(runid, "SCHEMA", 999)
-    assert identity(compose(BASE)) != before
+    assert identity(base) != before
 
 
 def make_model(folder: Path, byte: bytes = b"0") -> Path:
