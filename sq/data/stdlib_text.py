@@ -71,7 +71,7 @@ def _sources(root: Path | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Every Python file that comes with the interpreter, and the parts of its path below the root."""
     base = _base(root)
     for folder, below, files in os.walk(base):
-        below[:] = set(below) - INSTALLED
+        below[:] = [name for name in below if name not in INSTALLED]
         for path in (Path(folder, name) for name in files if name.endswith(".py")):
             yield path, path.relative_to(base).parts
 

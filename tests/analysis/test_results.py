@@ -63,7 +63,6 @@ def test_one_deleted_run_is_the_one_that_is_missing(sweep: Callable[..., Path]) 
         assert told[column] == gone[column], column
 
 
-@pytest.mark.slow
 def test_what_is_expected_is_what_the_runs_would_be_named(sweep: Callable[..., Path]) -> None:
     """Columns of a missing run equal those of the run once made, for every setting."""
     before = expected("smoke", ["bits=w3a3", "seed=1"]).set_index("run_id")

@@ -19,23 +19,21 @@ LABELS = (  # of the files that conf/bits/ had, and formats by name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [f"{group}={choice}" for group in GROUPS for choice in options(group)])
+@pytest.mark.parametrize(
+    "choice",
+    [*(f"{group}={choice}" for group in GROUPS for choice in options(group)), *(f"bits={label}" for label in LABELS)],
+)
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
     needed = ["model.path=owner/name"] if choice == "model=custom" else []
     needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
     settings = compose([choice, *needed])
     group, _, option = choice.partition("=")
-    assert getattr(settings, group, None) is None or getattr(getattr(settings, group), "name", option) == option
-    assert parse(OmegaConf.create(as_config(settings))) == settings
-
-
-def test_every_label_parses_and_comes_back_from_its_own_config() -> None:
-    config = as_config(compose())
-    for label in LABELS:
-        settings = parse(OmegaConf.create({**config, "bits": label}))
-        assert settings.bits == parse_bits(label)
+    if group == "bits":
+        assert settings.bits == parse_bits(option)
         assert as_config(settings)["bits"] == settings.bits.label.lower()
-        assert parse(OmegaConf.create(as_config(settings))) == settings
+    else:
+        assert getattr(settings, group, None) is None or getattr(getattr(settings, group), "name", option) == option
+    assert parse(OmegaConf.create(as_config(settings))) == settings
 
 
 def test_defaults_are_the_main_job() -> None:

@@ -104,14 +104,12 @@ def test_embedded_calibration_reads_only_some_of_the_library(
     assert sum(seen) == 200
 
 
-@pytest.mark.slow
 def test_the_real_library_gives_windows(plain: PreTrainedTokenizerFast) -> None:
     found = evaluation_windows("embedded", plain, window=256, count=7)
     assert found.ids.shape == (7, 256)
     assert found.text == "embedded"
 
 
-@pytest.mark.slow
 def test_splits_share_no_module() -> None:
     train = {name for name, _ in stdlib_text.stdlib_text("train")}
     held_out = {name for name, _ in stdlib_text.stdlib_text("held_out")}

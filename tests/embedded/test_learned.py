@@ -18,7 +18,7 @@ from sq.runs.results import Result
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.05"]
+SMALL = ["calibration=single_sample", "task.perplexity.count=2", "tracker=none", "reference_methods=[]", "effort=0.1"]
 LEARNED = ["omniquant", "flatquant", "spinquant"]
 
 

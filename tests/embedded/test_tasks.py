@@ -12,8 +12,6 @@ from sq.embedded import tasks
 from sq.embedded.tasks import docstring_documents, embedded_tasks, next_line_documents
 from sq.errors import DataError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def modules() -> dict[str, str]:

@@ -152,7 +152,6 @@ def test_ranges_that_need_not_hold_zero(run: Any, clip: float | list[float]) -> 
     assert_close(run(kv4_attention, q, cache, lengths), expected(q, cache, lengths), cache)
 
 
-@pytest.mark.slow
 def test_a_spread_that_is_nothing_beside_its_offset_is_rounded_with_zero_in_its_range(run: Any) -> None:
     """Zeros have 16 bits: entries that agree to 1 in 2000 take the nearest level of 0..high, off by their spread."""
     cache = kv4_cache(1, 1, 3, 8, include_zero=False)

@@ -71,15 +71,13 @@ def test_arguments_of_the_method_count() -> None:
     assert one != other
 
 
-def test_the_schema_counts_and_neither_the_version_nor_the_source_does(
-    base: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = identity(base)
+def test_the_schema_counts_and_neither_the_version_nor_the_source_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity(compose(BASE))
     monkeypatch.setattr(sq, "__version__", "999.0")
     monkeypatch.setattr(environment, "source_hash", lambda: "0" * 12)
-    assert identity(base) == before
+    assert identity(compose(BASE)) == before
     monkeypatch.setattr(runid, "SCHEMA", 999)
-    assert identity(base) != before
+    assert identity(compose(BASE)) != before
 
 
 def make_model(folder: Path, byte: bytes = b"0") -> Path:

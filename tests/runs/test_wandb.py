@@ -143,7 +143,6 @@ def test_an_agents_run_is_told_even_when_it_is_reused_and_its_references_are_not
     assert len(told) == 2, "outside a sweep what is reused was told when it was made"
 
 
-@pytest.mark.slow
 def test_a_sweep_locks_the_names_it_sweeps_and_the_settings_stay_whole(
     settings: ExperimentSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
