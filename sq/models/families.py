@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PretrainedConfig
 
 from sq.errors import CheckpointError
+
+if TYPE_CHECKING:  # the config check reads families, and need not wait 0.6 s for transformers
+    from transformers import PretrainedConfig
 
 SITES = ("qkv", "o", "gate_up", "down")
 
