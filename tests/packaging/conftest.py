@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT = shutil.ignore_patterns(".git", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 LEFT_OUT_ON_TOP = ("build", "dist", "runs", "wandb")  # sq/runs is a package
 
 
@@ -32,7 +32,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def left_out(path: str, names: list[str]) -> set[str]:
         on_top = set(LEFT_OUT_ON_TOP).intersection(names) if Path(path) == ROOT else set()
-        return LEFT_OUT(path, names) | on_top
+        environments = {name for name in names if Path(path, name, "pyvenv.cfg").is_file()}  # of any name
+        return LEFT_OUT(path, names) | on_top | environments
 
     shutil.copytree(ROOT, folder, symlinks=True, ignore=left_out)
     return folder
