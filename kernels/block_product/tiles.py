@@ -1,0 +1,93 @@
+"""How tokens and columns are cut into the tiles of the kernel, without Triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import LARGEST_ACCUMULATOR, LEAST_SIDE, SHARED_BYTES, THREADS, power_of_two_from
+
+LARGEST_N2, LARGEST_RANK = 512, 64  # the loop along n2 is unrolled; a tile's share of x U stays in registers
+
+
+class Launch(NamedTuple):
+    """Tokens and columns of a program's tile, warps and pipeline stages."""
+
+    block_t: int
+    block_l: int
+    warps: int
+    stages: int
+
+
+class Shape(NamedTuple):
+    """What a launch must fit: n1 and r padded (n1 is 1 without R1, r is 0 without a low rank), n2, bytes an entry."""
+
+    block_n1: int
+    n2: int
+    block_r: int
+    itemsize: int
+    tokens: int  # bucket
+
+
+LAUNCHES = tuple(
+    Launch(block_t, block_l, warps, stages)
+    for block_t in (16, 32, 64, 128)
+    for block_l in (16, 32, 64, 128)
+    for warps in (2, 4, 8)
+    for stages in (1, 2, 3)
+)
+
+
+def piece(n2: int) -> int:
+    """Features of a row that a product takes at a time: the largest power of two from 32 to 128 that pads n2 least."""
+    sizes = [size for size in (128, 64, 32) if size <= power_of_two_from(n2, 32)]
+    return min(sizes, key=lambda size: (-(-n2 // size) * size, -size))
+
+
+def block_n1(n1: int, has_first: bool) -> int:
+    """Rows of Z that a program keeps in registers: all with R1, one without."""
+    return power_of_two_from(n1) if has_first else 1
+
+
+def block_r(rank: int) -> int:
+    """Directions of the low rank, padded."""
+    return power_of_two_from(rank, LEAST_SIDE) if rank else 0
+
+
+def launches(shape: Shape) -> list[Launch]:
+    """Every launch worth a try: it fits an SM, and is not much smaller than tokens, columns and registers allow.
+
+    Each column tile reads x anew and each token tile B, so tiles of a quarter of the largest fitting one read twice as
+    much and are left out.
+    """
+    fitting = [launch for launch in LAUNCHES if _fits(launch, shape)]
+    largest = max((launch.block_t * launch.block_l for launch in fitting), default=0)
+    return [launch for launch in fitting if 4 * launch.block_t * launch.block_l > largest]
+
+
+def tile_obstacle(n1: int, n2: int, has_first: bool, rank: int, itemsize: int) -> str | None:
+    """Why the kernel does not take these sizes, or None."""
+    if n2 > LARGEST_N2:
+        return f"n2 = {n2}, and it takes blocks of up to {LARGEST_N2} features"
+    if rank > LARGEST_RANK:
+        return f"the low rank is {rank}, and it takes up to {LARGEST_RANK}"
+    if not launches(Shape(block_n1(n1, has_first), n2, block_r(rank), itemsize, LEAST_SIDE)):
+        return f"a tile of {n1} rows, mixed by R1, does not fit the registers of an SM"
+    return None
+
+
+def _fits(launch: Launch, shape: Shape) -> bool:
+    block_t, block_l, warps, stages = launch
+    threads = 32 * warps
+    columns = power_of_two_from(shape.n2, LEAST_SIDE)
+    sums = block_t * block_l * (shape.block_n1 + (shape.block_n1 > 1)) + block_t * shape.block_r
+    block_k = piece(shape.n2)
+    operands = block_k * (block_t + block_l + shape.block_r)
+    shared = (stages * operands + block_t * (block_k + shape.block_r)) * shape.itemsize + 4 * block_t * block_l
+    return (
+        block_t <= power_of_two_from(shape.tokens, LEAST_SIDE)
+        and block_l <= columns
+        and block_t * block_l >= threads
+        and sums <= threads * (LARGEST_ACCUMULATOR + LARGEST_ACCUMULATOR // 4)
+        and shared <= SHARED_BYTES
+        and threads <= THREADS
+    )
