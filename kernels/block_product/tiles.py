@@ -8,6 +8,8 @@ from ..backend import LARGEST_ACCUMULATOR, LEAST_SIDE, SHARED_BYTES, THREADS, po
 
 LARGEST_N2, LARGEST_RANK = 512, 64  # the loop along n2 is unrolled; a tile's share of x U stays in registers
 
+FEW_TOKENS = 64  # up to here more programs may be worth more than larger tiles
+
 
 class Launch(NamedTuple):
     """Tokens and columns of a program's tile, warps and pipeline stages."""
@@ -56,10 +58,12 @@ def block_r(rank: int) -> int:
 def launches(shape: Shape) -> list[Launch]:
     """Every launch worth a try: it fits an SM, and is not much smaller than tokens, columns and registers allow.
 
-    Each column tile reads x anew and each token tile B, so tiles of a quarter of the largest fitting one read twice as
-    much and are left out.
+    Each column tile reads x anew and each token tile B: a tile of a quarter of the largest one reads twice as much, and
+    is left out where there are tokens enough to fill the GPU with larger ones.
     """
     fitting = [launch for launch in LAUNCHES if _fits(launch, shape)]
+    if shape.tokens <= FEW_TOKENS:
+        return fitting
     largest = max((launch.block_t * launch.block_l for launch in fitting), default=0)
     return [launch for launch in fitting if 4 * launch.block_t * launch.block_l > largest]
 

@@ -79,7 +79,7 @@ def block_product_kernel(
         o_r = tl.arange(0, BLOCK_R)
         m_r = o_r < RANK
         b_c = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-        for i_1 in range(0, N1):
+        for i_1 in range(N1):
             for i_k in tl.static_range(PIECES):
                 o_2 = i_k * BLOCK_K + o_k
                 m_2 = o_2 < N2
