@@ -16,7 +16,7 @@ def block_product_reference(
 ) -> Tensor:  # fmt: skip
     """`block_product` in `dtype`, which the result has; by default float32 (float64 for float64 x) and the result x's.
 
-    The tokens are the second axis between the products, so that both are plain matrix products of whole matrices.
+    All tokens meet a block in one matrix product, which reads and writes them in strides; R1 then takes one a token.
     """
     work = dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32)
     n1, n2 = blocks.shape[:2]
@@ -24,7 +24,7 @@ def block_product_reference(
     if low_rank is not None:
         u, v = (side.to(work) for side in low_rank)
         rows = torch.addmm(rows, rows @ u, v.T)
-    y = torch.bmm(rows.view(-1, n1, n2).transpose(0, 1), blocks.to(work))  # [n1, T, n2]
+    y = torch.bmm(rows.view(-1, n1, n2).transpose(0, 1), blocks.to(work)).transpose(0, 1)  # [T, n1, n2]
     if first is not None:
-        y = (first.to(work).T @ y.view(n1, -1)).view(y.shape)
-    return y.transpose(0, 1).reshape(x.shape).to(dtype or x.dtype)
+        y = first.to(work).T @ y
+    return y.reshape(x.shape).to(dtype or x.dtype)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from ..backend import LARGEST_ACCUMULATOR, LEAST_SIDE, SHARED_BYTES, THREADS, power_of_two_from
 
-LARGEST_N2, LARGEST_RANK = 512, 64  # the loop along n2 is unrolled; a tile's share of x U stays in registers
-
+LARGEST_N2, LARGEST_RANK = 512, 64  # the loop along n2 is unrolled; x U of a tile stays in registers
 FEW_TOKENS = 64  # up to here more programs may be worth more than larger tiles
 
 
@@ -68,6 +68,7 @@ def launches(shape: Shape) -> list[Launch]:
     return [launch for launch in fitting if 4 * launch.block_t * launch.block_l > largest]
 
 
+@cache
 def tile_obstacle(n1: int, n2: int, has_first: bool, rank: int, itemsize: int) -> str | None:
     """Why the kernel does not take these sizes, or None."""
     if n2 > LARGEST_N2:
@@ -83,15 +84,16 @@ def _fits(launch: Launch, shape: Shape) -> bool:
     block_t, block_l, warps, stages = launch
     threads = 32 * warps
     columns = power_of_two_from(shape.n2, LEAST_SIDE)
-    sums = block_t * block_l * (shape.block_n1 + (shape.block_n1 > 1)) + block_t * shape.block_r
     block_k = piece(shape.n2)
-    operands = block_k * (block_t + block_l + shape.block_r)
-    shared = (stages * operands + block_t * (block_k + shape.block_r)) * shape.itemsize + 4 * block_t * block_l
+    sums = block_t * block_l * (shape.block_n1 + (shape.block_n1 > 1))
+    corrected = block_t * (block_k + shape.block_r) if shape.block_r else 0  # x' and x U
+    operands = block_k * (block_t + block_l + shape.block_r)  # of a stage
+    shared = (stages * operands + corrected) * shape.itemsize + 4 * block_t * block_l
     return (
         block_t <= power_of_two_from(shape.tokens, LEAST_SIDE)
         and block_l <= columns
         and block_t * block_l >= threads
-        and sums <= threads * (LARGEST_ACCUMULATOR + LARGEST_ACCUMULATOR // 4)
+        and sums + corrected <= threads * (LARGEST_ACCUMULATOR + LARGEST_ACCUMULATOR // 4)
         and shared <= SHARED_BYTES
         and threads <= THREADS
     )

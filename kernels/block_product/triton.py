@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of its kernels and takes tl.constexpr only.)
-"""Triton kernel of block_product; the only module of this folder that imports Triton."""
+"""Triton kernels of block_product; the only module of this folder that imports Triton."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..backend import interpreted, sm_count
+from ..backend import LEAST_SIDE, interpreted, power_of_two_from, sm_count
 from ..tuned.autotune import stored_autotune
 from ..tuning import compute_dtype, token_bucket
 from . import tiles
@@ -50,13 +50,16 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
 )
 @triton.jit
 def block_product_kernel(
-    p_x, p_blocks, p_first, p_u, p_v, p_z,
-    T, stride_x, stride_u, stride_ur, stride_v, stride_vr, T_BUCKET,
+    p_x, p_blocks, p_first, p_c, p_v, p_z,
+    T, stride_x, stride_v, stride_vr, T_BUCKET,
     N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, HAS_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """A tile [BLOCK_T tokens, BLOCK_L columns] of every row of Z; without R1 the rows are shared out among programs."""
+    """A tile [BLOCK_T tokens, BLOCK_L columns] of every row of Z; without R1 programs share out the rows.
+
+    x' = x + c V^T in registers, with c = x U as the sum over N1 of p_c [T, N1, RANK].
+    """
     TILES_L: tl.constexpr = (N2 + BLOCK_L - 1) // BLOCK_L
     PIECES: tl.constexpr = (N2 + BLOCK_K - 1) // BLOCK_K
     i_p = tl.program_id(0)
@@ -75,19 +78,14 @@ def block_product_kernel(
     m_l = o_l < N2
     p_rows = p_x + o_t.to(tl.int64)[:, None] * stride_x
     p_out = p_z + o_t.to(tl.int64)[:, None] * (N1 * N2)
-    if RANK > 0:  # x U takes the whole token, whatever the columns
+    if RANK > 0:
         o_r = tl.arange(0, BLOCK_R)
         m_r = o_r < RANK
+        m_c = m_t[:, None] & m_r[None, :]
         b_c = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
         for i_1 in range(N1):
-            for i_k in tl.static_range(PIECES):
-                o_2 = i_k * BLOCK_K + o_k
-                m_2 = o_2 < N2
-                o_n = i_1 * N2 + o_2
-                b_x = tl.load(p_rows + o_n[None, :], mask=m_t[:, None] & m_2[None, :], other=0.0).to(COMPUTE)
-                p_b_u = p_u + o_n[:, None] * stride_u + o_r[None, :] * stride_ur
-                b_u = tl.load(p_b_u, mask=m_2[:, None] & m_r[None, :], other=0.0).to(COMPUTE)
-                b_c = tl.dot(b_x, b_u, b_c, input_precision="ieee")
+            p_b_c = p_c + (o_t.to(tl.int64)[:, None] * N1 + i_1) * RANK + o_r[None, :]
+            b_c += tl.load(p_b_c, mask=m_c, other=0.0)
         b_c = b_c.to(COMPUTE)
     if HAS_FIRST:
         o_1 = tl.arange(0, BLOCK_N1)
@@ -119,24 +117,60 @@ def block_product_kernel(
         tl.store(p_y, b_z.to(p_z.dtype.element_ty), mask=m_z)
 
 
+@triton.jit
+def directions_kernel(
+    p_x, p_u, p_c,
+    T, stride_x, stride_u, stride_ur,
+    N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """x_i U_i of one row of BLOCK_T tokens: C [T, N1, RANK], whose sum over the rows is x U."""
+    i_1 = tl.program_id(0) % N1
+    o_t = tl.program_id(0) // N1 * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_r = tl.arange(0, BLOCK_R)
+    m_t = o_t < T
+    m_r = o_r < RANK
+    b_c = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
+    for i_k in tl.static_range((N2 + BLOCK_K - 1) // BLOCK_K):
+        o_2 = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
+        m_2 = o_2 < N2
+        o_n = i_1 * N2 + o_2
+        p_b_x = p_x + o_t.to(tl.int64)[:, None] * stride_x + o_n[None, :]
+        b_x = tl.load(p_b_x, mask=m_t[:, None] & m_2[None, :], other=0.0).to(COMPUTE)
+        p_b_u = p_u + o_n[:, None] * stride_u + o_r[None, :] * stride_ur
+        b_u = tl.load(p_b_u, mask=m_2[:, None] & m_r[None, :], other=0.0).to(COMPUTE)
+        b_c = tl.dot(b_x, b_u, b_c, input_precision="ieee")
+    p_b_c = p_c + (o_t.to(tl.int64)[:, None] * N1 + i_1) * RANK + o_r[None, :]
+    tl.store(p_b_c, b_c, mask=m_t[:, None] & m_r[None, :])
+
+
 def launch(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | None, out: Tensor) -> None:
     """block_product of checked, non-empty arguments in x's dtype without a tile_obstacle, written to out."""
     n1, n2 = blocks.shape[:2]
     rows = x.reshape(-1, n1 * n2)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     tokens, sms = len(rows), sm_count(x.device)
-    rank = 0 if low_rank is None else low_rank[0].shape[1]
-    u, v = (rows, rows) if low_rank is None else low_rank
+    parts, v = rows, rows  # stand for what is not there
+    sizes: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_K": tiles.piece(n2), "COMPUTE": compute_dtype(x)}
+    sizes |= {"RANK": 0, "BLOCK_R": 0}
 
     def grid(config: dict[str, int]) -> tuple[int]:
         cut = triton.cdiv(tokens, config["BLOCK_T"]) * triton.cdiv(n2, config["BLOCK_L"])
         return (cut * (1 if first is not None else min(n1, max(1, 2 * sms // cut))),)
 
     with torch.cuda.device_of(x):  # Triton launches on the current device
+        if low_rank is not None:
+            u, v = low_rank
+            rank = u.shape[1]
+            sizes |= {"RANK": rank, "BLOCK_R": tiles.block_r(rank)}
+            parts = torch.empty(tokens, n1, rank, dtype=torch.float32, device=x.device)
+            block_t = min(tiles.FEW_TOKENS, power_of_two_from(tokens, LEAST_SIDE))
+            directions_kernel[(n1 * triton.cdiv(tokens, block_t),)](
+                rows, u, parts, tokens, rows.stride(0), u.stride(0), u.stride(1), BLOCK_T=block_t, **sizes
+            )
         block_product_kernel[grid](
-            rows, blocks.contiguous(), rows if first is None else first.contiguous(), u, v, out,
-            T=tokens, stride_x=rows.stride(0), stride_u=u.stride(0), stride_ur=u.stride(1),
-            stride_v=v.stride(0), stride_vr=v.stride(1), T_BUCKET=token_bucket(tokens),
-            N1=n1, N2=n2, BLOCK_N1=tiles.block_n1(n1, first is not None), BLOCK_K=tiles.piece(n2),
-            RANK=rank, BLOCK_R=tiles.block_r(rank), HAS_FIRST=first is not None, COMPUTE=compute_dtype(x),
+            rows, blocks.contiguous(), rows if first is None else first.contiguous(), parts, v, out,
+            T=tokens, stride_x=rows.stride(0), stride_v=v.stride(0), stride_vr=v.stride(1),
+            T_BUCKET=token_bucket(tokens), BLOCK_N1=tiles.block_n1(n1, first is not None),
+            HAS_FIRST=first is not None, **sizes,
         )  # fmt: skip
