@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from ..backend import LARGEST_ACCUMULATOR, LEAST_SIDE, SHARED_BYTES, THREADS, power_of_two_from
+from ..backend import LARGEST_ACCUMULATOR, LARGEST_TILE, LEAST_SIDE, SHARED_BYTES, THREADS, power_of_two_from
 
 LARGEST_N2, LARGEST_RANK = 512, 64  # the loop along n2 is unrolled; x U of a tile stays in registers
+LARGEST_N1 = 128  # R1 and a tile of all rows fit an SM, in float32 too
+MOST_ROWS = 16  # that are mixed where they are made, whatever the number of tokens
 FEW_TOKENS = 64  # up to here more programs may be worth more than larger tiles
 
 
@@ -45,9 +47,19 @@ def piece(n2: int) -> int:
     return min(sizes, key=lambda size: (-(-n2 // size) * size, -size))
 
 
-def block_n1(n1: int, has_first: bool) -> int:
-    """Rows of Z that a program keeps in registers: all with R1, one without."""
-    return power_of_two_from(n1) if has_first else 1
+def block_n1(n1: int, mixes: bool) -> int:
+    """Rows of Z that a program of the first launch keeps in registers: all where it mixes them, else one."""
+    return power_of_two_from(n1) if mixes else 1
+
+
+def mixes_apart(n1: int, tokens: int) -> bool:
+    """Whether R1 gets a launch of its own: with many rows, a tile of all of them is too small (README.md, "Cut")."""
+    return n1 > MOST_ROWS and tokens > FEW_TOKENS
+
+
+def mixed_columns(n1: int, n2: int) -> int:
+    """Columns of a tile of that launch, which holds all rows."""
+    return min(power_of_two_from(n2, LEAST_SIDE), LARGEST_TILE // power_of_two_from(n1, LEAST_SIDE))
 
 
 def block_r(rank: int) -> int:
@@ -71,12 +83,14 @@ def launches(shape: Shape) -> list[Launch]:
 @cache
 def tile_obstacle(n1: int, n2: int, has_first: bool, rank: int, itemsize: int) -> str | None:
     """Why the kernel does not take these sizes, or None."""
+    if has_first and n1 > LARGEST_N1:
+        return f"n1 = {n1}, and it mixes up to {LARGEST_N1} rows"
     if n2 > LARGEST_N2:
         return f"n2 = {n2}, and it takes blocks of up to {LARGEST_N2} features"
     if rank > LARGEST_RANK:
         return f"the low rank is {rank}, and it takes up to {LARGEST_RANK}"
     if not launches(Shape(block_n1(n1, has_first), n2, block_r(rank), itemsize, LEAST_SIDE)):
-        return f"a tile of {n1} rows, mixed by R1, does not fit the registers of an SM"
+        return f"no tile of {n1} x {n2} features with a low rank of {rank} fits an SM at {itemsize} bytes an entry"
     return None
 
 

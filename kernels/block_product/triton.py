@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backend import LEAST_SIDE, interpreted, power_of_two_from, sm_count
 from ..tuned.autotune import stored_autotune
-from ..tuning import compute_dtype, token_bucket
+from ..tuning import autotune, compute_dtype, start, token_bucket
 from . import tiles
 from .reference import LowRank
 from .tiles import LAUNCHES, Launch, Shape
@@ -144,6 +144,30 @@ def directions_kernel(
     tl.store(p_b_c, b_c, mask=m_t[:, None] & m_r[None, :])
 
 
+@autotune
+@triton.jit
+def mix_kernel(
+    p_x, p_first, p_z,
+    T, T_BUCKET,
+    N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_N2: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, COMPUTE: tl.constexpr, PROGRAMS_PER_SM: tl.constexpr,
+):  # fmt: skip
+    """Z = R1^T X for contiguous tokens X [N1, N2], BLOCK_N2 columns at a time."""
+    TILES: tl.constexpr = (N2 + BLOCK_N2 - 1) // BLOCK_N2
+    o_1 = tl.arange(0, BLOCK_N1)
+    m_1 = o_1 < N1
+    p_left = p_first + o_1[:, None] + o_1[None, :] * N1  # transposed
+    b_left = tl.load(p_left, mask=m_1[:, None] & m_1[None, :], other=0.0).to(COMPUTE)
+    row = tl.full([], N1 * N2, tl.int64)
+    for i_p in range(tl.program_id(0), T * TILES, tl.num_programs(0)):
+        o_2 = i_p % TILES * BLOCK_N2 + tl.arange(0, BLOCK_N2)
+        o_x = i_p // TILES * row + o_1[:, None] * N2 + o_2[None, :]
+        m_x = m_1[:, None] & (o_2[None, :] < N2)
+        b_x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(COMPUTE)
+        b_z = tl.dot(b_left, b_x, input_precision="ieee")
+        tl.store(p_z + o_x, b_z.to(p_z.dtype.element_ty), mask=m_x)
+
+
 def launch(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | None, out: Tensor) -> None:
     """block_product of checked, non-empty arguments in x's dtype without a tile_obstacle, written to out."""
     n1, n2 = blocks.shape[:2]
@@ -153,10 +177,13 @@ def launch(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | 
     parts, v = rows, rows  # stand for what is not there
     sizes: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_K": tiles.piece(n2), "COMPUTE": compute_dtype(x)}
     sizes |= {"RANK": 0, "BLOCK_R": 0}
+    apart = first is not None and tiles.mixes_apart(n1, tokens)
+    mixes = first is not None and not apart
+    target = torch.empty_like(out) if apart else out  # tuning runs a launch many times: not in place
 
     def grid(config: dict[str, int]) -> tuple[int]:
         cut = triton.cdiv(tokens, config["BLOCK_T"]) * triton.cdiv(n2, config["BLOCK_L"])
-        return (cut * (1 if first is not None else min(n1, max(1, 2 * sms // cut))),)
+        return (cut * (1 if mixes else min(n1, max(1, 2 * sms // cut))),)
 
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if low_rank is not None:
@@ -169,8 +196,22 @@ def launch(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | 
                 rows, u, parts, tokens, rows.stride(0), u.stride(0), u.stride(1), BLOCK_T=block_t, **sizes
             )
         block_product_kernel[grid](
-            rows, blocks.contiguous(), rows if first is None else first.contiguous(), parts, v, out,
+            rows, blocks.contiguous(), rows if first is None else first.contiguous(), parts, v, target,
             T=tokens, stride_x=rows.stride(0), stride_v=v.stride(0), stride_vr=v.stride(1),
-            T_BUCKET=token_bucket(tokens), BLOCK_N1=tiles.block_n1(n1, first is not None),
-            HAS_FIRST=first is not None, **sizes,
+            T_BUCKET=token_bucket(tokens), BLOCK_N1=tiles.block_n1(n1, mixes),
+            HAS_FIRST=mixes, **sizes,
         )  # fmt: skip
+    if first is not None and apart:
+        mix(target, first, out, tiles.mixed_columns(n1, n2))
+
+
+def mix(y: Tensor, first: Tensor, out: Tensor, columns: int) -> None:
+    """R1^T Y of contiguous tokens, in tiles of so many columns (a power of two), written to out."""
+    n1 = len(first)
+    n2, tokens = y.shape[-1] // n1, y.numel() // y.shape[-1]
+    start(
+        mix_kernel, y, tokens * triton.cdiv(n2, columns), y, first.contiguous(), out,
+        T=tokens, T_BUCKET=token_bucket(tokens), N1=n1, N2=n2,
+        BLOCK_N1=power_of_two_from(n1, LEAST_SIDE), BLOCK_N2=columns,
+        HAS_LEFT=True, HAS_RIGHT=False, COMPUTE=compute_dtype(y),
+    )  # fmt: skip

@@ -71,6 +71,30 @@ def test_kernel_is_the_dense_product(run: Any, n1: int, n2: int, first: bool, ra
     assert_close(run(block_product, x, *given), x.double() @ matrix(given), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=["fp32", "fp16", "bf16"])
+def test_kernel_that_mixes_in_a_launch_of_its_own(run: Any, dtype: torch.dtype) -> None:
+    n1, n2, tokens = 17, 12, 65
+    assert cuts.mixes_apart(n1, tokens)
+    assert not cuts.mixes_apart(n1, cuts.FEW_TOKENS)
+    given, x = operands(n1, n2, True, 2, dtype), torch.randn(tokens, n1 * n2).to(dtype)
+    assert_close(run(block_product, x, *given), x.double() @ matrix(given), dtype)
+
+
+def mixed(y: Tensor, first: Tensor, columns: int, backend: str) -> Tensor:
+    """The second launch alone, in tiles of so many columns."""
+    from sq.kernels.block_product.triton import mix
+
+    out = torch.empty_like(y)
+    mix(y, first, out, columns)
+    return out
+
+
+def test_second_launch_in_several_tiles_of_columns(run: Any) -> None:
+    y, first = torch.randn(3, 5 * 40), torch.randn(5, 5)
+    expected = torch.einsum("ij,til->tjl", first.double(), y.view(3, 5, 40).double()).reshape(3, -1)
+    assert_close(run(mixed, y, first, 16), expected, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=["fp16", "bf16"])
 @pytest.mark.parametrize("tokens", [1, 17])
 def test_kernel_in_half_precision(run: Any, tokens: int, dtype: torch.dtype) -> None:
@@ -197,7 +221,7 @@ def test_arguments_that_do_not_fit_are_refused(x: Tensor, blocks: Tensor, more: 
 
 @pytest.mark.parametrize(
     ("n1", "n2", "rank", "message"),
-    [(1, 520, 0, "blocks of up to 512"), (2, 16, 65, "rank is 65"), (300, 1, 0, "300 rows, mixed by R1")],
+    [(1, 520, 0, "blocks of up to 512"), (2, 16, 65, "rank is 65"), (129, 1, 0, "mixes up to 128 rows")],
 )
 def test_sizes_beyond_the_kernel_are_refused_when_forced(run: Any, n1: int, n2: int, rank: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -206,7 +206,7 @@ def test_block_product(
     import triton.language as tl
 
     from sq.kernels.block_product import tiles
-    from sq.kernels.block_product.triton import block_product_kernel, directions_kernel
+    from sq.kernels.block_product.triton import block_product_kernel, directions_kernel, mix_kernel
 
     (n1, n2), (block_t, block_l, warps, _) = sizes, launch
     shape = tiles.Shape(tiles.block_n1(n1, first), n2, tiles.block_r(rank), 4 if dtype == "fp32" else 2, 4096)
@@ -215,6 +215,7 @@ def test_block_product(
     constants: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_N1": shape.block_n1, "BLOCK_K": tiles.piece(n2)}
     constants |= {"RANK": rank, "BLOCK_R": shape.block_r, "HAS_FIRST": first, "BLOCK_T": block_t, "BLOCK_L": block_l}
     constants |= {"COMPUTE": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]}
+    compile_for_hopper(mix_kernel, types, constants | {"BLOCK_N1": 64, "BLOCK_N2": 128}, warps)
     for kernel in (block_product_kernel, directions_kernel)[: 2 if rank else 1]:
         compiled = compile_for_hopper(kernel, types, constants, warps)
         assert compiled.metadata.shared <= SHARED_BYTES
