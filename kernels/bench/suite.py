@@ -66,7 +66,7 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
         yield over_copy(online_hadamard(shapes.side_tokens * max(1, 4096 // n), n, order))
     for size in shapes.block_products:
         case, eager = blocked(shapes.side_tokens, *size), yardsticks.eager_block_product(shapes.side_tokens, *size)
-        yield over_copy(case, "block_product")
+        yield over_copy(case, "block_product low rank" if size[2] else "block_product")
         yield Row(f"{case.name} over eager", case, "speedup", eager, "block_product eager")
         single = blocked(1, *size)
         yield Row(f"{single.name}, latency", single, "latency")

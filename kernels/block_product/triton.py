@@ -51,14 +51,14 @@ def prune(candidates: list[triton.Config], named_args: dict[str, Any], **meta: A
 @triton.jit
 def block_product_kernel(
     p_x, p_blocks, p_first, p_c, p_v, p_z,
-    T, stride_x, stride_v, stride_vr, T_BUCKET,
+    T, parts_c, stride_x, stride_v, stride_vr, T_BUCKET,
     N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, HAS_FIRST: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """A tile [BLOCK_T tokens, BLOCK_L columns] of every row of Z; without R1 programs share out the rows.
 
-    x' = x + c V^T in registers, with c = x U as the sum over N1 of p_c [T, N1, RANK].
+    x' = x + c V^T in registers, with c = x U as the sum of p_c [T, parts_c, RANK] over its parts.
     """
     TILES_L: tl.constexpr = (N2 + BLOCK_L - 1) // BLOCK_L
     PIECES: tl.constexpr = (N2 + BLOCK_K - 1) // BLOCK_K
@@ -83,8 +83,8 @@ def block_product_kernel(
         m_r = o_r < RANK
         m_c = m_t[:, None] & m_r[None, :]
         b_c = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-        for i_1 in range(N1):
-            p_b_c = p_c + (o_t.to(tl.int64)[:, None] * N1 + i_1) * RANK + o_r[None, :]
+        for i_c in range(parts_c):
+            p_b_c = p_c + (o_t.to(tl.int64)[:, None] * parts_c + i_c) * RANK + o_r[None, :]
             b_c += tl.load(p_b_c, mask=m_c, other=0.0)
         b_c = b_c.to(COMPUTE)
     if HAS_FIRST:
@@ -120,27 +120,29 @@ def block_product_kernel(
 @triton.jit
 def directions_kernel(
     p_x, p_u, p_c,
-    T, stride_x, stride_u, stride_ur,
+    T, parts_c, stride_x, stride_u, stride_ur,
     N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """x_i U_i of one row of BLOCK_T tokens: C [T, N1, RANK], whose sum over the rows is x U."""
-    i_1 = tl.program_id(0) % N1
-    o_t = tl.program_id(0) // N1 * BLOCK_T + tl.arange(0, BLOCK_T)
+    """sum x_i U_i over a part of the rows of BLOCK_T tokens: C [T, parts_c, RANK], whose sum over the parts is x U."""
+    i_c = tl.program_id(0) % parts_c
+    step = tl.cdiv(N1, parts_c)
+    o_t = tl.program_id(0) // parts_c * BLOCK_T + tl.arange(0, BLOCK_T)
     o_r = tl.arange(0, BLOCK_R)
     m_t = o_t < T
     m_r = o_r < RANK
     b_c = tl.zeros([BLOCK_T, BLOCK_R], tl.float32)
-    for i_k in tl.static_range((N2 + BLOCK_K - 1) // BLOCK_K):
-        o_2 = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
-        m_2 = o_2 < N2
-        o_n = i_1 * N2 + o_2
-        p_b_x = p_x + o_t.to(tl.int64)[:, None] * stride_x + o_n[None, :]
-        b_x = tl.load(p_b_x, mask=m_t[:, None] & m_2[None, :], other=0.0).to(COMPUTE)
-        p_b_u = p_u + o_n[:, None] * stride_u + o_r[None, :] * stride_ur
-        b_u = tl.load(p_b_u, mask=m_2[:, None] & m_r[None, :], other=0.0).to(COMPUTE)
-        b_c = tl.dot(b_x, b_u, b_c, input_precision="ieee")
-    p_b_c = p_c + (o_t.to(tl.int64)[:, None] * N1 + i_1) * RANK + o_r[None, :]
+    for i_1 in range(i_c * step, tl.minimum(i_c * step + step, N1)):
+        for i_k in tl.static_range((N2 + BLOCK_K - 1) // BLOCK_K):
+            o_2 = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
+            m_2 = o_2 < N2
+            o_n = i_1 * N2 + o_2
+            p_b_x = p_x + o_t.to(tl.int64)[:, None] * stride_x + o_n[None, :]
+            b_x = tl.load(p_b_x, mask=m_t[:, None] & m_2[None, :], other=0.0).to(COMPUTE)
+            p_b_u = p_u + o_n[:, None] * stride_u + o_r[None, :] * stride_ur
+            b_u = tl.load(p_b_u, mask=m_2[:, None] & m_r[None, :], other=0.0).to(COMPUTE)
+            b_c = tl.dot(b_x, b_u, b_c, input_precision="ieee")
+    p_b_c = p_c + (o_t.to(tl.int64)[:, None] * parts_c + i_c) * RANK + o_r[None, :]
     tl.store(p_b_c, b_c, mask=m_t[:, None] & m_r[None, :])
 
 
@@ -174,32 +176,40 @@ def launch(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | 
     rows = x.reshape(-1, n1 * n2)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     tokens, sms = len(rows), sm_count(x.device)
-    parts, v = rows, rows  # stand for what is not there
-    sizes: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_K": tiles.piece(n2), "COMPUTE": compute_dtype(x)}
-    sizes |= {"RANK": 0, "BLOCK_R": 0}
+    rank = 0 if low_rank is None else low_rank[0].shape[1]
+    # fmt: off
+    sizes: dict[str, Any] = {
+        "N1": n1, "N2": n2, "BLOCK_K": tiles.piece(n2), "RANK": rank, "BLOCK_R": tiles.block_r(rank),
+        "COMPUTE": compute_dtype(x),
+    }
+    # fmt: on
     apart = first is not None and tiles.mixes_apart(n1, tokens)
     mixes = first is not None and not apart
     target = torch.empty_like(out) if apart else out  # tuning runs a launch many times: not in place
 
+    def parts_of(cut: int) -> int:
+        """Programs that share the rows of a tile, so that a few tiles fill the GPU too."""
+        return min(n1, max(1, 2 * sms // cut))
+
     def grid(config: dict[str, int]) -> tuple[int]:
         cut = triton.cdiv(tokens, config["BLOCK_T"]) * triton.cdiv(n2, config["BLOCK_L"])
-        return (cut * (1 if mixes else min(n1, max(1, 2 * sms // cut))),)
+        return (cut * (1 if mixes else parts_of(cut)),)
 
     with torch.cuda.device_of(x):  # Triton launches on the current device
+        c, v = rows, rows  # stand for what is not there
+        parts = 0
         if low_rank is not None:
             u, v = low_rank
-            rank = u.shape[1]
-            sizes |= {"RANK": rank, "BLOCK_R": tiles.block_r(rank)}
-            parts = torch.empty(tokens, n1, rank, dtype=torch.float32, device=x.device)
-            block_t = min(tiles.FEW_TOKENS, power_of_two_from(tokens, LEAST_SIDE))
-            directions_kernel[(n1 * triton.cdiv(tokens, block_t),)](
-                rows, u, parts, tokens, rows.stride(0), u.stride(0), u.stride(1), BLOCK_T=block_t, **sizes
-            )
+            block_t = 16 if tokens <= tiles.FEW_TOKENS else 32
+            cut = triton.cdiv(tokens, block_t)
+            parts = parts_of(cut)
+            c = torch.empty(tokens, parts, rank, dtype=torch.float32, device=x.device)
+            strides = (rows.stride(0), *u.stride())
+            directions_kernel[(cut * parts,)](rows, u, c, tokens, parts, *strides, BLOCK_T=block_t, **sizes)
         block_product_kernel[grid](
-            rows, blocks.contiguous(), rows if first is None else first.contiguous(), parts, v, target,
-            T=tokens, stride_x=rows.stride(0), stride_v=v.stride(0), stride_vr=v.stride(1),
-            T_BUCKET=token_bucket(tokens), BLOCK_N1=tiles.block_n1(n1, mixes),
-            HAS_FIRST=mixes, **sizes,
+            rows, blocks.contiguous(), rows if first is None else first.contiguous(), c, v, target,
+            T=tokens, parts_c=parts, stride_x=rows.stride(0), stride_v=v.stride(0), stride_vr=v.stride(1),
+            T_BUCKET=token_bucket(tokens), BLOCK_N1=tiles.block_n1(n1, mixes), HAS_FIRST=mixes, **sizes,
         )  # fmt: skip
     if first is not None and apart:
         mix(target, first, out, tiles.mixed_columns(n1, n2))

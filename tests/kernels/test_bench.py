@@ -174,13 +174,23 @@ def test_the_yardstick_multiplies_the_very_operands() -> None:
 
 def test_eager_rotation_gives_the_codes_of_the_kernel() -> None:
     """Up to bfloat16's rounding between its steps: no code is farther than one."""
-    (row,) = suite(TOY, "over eager")
+    (row,) = suite(TOY, "rotate_quantize * over eager")
     assert row.yardstick is not None
     (ours, scale), (eager, eager_scale) = (case.make(TORCH, 3)()[:2] for case in (row.case, row.yardstick))
     assert eager_scale.dtype == torch.bfloat16, "float32 would move twice the bytes and flatter the kernel"
     low, eager_low = (((codes.int() & 15) ^ 8) - 8 for codes in (ours, eager))
     assert int((low - eager_low).abs().max()) <= 1
     torch.testing.assert_close(scale, eager_scale.float(), rtol=2**-6, atol=0)
+
+
+def test_eager_block_product_is_the_kernel() -> None:
+    """Up to bfloat16's rounding between its steps."""
+    rows = suite(TOY, "block_product * over eager")
+    assert len(rows) == len(TOY.block_products)
+    for row in rows:
+        assert row.yardstick is not None
+        ours, eager = (case.make(TORCH, 3)().float() for case in (row.case, row.yardstick))
+        torch.testing.assert_close(eager, ours, rtol=0, atol=2**-5 * float(ours.abs().max()))
 
 
 def test_a_case_that_fails_becomes_a_row_with_its_reason_and_the_suite_goes_on() -> None:
