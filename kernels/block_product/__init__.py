@@ -30,14 +30,14 @@ def block_product(
             them. None need be orthogonal.
         first: R1, (n1, n1); None is an identity.
         low_rank: (U, V), (n, r) each, in any layout; None, or r = 0, leaves x as it is.
-        out: written and returned if given: shape, dtype and device of x, contiguous.
+        out: written and returned if given: shape, dtype and device of x, contiguous, memory that no operand uses.
         backend: see sq/kernels/backend.py; the Triton kernel takes the sizes of README.md, "Limits".
 
     Returns: (..., n) of x's dtype, of sums in float32 (float64 for float64).
 
     Raises:
         ValueError: sizes that do not fit each other, tensors on another device or not of floating point, out that does
-            not match x or lies on it, or backend="triton" where the kernel cannot run.
+            not match x or is x, or backend="triton" where the kernel cannot run.
     """
     _check(x, blocks, first, low_rank, out)
     n1, n2 = blocks.shape[:2]
@@ -89,5 +89,5 @@ def _check(x: Tensor, blocks: Tensor, first: Tensor | None, low_rank: LowRank | 
         for name, side in zip(("U of low_rank", "V of low_rank"), low_rank, strict=True):
             check_tensor(name, side, (n, low_rank[0].shape[1]), None, x.device)
     check_tensor("out", out, x.shape, (x.dtype,), x.device, contiguous=True)
-    if out is not None and out.numel() and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-        raise ValueError("out shares its memory with x, which is read until the end; give it memory of its own")
+    if out is not None and out.numel() and out.data_ptr() == x.data_ptr():
+        raise ValueError("out is x, which is read until the end; give it memory of its own")

@@ -209,7 +209,7 @@ X, BLOCKS = torch.ones(2, 12), torch.ones(3, 4, 4)
         (X, BLOCKS, {"low_rank": (torch.ones(12), torch.ones(12))}, "a pair"),
         (X, BLOCKS, {"low_rank": (torch.ones(12, 1),)}, "a pair"),
         (X, BLOCKS, {"out": torch.empty(12, 2).T}, "contiguous"),
-        (X, BLOCKS, {"out": X}, "out shares its memory with x"),
+        (X, BLOCKS, {"out": X}, "out is x"),
         (X, BLOCKS.to("meta"), {}, "move blocks to x's device"),
         (X, BLOCKS, {"backend": "cuda"}, "backend is 'cuda'"),
     ],
