@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sq
 from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
+from sq.data.pydoc_text import pydoc_digest
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
@@ -64,11 +65,21 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
     for source, part in texts:
         if part is None or source is None:
             continue
-        if source.path is not None:
-            part["path"] = _digest([source.path], source.path.parent, whole=True, names=False)
-        if source.dataset_path is not None:
-            files = [item for item in source.dataset_path.rglob("*") if item.is_file()]
-            part["dataset_path"] = _digest(files, source.dataset_path)
+        for key in ("path", "dataset_path"):
+            place: Path | None = getattr(source, key)
+            if place is not None and place.is_dir():
+                part[key] = _digest((item for item in place.rglob("*") if item.is_file()), place)
+            elif place is not None:
+                part[key] = _digest([place], place.parent, whole=True, names=False)
+        for name, digest in _built_in_content(part).items():
+            part[name] = digest
+
+
+def _built_in_content(part: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of texts that differ between versions of Python."""
+    if part.get("text") == "pydoc":
+        return {"pydoc": pydoc_digest("train")}
+    return {"pydoc": pydoc_digest("held_out")} if "pydoc" in part.get("texts", ()) else {}
 
 
 def _digest(files: Iterable[Path], root: Path, *, whole: bool = False, names: bool = True) -> str:
