@@ -28,7 +28,7 @@ def source_obstacles(key: str, texts: Sequence[str], path: Path | None, dataset:
     for text in texts:
         yield from text_obstacles(key, text, path, dataset)
     if path is not None:
-        yield from _place_obstacles(f"{section}.path", path, folders=not set(texts) & set(TEXTS))
+        yield from _place_obstacles(f"{section}.path", path, folders=not set(texts) & set(HUB_WORDS))
     if dataset is not None:
         yield from _place_obstacles(f"{section}.dataset_path", dataset)
     own = [text for text in texts if text not in (*TEXTS, RANDOM)]
