@@ -20,22 +20,25 @@ def source_obstacles(key: str, texts: Sequence[str], path: Path | None, dataset:
 
     Args:
         key: of the config that names them, such as calibration.text; `path` and `dataset_path` lie beside it.
-        path: a text file or folder in their place.
+        path: a text file or folder, of the one text that is not built in.
         dataset: a local copy of the dataset: a file or folder.
     """
     section = key.rpartition(".")[0]
     listed = key.endswith("s")
+    takers = [text for text in texts if text not in BUILT_IN]
     for text in texts:
-        yield from text_obstacles(key, text, path, dataset)
+        beside = text in BUILT_IN and bool(takers)  # the place is that of another text
+        yield from text_obstacles(key, text, *((None, None) if beside else (path, dataset)))
     if path is not None:
         yield from _place_obstacles(f"{section}.path", path, folders=not set(texts) & set(HUB_WORDS))
     if dataset is not None:
         yield from _place_obstacles(f"{section}.dataset_path", dataset)
-    own = [text for text in texts if text not in (*TEXTS, RANDOM)]
-    if len(texts) > 1 and (path is not None or (dataset is not None and own)):
+    own = [text for text in takers if text not in (*HUB_WORDS, RANDOM)]
+    if len(takers) > 1 and (path is not None or (dataset is not None and own)):
         at = "path is one file or folder" if path is not None else "dataset_path is one file or folder"
-        one = (own or list(texts))[0]
-        yield f"{section}.{at} but {key} names {len(texts)} texts; name one: {key}={f'[{one}]' if listed else one}"
+        one = (own or takers)[0]
+        named = f"{key} names {len(takers)} texts that it would be"
+        yield f"{section}.{at} but {named}; name one: {key}={f'[{one}]' if listed else one}"
 
 
 def text_obstacles(key: str, text: str, path: Path | None, dataset: Path | None) -> Iterator[str]:

@@ -28,7 +28,8 @@ def read(settings: ExperimentSettings, section: str) -> str:
     if section == "calibration":
         one = settings.calibration
         return read_text(one.text, "train", path=one.path, dataset_path=one.dataset_path).documents[0]
-    assert (measured := settings.task.perplexity) is not None
+    measured = settings.task.perplexity
+    assert measured is not None
     (name,) = measured.texts
     return read_text(name, "evaluation", path=measured.path, dataset_path=measured.dataset_path).documents[0]
 
@@ -70,6 +71,15 @@ def test_a_file_alone_is_told_how_to_name_it(section: str, name: str, file: Path
     """Its default name would be that of another text."""
     (advice,) = re.findall(r"\S+=\[?mytext\]?", problem(f"{section}.path={file}"))
     assert read(compose([RTN, advice, f"{section}.path={file}"]), section) == "own words"
+
+
+def test_a_path_is_of_the_one_text_that_takes_one(file: Path) -> None:
+    """Beside it there may be texts that need none."""
+    for key in ("path", "dataset_path"):
+        place = f"task.perplexity.{key}={file}"
+        compose([RTN, "task.perplexity.texts=[pydoc,mine,embedded]", place])
+        assert "names 2 texts that it would be" in problem("task.perplexity.texts=[pydoc,mine,other]", place)
+    compose([RTN, "task.perplexity.texts=[pydoc,wikitext2,c4]", f"task.perplexity.dataset_path={file.parent}"])
 
 
 def test_a_raw_file_of_wikitext_keeps_its_name(tmp_path: Path) -> None:

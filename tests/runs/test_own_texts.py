@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("key", ["path", "dataset_path"])
 def test_a_text_under_any_name(key: str, folder: Path) -> None:
-    own = ["calibration.text=mine", f"calibration.{key}={folder / 'texts'}", "task.perplexity.texts=[mytext]",
+    own = ["calibration.text=mine", f"calibration.{key}={folder / 'texts'}", "task.perplexity.texts=[mytext,pydoc]",
            f"task.perplexity.{key}={folder / 'texts'}"]  # fmt: skip
     model = f"model.path={folder / 'Small-Model.v1'}/"
     settings = compose([*SMALL, model, *own, f"paths.results={folder / 'runs'}", f"paths.cache={folder / 'cache'}"])
@@ -43,7 +43,7 @@ def test_a_text_under_any_name(key: str, folder: Path) -> None:
     assert done.status == "finished", done.error
     assert {"ppl/mytext", "kl/mytext", "top1/mytext"} <= set(done.metrics)
     assert (done.metrics["kl/mytext"] or 0) > 0
-    assert list(done.extras["texts"]) == ["mytext"]
+    assert list(done.extras["texts"]) == ["mytext", "pydoc"]
     assert done.run_id.startswith("Small-Model.v1-rtn-w4a4-")
     record = json.loads((folder / "runs" / done.run_id / "result.json").read_text())
     assert record["model"] == record["config"]["model"]["name"] == "Small-Model.v1"
