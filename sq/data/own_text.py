@@ -31,7 +31,7 @@ def own_text(name: str, split: str, place: Path) -> str:
     if place.is_dir():
         if is_saved(place):
             return _filled(name, place, saved_rows(name, SPLITS[split], place))
-        return _filled(name, place, [_content(name, file) for file in _chosen(name, split, place)])
+        return _filled(name, place, [_content(name, file) for file in chosen_files(name, split, place)])
     return _content(name, place)
 
 
@@ -48,7 +48,8 @@ def _filled(name: str, place: Path, parts: Sequence[str]) -> str:
     return text
 
 
-def _chosen(name: str, split: str, folder: Path) -> list[Path]:
+def chosen_files(name: str, split: str, folder: Path) -> list[Path]:
+    """The files of a folder that one split is read from, of those described at `own_text`; DataError for none."""
     paths = {file: file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()}
     seen = {file: path for file, path in paths.items() if not any(part.startswith(".") for part in path.parts)}
     files = [file for file in seen if file.name.endswith(SUFFIXES)] or [f for f in seen if f.name.endswith(PLAIN)]

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from sq.data.datasets_source import is_saved
+from sq.data.own_text import chosen_files
+from sq.errors import DataError
+
 BUILT_IN = {"embedded": "the standard library's source", "pydoc": "the prose of `help()`"}  # need no download
 HUB_WORDS = {"wikitext2": "wiki", "c4": "c4"}  # texts of the hub, and what the name of a file with one has in it
 TEXTS = (*BUILT_IN, *HUB_WORDS)
@@ -34,9 +38,16 @@ def source_obstacles(key: str, texts: Sequence[str], path: Path | None, dataset:
     if dataset is not None:
         yield from _place_obstacles(f"{section}.dataset_path", dataset)
     own = [text for text in takers if text not in (*HUB_WORDS, RANDOM)]
+    place = path or dataset
+    if own and place is not None and place.is_dir() and any(place.iterdir()) and not is_saved(place):
+        try:
+            chosen_files(own[0], "evaluation" if listed else "train", place)
+        except DataError as error:
+            yield f"{section}.{'path' if path is not None else 'dataset_path'}={place}: {error}"
     if len(takers) > 1 and (path is not None or (dataset is not None and own)):
         at = "path is one file or folder" if path is not None else "dataset_path is one file or folder"
-        one = (own or takers)[0]
+        said = [text for text in takers if path is not None and HUB_WORDS.get(text, "/") in path.name.lower()]
+        one = (own or said or ["mytext"])[0]
         named = f"{key} names {len(takers)} texts that it would be"
         yield f"{section}.{at} but {named}; name one: {key}={f'[{one}]' if listed else one}"
 

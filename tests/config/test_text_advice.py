@@ -97,6 +97,26 @@ def test_other_mistakes(file: Path) -> None:
         told = problem("task.perplexity.texts=[mine,other]", place)
         (advice,) = re.findall(r"\S+=\[\w+\]", told.split("name one:")[1])
         compose([RTN, advice, place])
+    told = problem("task.perplexity.texts=[mine]", f"task.perplexity.path={training(file)}")
+    assert "all files of" in told
+    assert "name a single file" in told
+    compose([RTN, "calibration.text=mine", f"calibration.path={training(file)}"])
+
+
+def training(file: Path) -> Path:
+    """A folder with nothing but a training part."""
+    folder = file.parent / "parts"
+    folder.mkdir(exist_ok=True)
+    (folder / "train.txt").write_text("words")
+    return folder
+
+
+def test_two_texts_of_the_hub_and_a_private_file(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose([RTN, "model=llama2_7b", f"task.perplexity.path={file}"])
+    for told in caught.value.problems:
+        (advice,) = re.findall(r"\S+=\[mytext\]", told)
+        compose([RTN, "model=llama2_7b", advice, f"task.perplexity.path={file}"])
 
 
 def test_a_model_of_ones_own_needs_no_download() -> None:
