@@ -98,7 +98,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in (*MODELS, *TEXTS):
         (folder / Path(name).name).mkdir()
     for name in TEXTS:
-        (folder / Path(name).name / "train.jsonl").write_text('{"text": "words"}')
+        (folder / Path(name).name / "rows.jsonl").write_text('{"text": "words"}')
     for name in MODELS:
         shutil.copy(ROOT / "sq" / "embedded" / "tiny" / "config.json", folder / Path(name).name)
         (folder / Path(name).name / "model.safetensors").write_bytes(b"")
