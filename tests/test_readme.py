@@ -23,7 +23,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 OPERATORS = ("&&", "||", "&", ";")
 ASKS = ("--help", "--hydra-help", "--cfg")  # of run.py: it prints something and runs nothing
 # What readers have and this machine has not: the model folders and the copy of WikiText that pages name.
-MODELS, TEXTS = ("/models/Llama-2-7b-hf", "/models/any-qwen3"), ("/data/wikitext",)
+MODELS, TEXTS = ("/models/Llama-2-7b-hf", "/models/any-qwen3"), ("/data/wikitext", "/texts")
 # In the place of all methods and rounders that an experiment lists: tests/config/test_experiments.py checks each job.
 FEW = {"method": "method=ablation/site_clip", "weights": "weights=rtn"}
 ODD = re.compile(r"\b(is|are) (told|held|asked|turned)\b|\btold of\b|\bturned once\b", re.IGNORECASE)
@@ -97,6 +97,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("places")
     for name in (*MODELS, *TEXTS):
         (folder / Path(name).name).mkdir()
+    for name in TEXTS:
+        (folder / Path(name).name / "rows.jsonl").write_text('{"text": "words"}')
     for name in MODELS:
         shutil.copy(ROOT / "sq" / "embedded" / "tiny" / "config.json", folder / Path(name).name)
         (folder / Path(name).name / "model.safetensors").write_bytes(b"")

@@ -24,7 +24,7 @@ LABELS = (  # of the files that conf/bits/ had, and formats by name
     [*(f"{group}={choice}" for group in GROUPS for choice in options(group)), *(f"bits={label}" for label in LABELS)],
 )
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
-    needed = ["model.path=owner/name"] if choice == "model=custom" else []
+    needed = ["model.path=owner/custom"] if choice == "model=custom" else []
     needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
     settings = compose([choice, *needed])
     group, _, option = choice.partition("=")

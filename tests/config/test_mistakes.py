@@ -162,8 +162,11 @@ def test_a_key_of_one_choice_only_is_judged_job_by_job() -> None:
 def test_empty_text_file_and_folder_for_a_file(tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
-    assert "empty" in problems(f"calibration.path={empty}")[0]
-    assert "exists" in problems(f"task.perplexity.path={tmp_path}")[0]
+    assert "empty" in problems("calibration.text=mine", f"calibration.path={empty}")[0]
+    (tmp_path / "folder").mkdir()
+    for key in ("path", "dataset_path"):
+        told = problems("task.perplexity.texts=[mine]", f"task.perplexity.{key}={tmp_path / 'folder'}")
+        assert "this one is empty" in told[0]
 
 
 def test_a_local_text_may_have_any_name_but_only_one(tmp_path: Path) -> None:
