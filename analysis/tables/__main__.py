@@ -2,7 +2,8 @@
 
     python -m sq.analysis.tables NAME [RESULTS] [column=value ...] [format=markdown|latex|csv]
 
-NAME: perplexity, zeroshot, time, ablation or bits; `published` compares runs of published settings with the literature.
+NAME: perplexity, zeroshot, time, ablation, bits or clips; `published` compares runs of published settings with the
+literature.
 RESULTS: folder of run directories (runs).
 column=value: as for run.py. The table is that of `python run.py -m experiment=table_NAME column=value ...`; runs that
 are not there are shown as missing.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 
+from sq.analysis.results import as_text
 from sq.analysis.tables.cells import Cell, Value, kl_over_base, measured, perplexity_over_full_precision, value
 from sq.analysis.tables.declaration import METHOD, OURS, Declaration, Each
 from sq.analysis.tables.table import Column
@@ -51,6 +53,49 @@ BITS = [
     )
     for metric, (title, form) in METRICS.items()
 ]
+CLIP = "activations.clip"
+
+
+def _own(runs: pd.DataFrame, site: bool) -> pd.DataFrame:
+    """The runs with a clip for each site, or those with the other clip."""
+    return runs[(runs[CLIP] == "site") == site]
+
+
+def _with_clips(metric: str, site: bool) -> Callable[[Cell], Value]:
+    """The value function of a metric of the runs with a clip for each site, or of those with the other clip."""
+    return lambda cell: measured(metric)(replace(cell, row=_own(cell.row, site)))
+
+
+def _gain(cell: Cell) -> Value:
+    """KL with a clip for each site over the same method's without."""
+    return kl_over_base(replace(cell, row=_own(cell.row, True), bases=_own(cell.row, False)))
+
+
+def _other_clip(runs: pd.DataFrame) -> str:
+    others = ", ".join(dict.fromkeys(_own(runs, False)[CLIP].map(as_text)))
+    return f'Activations are rounded with clip {others}, and with one clip a site (columns "site").' if others else ""
+
+
+CLIPS = Declaration(
+    experiment="table_clips",
+    task="perplexity",
+    metric="kl",
+    several=[CLIP],
+    columns=(
+        METHOD,
+        Each(
+            ("text", "weights"),
+            (
+                Column("KL", _with_clips("kl", site=False), "{:.4f}"),
+                Column("KL site", _with_clips("kl", site=True), "{:.4f}"),
+                Column("site / without", _gain, "{:.3f}"),
+            ),
+        ),
+    ),
+    title="One activation clip a site, {models}, {bits}",
+    note="KL in nats per token; ratios of a method to itself, with 95% paired bootstrap over windows.",
+    remark=_other_clip,
+)
 # One over the number of choices; lambada wants a word of the whole vocabulary.
 CHANCE = {
     **dict.fromkeys(("next_line", "docstring", "hellaswag", "arc_easy", "arc_challenge"), 1 / 4),

@@ -106,7 +106,7 @@ def _formats(
     method: of.MethodSettings,
     weights: of.WeightSettings,
     activations: of.ActivationSettings,
-    kv_cache: of.ActivationSettings,
+    kv_cache: of.CacheSettings,
     bits: Bits = Bits("4", "4"),  # noqa: B008  (frozen; beside a wrong label, groups are judged as those of integers)
 ) -> list[str]:
     """Formats that a part of the run does not take, and groups that do not divide."""

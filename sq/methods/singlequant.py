@@ -10,17 +10,16 @@ sq/rotation/README.md derives what the abstract leaves open; every choice is an 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.activation import shared_clip
 from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform, over_heads
-from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.quantize.method import LayerView, Method
 from sq.rotation import (
     Art,
     Compose,
@@ -46,9 +45,7 @@ from sq.rotation import (
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
-ClipChoice = Literal["run", "site"]
 Mixing = Literal["none", "block", "dense"]
-CLIP_TOKENS = 1024  # for the choice of a site's clip
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
@@ -75,8 +72,6 @@ class SingleQuant(Method):
         sites: sites that are transformed.
         keys: the transform of keys and queries after RoPE, where either is quantized: "rotation" builds one for each KV
             head; "balance" adds a dense balance of the two before it, at the same cost online; "none".
-        clip: "site" chooses for each site the activation clip of least squared error on its calibration tokens, which
-            costs nothing online; "run" keeps the clip of the run's settings.
         seed: of random stages.
 
     Raises:
@@ -99,7 +94,6 @@ class SingleQuant(Method):
     placement: Placement = "folded"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
-    clip: ClipChoice = "run"
     seed: int = 0
     fold_norms: ClassVar[bool] = True
 
@@ -110,7 +104,7 @@ class SingleQuant(Method):
             raise ValueError(
                 f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
             )
-        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "clip": ClipChoice}
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform}
         if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
             said = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
             raise ValueError(". ".join(said))
@@ -146,21 +140,6 @@ class SingleQuant(Method):
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Balance, then the rotation, at each of `sites`."""
         return {site: self.site_after(layer, site, len(self.order)) for site in self.sites}
-
-    def plan(self, layer: LayerView) -> LayerPlan:
-        """The transforms, and with clip="site" the clip of each site."""
-        plan = super().plan(layer)
-        quantizer = None if layer.block is None else layer.block.recipe.activations
-        if self.clip == "run" or quantizer is None:
-            return plan
-        clips = {}
-        for site, found in layer.statistics.items():
-            if site in SITES:
-                tokens = found.tokens[:: -(-len(found.tokens) // CLIP_TOKENS)]
-                transformed = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.dimensions)
-                factor = shared_clip(transformed, quantizer)
-                clips[site] = (factor, factor)
-        return replace(plan, activation_clips=clips)
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """One block for each KV head, from its keys and the queries that read them, online after RoPE."""

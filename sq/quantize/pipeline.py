@@ -28,6 +28,7 @@ from sq.quantize.method import LayerPlan, LayerView, Method, SiteStatistics, on_
 from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
 from sq.quantize.round import LayerRounding
+from sq.quantize.site_clips import with_site_clips
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
@@ -147,6 +148,8 @@ class Pipeline:
         weights = StackedWeights(self.stream.family, layer)
         view = LayerView(index, statistics, weights, self.stream.dimensions, block)
         plan = on_device(self.method.plan(view), self.stream.device)
+        if self.recipe.site_clips and self.recipe.activations is not None:
+            plan = with_site_clips(view, plan, self.recipe.activations)
         if self.reference is not None:
             self.reference = block.targets()
         return view, plan

@@ -18,7 +18,7 @@ import pytest
 
 from sq import analysis
 from sq.analysis import MissingRuns
-from sq.analysis.tables import Table, table_bits, table_perplexity, table_time, table_zeroshot
+from sq.analysis.tables import Table, table_bits, table_clips, table_perplexity, table_time, table_zeroshot
 from sq.analysis.tables.__main__ import printed
 from sq.errors import DataError, SQError
 from sq.evaluate.bootstrap import Interval
@@ -245,3 +245,24 @@ def test_the_command_prints_a_real_sweep_and_says_what_it_lacks(sweep: Callable[
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().endswith("`python run.py -m experiment=table_time` makes the runs")
+
+
+def test_clips_stand_side_by_side_and_their_ratio_is_that_of_paired_runs(tmp_path: Path, write_run: Write) -> None:
+    random = np.random.default_rng(0)
+    kl = {}
+    for method, clip in [(method, clip) for method in ("rtn", "quarot") for clip in (1.0, "site")]:
+        kl[method, clip] = list(random.exponential(0.1, 32))
+        config = {"activations": {"name": "symmetric", "clip": clip}}
+        write_run(tmp_path, method, "gptq", kl[method, clip], config=config)
+    write_run(tmp_path, "duquant", "gptq", kl["rtn", 1.0], config={"activations": {"name": "symmetric", "clip": 1.0}})
+    made = table_clips(analysis.load(tmp_path), experiment=None)
+    table = cells(made)
+    for method in ("rtn", "quarot"):
+        plain, site = (np.mean(kl[method, clip]) for clip in (1.0, "site"))
+        assert table[method]["KL GPTQ"] == pytest.approx(plain)
+        assert table[method]["KL site GPTQ"] == pytest.approx(site)
+        ratio = table[method]["site / without GPTQ"]
+        assert isinstance(ratio, Interval)
+        assert ratio.mean == pytest.approx(site / plain)
+    assert table["duquant"]["KL site GPTQ"] is None, "no such run"
+    assert "clip 1, and with one clip a site" in str(made)

@@ -69,7 +69,7 @@ def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [*options("method"), "ablation/hadamard", "ablation/site_clip", "ablation/spinquant_float64"]
+    "name", [*options("method"), "ablation/hadamard", "ablation/full_width", "ablation/spinquant_float64"]
 )
 def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""

@@ -51,7 +51,6 @@ def tokens_after(view: LayerView, method: SingleQuant, site: str) -> Tensor:
         ({"order": ("urt", "magic")}, r"stage 'magic' unknown; stages: art, urt, hadamard, orthogonal"),
         ({"sites": ("qkv", "lm_head")}, r"site 'lm_head' unknown.*sites: qkv, o, gate_up, down"),
         ({"placement": "offline"}, r"placement='offline'.*allowed: online, folded"),
-        ({"clip": "best"}, r"clip='best'; allowed: run, site"),
         ({"keys": "hadamard"}, r"keys='hadamard'; allowed: balance, rotation, none"),
         ({"urt_target": "round"}, r"target 'round'.*uniform"),
         ({"rank": -1}, "rank=-1"),
