@@ -11,6 +11,8 @@ from typing import Any
 import sq
 from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
+from sq.errors import CheckpointError
+from sq.models.place import gguf_file
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
@@ -57,6 +59,8 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
     if model.is_dir():
         found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
         chosen["model"]["path"] = _digest(found, model)
+    elif (file := _gguf(settings.model.path)) is not None:
+        chosen["model"]["path"] = _digest([file], file.parent, names=False)
     texts = (
         (settings.calibration, chosen.get("calibration")),
         (settings.task.perplexity, chosen["task"].get("perplexity")),
@@ -69,6 +73,15 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
         if source.dataset_path is not None:
             files = [item for item in source.dataset_path.rglob("*") if item.is_file()]
             part["dataset_path"] = _digest(files, source.dataset_path)
+
+
+def _gguf(path: str) -> Path | None:
+    """The GGUF file of model.path, where it is there; the config check tells of one that is not."""
+    try:
+        file = gguf_file(path)
+    except CheckpointError:
+        return None
+    return file if file is not None and file.is_file() else None
 
 
 def _digest(files: Iterable[Path], root: Path, *, whole: bool = False, names: bool = True) -> str:
