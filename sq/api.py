@@ -45,7 +45,8 @@ def quantize(
     """Quantize a model in memory, with the same configs and the same pipeline as `python run.py`.
 
     Args:
-        model: a name from conf/model, a local folder, or a hub id (owner/name).
+        model: a name from conf/model, a local folder, a GGUF file (FILE.gguf or pip:<distribution>), or a hub id
+            (owner/name).
         method, weights, activations: names from the config groups.
         bits: a label, w<format>a<format>[q<format>][kv<format>]: "w4a4", "w4a8kv4", "nvfp4".
         packed: integer weights and products of integers instead of fake quantization; `sq.save_packed` writes them.
@@ -61,7 +62,8 @@ def quantize(
         SQError: a model, text or calibration that cannot be used.
     """
     chosen = [f"model={model}"]
-    if "/" in str(model) or Path(model).expanduser().is_dir():  # the defaults of checkpoints from the hub
+    file = str(model).endswith(".gguf") or str(model).startswith("pip:")
+    if file or "/" in str(model) or Path(model).expanduser().is_dir():  # the defaults of checkpoints from the hub
         chosen = ["model=custom", f"model.path='{model}'"]
     settings = compose(
         [

@@ -28,7 +28,7 @@ class FileError(SQError):
 
 
 class CheckpointError(SQError):
-    """A model folder or safetensors file that cannot be used: missing, truncated, or carrying NaN or inf."""
+    """A model folder, safetensors or GGUF file that cannot be used: missing, truncated, or carrying NaN or inf."""
 
 
 class DataError(SQError):

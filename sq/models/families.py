@@ -30,6 +30,8 @@ class Family:
         residual_outputs: linears that write into the residual stream.
         head_norms: RMSNorms on q and k heads, between projection and RoPE (in that order); empty where there are none.
         attention, mlp: the modules that call the attention function, and compute down(act(gate(x)) up(x)).
+        gguf_names: linears and norms of a layer -> their names in a GGUF file.
+        gguf_interleaved: linears whose rows a GGUF file holds in pairs that RoPE turns.
     """
 
     model_type: str
@@ -54,13 +56,30 @@ class Family:
     final_norm: str = "model.norm"
     rotary: str = "model.rotary_emb"
     head: str = "lm_head"
+    gguf_names: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "self_attn.q_proj": "attn_q",
+            "self_attn.k_proj": "attn_k",
+            "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output",
+            "mlp.gate_proj": "ffn_gate",
+            "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+            "input_layernorm": "attn_norm",
+            "post_attention_layernorm": "ffn_norm",
+            "self_attn.q_norm": "attn_q_norm",
+            "self_attn.k_norm": "attn_k_norm",
+        }
+    )
+    gguf_interleaved: tuple[str, ...] = ()
 
 
+_PAIRED = ("self_attn.q_proj", "self_attn.k_proj")
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
-        Family("llama"),
-        Family("mistral"),
+        Family("llama", gguf_interleaved=_PAIRED),
+        Family("mistral", gguf_interleaved=_PAIRED),
         Family("qwen2"),
         Family("qwen3", head_norms=("self_attn.q_norm", "self_attn.k_norm")),
     )

@@ -29,7 +29,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise CheckpointError(
             f"model.path={path!r} is neither an existing folder nor a hub id of the form owner/name. "
-            "Give a folder with config.json and *.safetensors, or a hub id."
+            "Give a folder with config.json and *.safetensors, a GGUF file, or a hub id."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -55,6 +55,16 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(f"{folder} has no config.json: it is not a transformers model folder")
     config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     return config
+
+
+def refuse_non_finite(name: str, tensor: Tensor, file: Path) -> None:
+    """Raise CheckpointError for NaN or inf in a tensor that was read from `file`."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(
+            f"tensor {name!r} in {file} has {bad} NaN or inf values of {tensor.numel()}. The file is damaged or was "
+            "exported from a diverged run; fetch it again."
+        )
 
 
 class TensorSource(Protocol):
@@ -102,12 +112,7 @@ class WeightSource:
                 for key in keys:
                     found[key] = handle.get_tensor(key).clone()
         for name, tensor in found.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
-                raise CheckpointError(
-                    f"tensor {name!r} in {self.folder / self._files[name]} has {bad} NaN or inf values of "
-                    f"{tensor.numel()}. The file is damaged or was exported from a diverged run; fetch it again."
-                )
+            refuse_non_finite(name, tensor, self.folder / self._files[name])
         return found
 
     def fingerprint(self) -> Hashable:

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sq.errors import CheckpointError
 from sq.models.attention import ATTENTION
 from sq.models.families import ModelDimensions, check_layer, family_of
+from sq.models.gguf_source import GgufSource
+from sq.models.place import is_gguf
 from sq.models.random_source import RandomSource
 from sq.models.source import TensorSource, WeightSource, read_config
 
@@ -41,11 +43,11 @@ class EmbeddingsAndHead:
 
 
 class DecoderStream:
-    """A decoder LLM read layer by layer, from a folder or from a source of random weights.
+    """A decoder LLM read layer by layer, from a folder, a GGUF file or a source of random weights.
 
-    `folder` is a transformers model folder (config.json and safetensors), or random weights of an architecture. `dtype`
-    and `device` are those of the computation (None: the checkpoint's dtype). CheckpointError is raised for no config,
-    an unknown architecture, or weights that cannot be read.
+    `folder` is a transformers model folder (config.json and safetensors), a GGUF file, or random weights of an
+    architecture. `dtype` and `device` are those of the computation (None: the checkpoint's dtype). CheckpointError is
+    raised for no config, an unknown architecture, or weights that cannot be read.
     """
 
     def __init__(
@@ -54,6 +56,9 @@ class DecoderStream:
         self.source: TensorSource
         if isinstance(folder, RandomSource):
             self.config, self.source, self.name = folder.config, folder, "the random model"
+        elif is_gguf(folder):
+            opened = GgufSource(folder)
+            self.config, self.source, self.name = opened.config, opened, str(folder)
         else:
             self.config, self.source, self.name = read_config(Path(folder)), WeightSource(folder), str(folder)
         self.family = family_of(self.config)
@@ -87,7 +92,7 @@ class DecoderStream:
         for name, parameter in layer.named_parameters():
             if state[name].shape != parameter.shape:
                 raise CheckpointError(
-                    f"tensor {prefix + name!r} has shape {tuple(state[name].shape)}, config.json asks for "
+                    f"tensor {prefix + name!r} has shape {tuple(state[name].shape)}, the config asks for "
                     f"{tuple(parameter.shape)}"
                 )
         layer.load_state_dict(state, assign=True)

@@ -12,6 +12,8 @@ from sq.errors import CheckpointError, ConfigError
 from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
 from sq.formats.weight import WeightQuantizer
+from sq.models.gguf_tokenizer import gguf_tokenizer
+from sq.models.place import gguf_file
 from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
@@ -23,11 +25,13 @@ from sq.quantize.rounders.rounder import WeightRounder
 
 
 def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBase | None, DecoderStream]:
-    """Tokenizer and layer stream of a model: the embedded one, a local folder, a hub id, or random weights, which have
-    no tokenizer."""
+    """Tokenizer and layer stream of a model: the embedded one, a local folder or GGUF file, a hub id, or random
+    weights, which have no tokenizer."""
     dtype, device = torch_dtype(model.dtype), pick_device(model.device)
     if model.architecture is not None:
         return None, DecoderStream(RandomSource(model.architecture, device=device), dtype=dtype, device=device)
+    if model.path != "embedded" and (file := gguf_file(model.path)) is not None:
+        return gguf_tokenizer(file, cache), DecoderStream(file, dtype=dtype, device=device)
     if model.path == "embedded":
         from sq.embedded.model_folder import embedded_checkpoint
 

@@ -13,7 +13,8 @@ from sq.config.model_name import model_name
 from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
 from sq.data.pydoc_text import pydoc_digest
-from sq.models.place import EMBEDDED
+from sq.errors import CheckpointError
+from sq.models.place import EMBEDDED, gguf_file
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
@@ -63,6 +64,8 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
     if model.is_dir():
         found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
         chosen["model"]["path"] = _digest(found, model)
+    elif (file := _gguf(settings.model.path)) is not None:
+        chosen["model"]["path"] = _digest([file], file.parent, names=False)
     texts = (
         (settings.calibration, chosen.get("calibration")),
         (settings.task.perplexity, chosen["task"].get("perplexity")),
@@ -85,6 +88,15 @@ def _built_in_content(part: Mapping[str, Any]) -> dict[str, str]:
     if part.get("text") == "pydoc":
         return {"pydoc": pydoc_digest("train")}
     return {"pydoc": pydoc_digest("held_out")} if "pydoc" in part.get("texts", ()) else {}
+
+
+def _gguf(path: str) -> Path | None:
+    """The GGUF file of model.path, where it is there; the config check tells of one that is not."""
+    try:
+        file = gguf_file(path)
+    except CheckpointError:
+        return None
+    return file if file is not None and file.is_file() else None
 
 
 def _digest(files: Iterable[Path], root: Path, *, whole: bool = False, names: bool = True) -> str:
