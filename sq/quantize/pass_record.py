@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,9 +90,16 @@ class PassRecord:
         """Effective bits of a rounded weight, scales and zero points included; 16 where none is rounded."""
         return 8 * self.linear_bytes / self.linear_weights if self.linear_weights else 16.0
 
-    def describe_layer(self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Tensor) -> None:
+    def describe_layer(
+        self,
+        view: LayerView,
+        plan: LayerPlan,
+        full: Tensor,
+        quantized: Tensor,
+        reports: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """Add a layer's entry, from its outputs (B, S, hidden) in full precision and with everything quantized, and
-        those of its sites, from their calibration tokens."""
+        those of its sites, from their calibration tokens and with what the rounder reported of them."""
         self.layers.append({"layer": view.index, "error": relative_error(quantized, full)})
         dimensions = view.dimensions
         for site, found in view.statistics.items():
@@ -103,6 +110,7 @@ class PassRecord:
                 self._describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
                 if site in plan.activation_clips:
                     self.sites[-1]["activation_clip"] = plan.activation_clips[site]
+                self.sites[-1].update((reports or {}).get(site, {}))
             elif site == "keys":
                 heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
                 after = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)

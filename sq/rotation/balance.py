@@ -56,7 +56,9 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
     return torch.where(alive, log_s, 0.0).exp()
 
 
-def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0) -> LowRank:
+def low_rank_balance(
+    c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0
+) -> LowRank:
     """T = D (I + U (P - I) U^T) that balances the `rank` directions in which activations and weights differ most.
 
     With D = diag(1 / divisor), C and M after D and with equal trace, U the eigenvectors of C - M with the largest
