@@ -24,6 +24,7 @@ from sq.rotation import (
     Art,
     Compose,
     Diagonal,
+    Kronecker,
     Partner,
     PerHead,
     RandomHadamard,
@@ -33,7 +34,9 @@ from sq.rotation import (
     Target,
     Transform,
     Urt,
+    absorb,
     block_balance,
+    block_factors,
     build_rotation,
     dense_balance,
     diagonal_balance,
@@ -45,7 +48,7 @@ from sq.rotation import (
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
-Mixing = Literal["none", "block", "dense"]
+Mixing = Literal["none", "block", "merged", "dense"]
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
@@ -64,9 +67,12 @@ class SingleQuant(Method):
             where a stage needs one); False builds one n x n rotation (n^2 multiply-adds online).
         balance: scale channels so that activations and weights have equal rms; folded into the weights before them.
         balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
-        rank: of the low-rank balance in front of the rotation, online; 0 for none.
-        mixing: "block" or "dense" non-orthogonal balance in front of the rotation; "dense" is a bound, n^2 online.
-        block: size of the blocks of mixing="block".
+        rank: of the low-rank balance in front of the rotation and of `mixing`, online; 0 for none.
+        mixing: non-orthogonal balance in front of the rotation. "block": blocks of `block` channels. "merged": blocks
+            of n2 that take in the rotation's second factor, so that both together cost n (n1 + n2) online. "dense" is
+            a bound, n^2 online.
+        block: size of the blocks of "block"; the most n2 may be for "merged" (block_factors).
+        brake: l of every balance that is not diagonal: 1 balances activations and weights fully, less moves less.
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
         sites: sites that are transformed.
@@ -91,6 +97,7 @@ class SingleQuant(Method):
     rank: int = 0
     mixing: Mixing = "none"
     block: int = 64
+    brake: float = 1.0
     placement: Placement = "folded"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
@@ -113,8 +120,12 @@ class SingleQuant(Method):
                 f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
                 f"least 1, balance_strength={self.balance_strength} within [0, 1]"
             )
-        if self.rank and self.mixing != "none":
-            raise ValueError(f"rank={self.rank} and mixing={self.mixing!r} both balance; set one of them")
+        if self.rank and self.mixing == "dense":
+            raise ValueError(f"rank={self.rank} does nothing in front of mixing='dense', which balances all directions")
+        if self.mixing == "merged" and not self.kronecker:
+            raise ValueError("mixing='merged' merges with a Kronecker rotation; set kronecker=true, or mixing=block")
+        if not 0 < self.brake <= 1:
+            raise ValueError(f"brake={self.brake}; above 0, and 1 for the full balance")
         self._stages()  # raises for an unknown target or partner, before anything is loaded
 
     @property
@@ -174,17 +185,23 @@ class SingleQuant(Method):
             folded.append(self._head_rotations(balanced, dimensions, name, seed))
         done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
+        rotated = self.placement == "online" or site == "down"
+        factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
         if self.second_moments:
             assert statistics.second_moment is not None
             folded_weights = done.weights(weights, site, dimensions)
             columns = (folded_weights.T @ folded_weights / len(folded_weights)).double()
-            online.append(self._mixing(done.moment(statistics.second_moment, site, dimensions).double(), columns))
-        if self.placement == "online" or site == "down":
+            moment = done.moment(statistics.second_moment, site, dimensions).double()
+            online += self._balances(moment, columns, factors)
+        if rotated:
             tokens = done.tokens(statistics.tokens, site, dimensions)
             for part in online:
                 tokens = part(tokens)
-            factors = self._factors(tokens.shape[1], name) if self.kronecker else None
-            online.append(build_rotation(tokens, self._stages()[:stages], factors, seed, name))
+            rotation = build_rotation(tokens, self._stages()[:stages], factors, seed, name)
+            if self.mixing == "merged" and isinstance(blocks := online[-1], PerHead):
+                online[-1] = absorb(blocks, rotation) if isinstance(rotation, Kronecker) else blocks
+            else:
+                online.append(rotation)
         return SiteTransform(done.folded, _chain(online))
 
     def _balance(self, rms: Tensor, weights: Tensor, site: str, dimensions: ModelDimensions) -> Diagonal:
@@ -196,18 +213,28 @@ class SingleQuant(Method):
 
     def _factors(self, n: int, name: str) -> tuple[int, int]:
         needs_hadamard = "hadamard" in self.order or ("urt" in self.order and self.urt_target == "hadamard")
+        admits = has_hadamard if needs_hadamard else bool
         try:
-            return kronecker_factors(n, has_hadamard) if needs_hadamard else kronecker_factors(n)
+            return block_factors(n, self.block, admits) if self.mixing == "merged" else kronecker_factors(n, admits)
         except ValueError as error:
             hint = "set method.kronecker=false, or leave the site out of method.sites"
             raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
 
-    def _mixing(self, activations: Tensor, weights: Tensor) -> Transform:
-        if self.mixing == "block":
-            return block_balance(activations, weights, self.block)
-        if self.mixing == "dense":
-            return dense_balance(activations, weights)
-        return low_rank_balance(activations, weights, min(self.rank, len(activations)))
+    def _balances(self, activations: Tensor, weights: Tensor, factors: tuple[int, int] | None) -> list[Transform]:
+        """Low rank in front, then blocks or all channels; each balances what those before it leave."""
+        parts: list[Transform] = []
+        if self.rank:
+            low_rank = low_rank_balance(activations, weights, min(self.rank, len(activations)), brake=self.brake)
+            activations = low_rank(low_rank(activations).T.contiguous())
+            weights = low_rank.inverse_transpose(low_rank.inverse_transpose(weights).T.contiguous())
+            parts.append(low_rank)
+        if self.mixing == "merged" and factors is not None:
+            parts.append(block_balance(activations, weights, factors[1], brake=self.brake))
+        elif self.mixing == "block":
+            parts.append(block_balance(activations, weights, self.block, brake=self.brake))
+        elif self.mixing == "dense":
+            parts.append(dense_balance(activations, weights, brake=self.brake))
+        return parts
 
     def _head_rotations(self, tokens: Tensor, dimensions: ModelDimensions, name: str, seed: int) -> PerHead:
         """One rotation a KV head from the tokens of all its query heads."""

@@ -5,8 +5,8 @@ C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the 
 diagonals of C and M, as a share of their mean; it bounds the stretch. CalibrationError is raised for moments with NaN,
 inf or a zero trace, or that are not positive definite after damping.
 
-brake, l in (0, 1], holds a balance back: t becomes t S^((1 - l)/2), which leaves S^(2 - l) to the activations and S^l to
-the weights (KBBQ's T(l)). l = 1 is the full balance.
+brake, l in (0, 1], holds a balance back: t becomes t S^((1 - l)/2), which leaves S^(2 - l) to the activations and S^l
+to the weights (KBBQ's T(l)). l = 1 is the full balance.
 """
 
 from __future__ import annotations

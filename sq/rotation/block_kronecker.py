@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sq.kernels.block_product import block_product
+from sq.kernels.steps import BlockStep
 from sq.rotation.kronecker import Kronecker
 from sq.rotation.transform import MatrixTransform, PerHead, check_orthogonal
 
@@ -70,6 +72,17 @@ class BlockKronecker(MatrixTransform):
     def macs(self) -> int:
         """n n2 for the blocks and n n1 for R1."""
         return self.n * (self.n2 + (self.n1 if self._mixes else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T; by the kernel on a GPU, where no gradient is asked for."""
+        if x.is_cuda and not (x.requires_grad and torch.is_grad_enabled()):
+            (step,) = self.steps(x)
+            return block_product(x, step.blocks, step.first)
+        return super().forward(x)
+
+    def steps(self, x: Tensor) -> tuple[BlockStep]:
+        """One."""
+        return (BlockStep(self._factor("blocks", x), self._factor("r1", x) if self._mixes else None),)
 
     def extra_repr(self) -> str:
         """Sizes of both factors."""

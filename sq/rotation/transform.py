@@ -102,7 +102,7 @@ class Transform(nn.Module, ABC):
         return cast
 
     def _derived(self, name: str, x: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        """What follows from the factors, float64 from `make`, in the dtype of x: kept until they change, never saved."""
+        """What follows from the factors, float64 of `make`, in the dtype of x: kept until they move, never saved."""
         found = self._casts.get((name, x.dtype))
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
