@@ -141,7 +141,7 @@ MAIN = Declaration(
     ),
     title="Methods on a real model, {models}, {bits}",
     note="KL in nats per token; ratios to {base} with the same clips, with 95% paired bootstrap over windows. "
-    "MAC/token, seconds and bytes are those of the runs without clips, which cost nothing at run time; 1 MB = 10^6 bytes.",
+    "MAC/token, seconds and bytes are those of the runs without clips, which are free at run time; 1 MB = 10^6 bytes.",
     remark=_other_clip,
 )  # fmt: skip
 # One over the number of choices; lambada wants a word of the whole vocabulary.
