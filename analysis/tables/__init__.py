@@ -8,7 +8,7 @@ arguments and errors.
 
 from __future__ import annotations
 
-from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, FP4, PERPLEXITY, TIME, ZEROSHOT
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
 
@@ -18,7 +18,8 @@ table_time = table_of(TIME)
 table_ablation = table_of(ABLATION)
 table_bits = table_of(*BITS)
 table_clips = table_of(CLIPS)
-TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits, table_clips)
+table_fp4 = table_of(*FP4)
+TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits, table_clips, table_fp4)
 
 __all__ = [
     "TABLES",
@@ -26,6 +27,7 @@ __all__ = [
     "table_ablation",
     "table_bits",
     "table_clips",
+    "table_fp4",
     "table_perplexity",
     "table_time",
     "table_zeroshot",
