@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sq.errors import CalibrationError
+from sq.errors import CalibrationError, QuantizationError
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
-from sq.rotation import Compose, PerHead, blind_rotation
+from sq.rotation import Compose, Hadamard, PerHead, has_hadamard, random_signs
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,13 @@ class Cat(Method):
         block = max(size for size in range(1, min(self.block, n) + 1) if n % size == 0)
         blocks = balanced_blocks(moment, weights.T @ weights / len(weights), block, self.damping, where)
         seed = self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
-        what, option = f"{where}: a number of features of", "method"
-        hadamard = blind_rotation("hadamard", n, seed, signs=True, what=what, option=option)
-        return SiteTransform(online=Compose([PerHead(blocks, orthogonal=False), hadamard.to(blocks.device)]))
+        if not has_hadamard(n):
+            raise QuantizationError(
+                f"{where}: no Hadamard matrix of order {n} exists or is known here, and CAT ends in one; take "
+                "method=singlequant method.mixing=block, or another method"
+            )
+        hadamard = Hadamard(n, random_signs(n, seed)).to(blocks.device)
+        return SiteTransform(online=Compose([PerHead(blocks, orthogonal=False), hadamard]))
 
 
 def balanced_blocks(s_x: Tensor, s_w: Tensor, block: int, damping: float, where: str = "cat") -> Tensor:

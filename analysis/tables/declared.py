@@ -1,4 +1,4 @@
-"""All tables, each declared with the cells that it alone has: quality, quantization time, and the ablation."""
+"""All tables, each declared with the cells that it alone has: quality, formats, quantization time, the ablation."""
 
 from __future__ import annotations
 
@@ -50,6 +50,36 @@ BITS = [
         columns=[METHOD, Each(["text", "bits", "weights"], [Column("", measured(metric), form)])],
         title=f"{title}, {{models}}",
         note="Blank: no such run in the experiment.",
+    )
+    for metric, (title, form) in METRICS.items()
+]
+
+
+def _online(cell: Cell) -> Value:
+    """Multiply-adds a token that the transforms of all layers cost at run time."""
+    return value(cell.newest(cell.row), "transform/multiply_adds")
+
+
+FP4 = [
+    Declaration(
+        experiment="table_fp4",
+        task="perplexity",
+        metric=metric,
+        several=["bits"],
+        base="rtn" if metric == "kl" else "",
+        columns=[
+            METHOD,
+            Each(
+                ["text", "bits", "weights"],
+                [
+                    Column("", measured(metric), form),
+                    *([Column("/ {base}", kl_over_base, "{:.3f}")] if metric == "kl" else []),
+                ],
+            ),
+            Each(["bits"], [Column("online MAC/token", _online, "{:,.0f}")]),
+        ],
+        title=f"{title}, {{models}}",
+        note="Ratios to {base} in the same format, with 95% paired bootstrap over windows." if metric == "kl" else "",
     )
     for metric, (title, form) in METRICS.items()
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from sq.baselines.cat import Cat, balanced_blocks
-from sq.errors import CalibrationError
+from sq.errors import CalibrationError, QuantizationError
+from sq.models.families import ModelDimensions
+from sq.quantize.method import LayerView
 from sq.rotation import block_balance
 
 
@@ -58,3 +63,30 @@ def test_dead_channels_and_bad_moments() -> None:
         balanced_blocks(-torch.eye(4) + 2 * torch.ones(4, 4), moment(4, 0), 4, 0.01, "layer 3, qkv")
     with pytest.raises(ValueError, match="block=0"):
         Cat(block=0)
+
+
+def _with_moments(view: LayerView) -> LayerView:
+    moments = {
+        site: replace(found, second_moment=found.tokens.T @ found.tokens / found.count)
+        for site, found in view.statistics.items()
+    }
+    return replace(view, statistics=moments)
+
+
+def test_cost_of_a_site_is_its_block_and_the_hadamard(
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
+) -> None:
+    found = Cat(block=5).layer_transforms(_with_moments(view_of(dimensions_of())))
+    for site, n, block, butterflies in (("qkv", 16, 4, 4), ("down", 24, 4, 12 + 1)):
+        online = found[site].online
+        assert online is not None
+        assert found[site].folded is None
+        assert online.macs() == n * (block + butterflies), "24 = 12 x 2"
+
+
+def test_a_site_without_a_hadamard_is_named(
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
+) -> None:
+    view = _with_moments(view_of(dimensions_of(intermediate=18)))
+    with pytest.raises(QuantizationError, match="layer 0, down: no Hadamard matrix of order 18 exists"):
+        Cat().layer_transforms(view)
