@@ -14,9 +14,10 @@ from torch import Tensor
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
-from sq.rotation import Kronecker, PerHead, Transform, blind_rotation
+from sq.rotation import Kronecker, PerHead, Transform, blind_rotation, has_hadamard
 
 Kind = Literal["hadamard", "orthogonal", "none"]
+CrossHeadKind = Literal["auto", "hadamard", "orthogonal", "none"]
 PLACES = ("residual", "head", "cross_head", "down", "keys")
 
 
@@ -39,7 +40,8 @@ class QuaRot(Method):
     Args:
         residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
         head: rotation of each head's values, folded. The same choices, without signs.
-        cross_head: rotation across query heads in front of o, online.
+        cross_head: rotation across query heads in front of o, online. "auto" is a Hadamard where their number has one,
+            and nothing elsewhere: online MAC/token shows which.
         down: rotation in front of down, online; "orthogonal" costs n^2 there.
         keys: rotation of each head's keys and queries after RoPE, online, where keys or queries are quantized.
         seed: of signs and Haar rotations.
@@ -48,16 +50,17 @@ class QuaRot(Method):
     name: str = "quarot"
     residual: Kind = "hadamard"
     head: Kind = "hadamard"
-    cross_head: Kind = "hadamard"
+    cross_head: CrossHeadKind = "auto"
     down: Kind = "hadamard"
     keys: Kind = "hadamard"
     seed: int = 0
     fold_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        wrong = [f"{p}={getattr(self, p)!r}" for p in PLACES if getattr(self, p) not in get_args(Kind)]
+        kinds = {p: get_args(CrossHeadKind if p == "cross_head" else Kind) for p in PLACES}
+        wrong = [f"{p}={getattr(self, p)!r}" for p in PLACES if getattr(self, p) not in kinds[p]]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}")
+            raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}, and auto for cross_head")
 
     def residual_rotation(
         self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions
@@ -82,7 +85,8 @@ class QuaRot(Method):
 
     def _rotation(self, place: str, n: int, seed: int, what: str) -> Transform | None:
         kind = getattr(self, place)
-        if kind == "none":
+        if kind == "none" or (kind == "auto" and not has_hadamard(n)):
             return None
+        kind = "hadamard" if kind == "auto" else kind
         signs, also = place == "residual", f" or method.{place}=none"
         return blind_rotation(kind, n, seed, signs=signs, what=what, option=f"method.{place}", also=also)

@@ -39,4 +39,11 @@ class HadamardStep(NamedTuple):
     signs: Tensor | None  # (n,), +-1; None for all +1
 
 
-Step: TypeAlias = KroneckerStep | LowRankStep | DiagonalStep | HadamardStep
+class BlockStep(NamedTuple):
+    """x -> R1^T [x_i B_i]_i for a token viewed as n1 rows x_i of n2 features; R1 mixes the rows."""
+
+    blocks: Tensor  # B, (n1, n2, n2)
+    first: Tensor | None  # R1, (n1, n1); None for an identity
+
+
+Step: TypeAlias = BlockStep | KroneckerStep | LowRankStep | DiagonalStep | HadamardStep

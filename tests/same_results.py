@@ -23,6 +23,7 @@ SHORT = ["task.perplexity.count=8", "tracker=none"]
 COMMANDS = {
     "default": ["tracker=none"],
     "table_perplexity": ["-m", "experiment=table_perplexity", "effort=0.05", *SHORT],
+    "site_clips": ["-m", "weights=rtn,gptq", "activations.clip=site", "reference_methods=[fp16]", *SHORT],
     "kv4": ["bits=w4a4kv4", *SHORT],
     "packed": ["save_to={folder}/saved", *SHORT],
     "packed_kv4": [

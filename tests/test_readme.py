@@ -23,9 +23,9 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 OPERATORS = ("&&", "||", "&", ";")
 ASKS = ("--help", "--hydra-help", "--cfg")  # of run.py: it prints something and runs nothing
 # What readers have and this machine has not: the model folders and the copy of WikiText that pages name.
-MODELS, TEXTS = ("/models/Llama-2-7b-hf", "/models/any-qwen3"), ("/data/wikitext",)
+MODELS, TEXTS = ("/models/Llama-2-7b-hf", "/models/any-qwen3"), ("/data/wikitext", "/texts")
 # In the place of all methods and rounders that an experiment lists: tests/config/test_experiments.py checks each job.
-FEW = {"method": "method=ablation/site_clip", "weights": "weights=rtn"}
+FEW = {"method": "method=ablation/full_width", "weights": "weights=rtn"}
 ODD = re.compile(r"\b(is|are) (told|held|asked|turned)\b|\btold of\b|\bturned once\b", re.IGNORECASE)
 
 # Runs commands of run.py one after another in one process, since importing torch takes longer than a fake run.
@@ -97,6 +97,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("places")
     for name in (*MODELS, *TEXTS):
         (folder / Path(name).name).mkdir()
+    for name in TEXTS:
+        (folder / Path(name).name / "rows.jsonl").write_text('{"text": "words"}')
     for name in MODELS:
         shutil.copy(ROOT / "sq" / "embedded" / "tiny" / "config.json", folder / Path(name).name)
         (folder / Path(name).name / "model.safetensors").write_bytes(b"")
@@ -163,7 +165,7 @@ def test_the_commands_of_readme_run(places: dict[str, str], tmp_path: Path) -> N
     failed = [" ".join(words) for words, status in zip(wanted, statuses, strict=True) if status != 0]
     assert not failed, f"{failed}\n{done.stderr}"
     assert len(list((tmp_path / "runs").glob("*/result.json"))) > 20
-    for shown in ("NVFP4KV16", "W4A4KV4", "singlequant_site_clip"):
+    for shown in ("NVFP4KV16", "W4A4KV4", "full_width"):
         assert shown in done.stdout
 
 

@@ -24,7 +24,6 @@ NAMES = {
     "flatquant": "FlatQuant",
     "spinquant": "SpinQuant",
     "singlequant": "SingleQuant",
-    "singlequant_site_clip": "+ site clip",
     "folded_rank_16": "+ rank 16",
     "full_width": "full width",
     "dense_bound": "dense bound",

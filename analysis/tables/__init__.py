@@ -8,7 +8,7 @@ arguments and errors.
 
 from __future__ import annotations
 
-from sq.analysis.tables.declared import ABLATION, BITS, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, FP4, MAIN, PERPLEXITY, TIME, ZEROSHOT
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
 
@@ -17,6 +17,20 @@ table_zeroshot = table_of(ZEROSHOT)
 table_time = table_of(TIME)
 table_ablation = table_of(ABLATION)
 table_bits = table_of(*BITS)
-TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits)
+table_clips = table_of(CLIPS)
+table_fp4 = table_of(*FP4)
+table_main = table_of(MAIN)
+TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits, table_clips, table_fp4, table_main)
 
-__all__ = ["TABLES", "Table", "table_ablation", "table_bits", "table_perplexity", "table_time", "table_zeroshot"]
+__all__ = [
+    "TABLES",
+    "Table",
+    "table_ablation",
+    "table_bits",
+    "table_clips",
+    "table_fp4",
+    "table_main",
+    "table_perplexity",
+    "table_time",
+    "table_zeroshot",
+]

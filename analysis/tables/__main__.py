@@ -2,7 +2,8 @@
 
     python -m sq.analysis.tables NAME [RESULTS] [column=value ...] [format=markdown|latex|csv]
 
-NAME: perplexity, zeroshot, time, ablation or bits; `published` compares runs of published settings with the literature.
+NAME: perplexity, zeroshot, time, ablation, bits, clips or fp4; `published` compares runs of published settings with
+the literature.
 RESULTS: folder of run directories (runs).
 column=value: as for run.py. The table is that of `python run.py -m experiment=table_NAME column=value ...`; runs that
 are not there are shown as missing.
@@ -10,8 +11,8 @@ are not there are shown as missing.
     experiment=NAME   the runs of another experiment (comparison); `none` = all runs of the folder, and column=value
                       chooses among them, where several settings are there
     published=true    published results below ours
-    metric=ppl        of bits: kl (default), ppl or top1
-    base=METHOD       of perplexity, time and ablation: what ratios are to
+    metric=ppl        of bits and fp4: kl (default), ppl or top1
+    base=METHOD       of perplexity, time, ablation and fp4 (kl): what ratios are to
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..block_product import block_product
 from ..coded import Coded
 from ..hadamard import hadamard
 from ..int4_matmul import Form, int4_matmul
@@ -17,7 +18,7 @@ from ..rotate_quantize import Container, Norm, rotate_quantize
 from ..rotate_quantize.reference import contain
 from .case import Case, Place
 from .shapes import Model
-from .yardsticks import factors, int4_operands
+from .yardsticks import block_operands, factors, int4_operands
 
 _WRITTEN = 512  # positions at a time when the cache is filled: bounds the bfloat16 keys that are alive
 
@@ -67,6 +68,21 @@ def online_hadamard(tokens: int, n: int, order: int) -> Case:
         return lambda: hadamard(x, signs, out=out, backend=place.backend)
 
     return Case(f"hadamard {n} T={tokens}", make, 4 * tokens * n, tuned=True)
+
+
+def blocked(tokens: int, n1: int, n2: int, rank: int) -> Case:
+    """A block of its own for each row, R1 across them, a low rank in front: 4 n bytes a token, and the factors once."""
+    n = n1 * n2
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        x = place.normal(seed, tokens, n)
+        blocks, first, low_rank = block_operands(place, seed, n1, n2, rank)
+        out = torch.empty_like(x)
+        return lambda: block_product(x, blocks, first, low_rank, out=out, backend=place.backend)
+
+    size = 4 * tokens * n + 2 * (n * n2 + n1 * n1 + 2 * n * rank)
+    flops = 2 * tokens * n * (n2 + n1 + 2 * rank)
+    return Case(f"block_product {n1}x{n2} r={rank} T={tokens}", make, size, flops, tuned=True)
 
 
 def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import yardsticks
 from .case import Case, Row
-from .cases import attention, block_hadamard, linear, matmul, memory, online_hadamard, rotation
+from .cases import attention, block_hadamard, blocked, linear, matmul, memory, online_hadamard, rotation
 from .shapes import Shapes
 
 _LEAST_WEIGHT_BYTES = 33e6  # of packed weights whose reading is no longer a matter of ramp-up
@@ -36,7 +36,7 @@ def _rates(shapes: Shapes) -> Iterator[Row]:
 
 
 def _rotations(shapes: Shapes) -> Iterator[Row]:
-    """rotate_quantize and the online Hadamard."""
+    """rotate_quantize, the online Hadamard and block_product."""
 
     def rotated(n: int, tokens: int = shapes.side_tokens, **options: Any) -> Case:
         return rotation(tokens, *shapes.factors[n], **options)
@@ -64,6 +64,12 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
         yield over_copy(block_hadamard(shapes.side_tokens, n, shapes.block), "block hadamard")
     for n, order in shapes.hadamards.items():  # a small n gets as many entries
         yield over_copy(online_hadamard(shapes.side_tokens * max(1, 4096 // n), n, order))
+    for size in shapes.block_products:
+        case, eager = blocked(shapes.side_tokens, *size), yardsticks.eager_block_product(shapes.side_tokens, *size)
+        yield over_copy(case, "block_product low rank" if size[2] else "block_product")
+        yield Row(f"{case.name} over eager", case, "speedup", eager, "block_product eager")
+        single = blocked(1, *size)
+        yield Row(f"{single.name}, latency", single, "latency")
 
 
 def _matmuls(shapes: Shapes) -> Iterator[Row]:

@@ -28,6 +28,10 @@ TARGETS: dict[str, Target] = {
     "rotate_quantize 14336": Target(0.33, 0.45),
     "rotate_quantize 28672": Target(0.28, 0.39),
     "block hadamard": Target(0.80, 0.92),
+    "block_product": Target(0.35, 0.48),
+    "block_product low rank": Target(0.28, 0.38),
+    # times as fast as the products in eager torch, T = 4096
+    "block_product eager": Target(1.2, 1.7),
     # times as fast as two matmuls and a quantizer in eager torch, T = 4096
     "rotate_quantize eager": Target(4.0, 6.0),
     # microseconds of one token in a CUDA graph

@@ -102,6 +102,25 @@ def eager_rotate_quantize(tokens: int, n1: int, n2: int) -> Case:
     return Case(f"eager rotate_quantize {n} T={tokens}", make, tokens * (5 * n // 2 + 4), 2 * tokens * n * (n1 + n2))
 
 
+def eager_block_product(tokens: int, n1: int, n2: int, rank: int) -> Case:
+    """Two thin matmuls, a batched one and a matmul by R1 in eager bfloat16; bytes: the fused count."""
+    n = n1 * n2
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        x = place.normal(seed, tokens, n)
+        blocks, first, low_rank = block_operands(place, seed, n1, n2, rank)
+
+        def run() -> Tensor:
+            rows = x if low_rank is None else torch.addmm(x, x @ low_rank[0], low_rank[1].T)
+            y = torch.bmm(rows.view(tokens, n1, n2).transpose(0, 1), blocks)  # [n1, T, n2]
+            return (first.T @ y.view(n1, -1)).view(n1, tokens, n2).transpose(0, 1).reshape(tokens, n)
+
+        return run
+
+    size = 4 * tokens * n + 2 * (n * n2 + n1 * n1 + 2 * n * rank)
+    return Case(f"eager block_product {n1}x{n2} r={rank} T={tokens}", make, size, 2 * tokens * n * (n2 + n1 + 2 * rank))
+
+
 def sdpa(batch: int, heads: int, kv_heads: int, head_dim: int, positions: int) -> Case:
     """torch's scaled_dot_product_attention over a bfloat16 cache, one query token a row."""
 
@@ -119,6 +138,18 @@ def factors(place: Place, seed: int, n1: int, n2: int) -> tuple[Tensor, Tensor]:
     """R1 (n1, n1) and R2 (n2, n2) of normal numbers, scaled as rotations are."""
     r1, r2 = (place.normal(seed + i, m, m) / m**0.5 for i, m in ((2, n1), (3, n2)))
     return r1, r2
+
+
+def block_operands(
+    place: Place, seed: int, n1: int, n2: int, rank: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Blocks (n1, n2, n2), R1 (n1, n1), and U, V (n, r) or None, of normal numbers, scaled as rotations are."""
+    n = n1 * n2
+    blocks = place.normal(seed + 2, n1, n2, n2) / n2**0.5
+    first = place.normal(seed + 3, n1, n1) / n1**0.5
+    if not rank:
+        return blocks, first, None
+    return blocks, first, (place.normal(seed + 4, n, rank) / n**0.5, place.normal(seed + 5, n, rank) / rank**0.5)
 
 
 def int4_operands(

@@ -30,6 +30,7 @@ from sq.quantize.typed import closest
 
 _MOVED = {
     re.compile(r"cache(\..*)?"): "the group cache is called kv_cache; write kv_cache=<name> or kv_cache.<key>=<value>",
+    re.compile(r"method(\.singlequant)?\.clip"): "clips are chosen for every method; write activations.clip=site",
     re.compile(r"bits\..*"): "bits is a label without keys; write for example bits=w5a4 or bits=w4a4kv4",
 }
 
@@ -159,7 +160,8 @@ class _Command:
 def _set(cfg: DictConfig, override: Override) -> Iterator[str]:
     """Set, add or delete one value as Hydra does; a mistake leaves the config as it is."""
     key, adds = str(override.key_or_group), override.is_add() or override.is_force_add()
-    if moved := next((words for pattern, words in _MOVED.items() if pattern.fullmatch(key)), None):
+    moved = next((words for pattern, words in _MOVED.items() if pattern.fullmatch(key)), None)
+    if moved and not (key.startswith("method.") and OmegaConf.select(cfg, key) is not None):  # a method's own argument
         yield f"{override.input_line}: {moved}"
         return
     path, parent = "", cfg

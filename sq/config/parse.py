@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sq.config.choices import CONF as CONF
 from sq.config.choices import VARIANTS, method_names
 from sq.config.choices import options as options
+from sq.config.model_name import model_name
 from sq.config.rules import broken_rules
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
@@ -42,6 +43,8 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     values.pop(VARIANTS, None)
     if isinstance(values.get("method"), dict):
         values["method"] = _own_arguments(values["method"])
+    if isinstance(model := values.get("model"), dict) and model.get("name", "") is None:
+        model["name"] = model_name(str(model.get("path")))
     found = read_keys(ExperimentSettings, values, "", problems)
     if "method" in found and not found["method"].quantizes:
         found["bits"] = FULL_PRECISION

@@ -65,11 +65,11 @@ def _save_to(bits: Bits, task: of.TaskSettings, save_to: Path | None = None) -> 
 
 def _random(model: of.ModelSettings, calibration: of.CalibrationSettings, task: of.TaskSettings) -> Iterator[str]:
     """Random weights know no text, and other weights no random one."""
-    random_text = calibration.text == RANDOM and calibration.path is None
+    random_text = calibration.text == RANDOM
     if model.architecture is None:
         if random_text and model.path != RANDOM:
             yield "calibration.text=random is for random weights; name a text that the model knows"
-        if task.perplexity is not None and task.perplexity.path is None and RANDOM in task.perplexity.texts:
+        if task.perplexity is not None and RANDOM in task.perplexity.texts:
             yield "task.perplexity.texts=random is not a text that anything can be measured on"
         return
     if not random_text:
@@ -106,7 +106,7 @@ def _formats(
     method: of.MethodSettings,
     weights: of.WeightSettings,
     activations: of.ActivationSettings,
-    kv_cache: of.ActivationSettings,
+    kv_cache: of.CacheSettings,
     bits: Bits = Bits("4", "4"),  # noqa: B008  (frozen; beside a wrong label, groups are judged as those of integers)
 ) -> list[str]:
     """Formats that a part of the run does not take, and groups that do not divide."""

@@ -60,13 +60,21 @@ class WeightSettings:
 
 @dataclass(frozen=True, config=t.CONFIG)
 class ActivationSettings:
-    """A quantizer of activations; `clip` is a share of the token's range in (0, 1], or "search"."""
+    """A quantizer with a scale for each token; `clip` is a share of the token's range in (0, 1], "search" for each
+    token, or "site": one a site, chosen on calibration tokens."""
 
     name: t.Name
     scheme: Scheme
-    clip: t.Clip
+    clip: t.SiteClip
     candidates: t.Pair = 9
     group_size: t.Pair | None = None
+
+
+@dataclass(frozen=True, config=t.CONFIG)
+class CacheSettings(ActivationSettings):
+    """The quantizer inside attention, which has no sites."""
+
+    clip: t.Clip
 
 
 @dataclass(frozen=True, config=t.CONFIG)
@@ -111,7 +119,7 @@ class ExperimentSettings:
     bits: t.Label
     weights: WeightSettings
     activations: ActivationSettings
-    kv_cache: ActivationSettings  # of queries, keys and values; group_size null = a grid a token and head
+    kv_cache: CacheSettings  # of queries, keys and values; group_size null = a grid a token and head
     calibration: CalibrationSettings
     task: TaskSettings
     tracker: TrackerSettings

@@ -49,7 +49,7 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
         name, split: "wikitext2" or "c4"; "train" or "evaluation".
         dataset_path: None reads the hub (or its local cache when HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set). A
             folder holds either what `datasets.save_to_disk` wrote or parquet / JSON-lines files (.gz too) with the
-            split's name in their path. A single file is taken as it is, whatever its name.
+            split's name in their path. A single file is taken as it is, whatever its split.
         limit: read at most so many rows.
 
     DataError is raised for a missing, unreadable or unreachable source, and for one without the split or the column.
@@ -62,10 +62,41 @@ def dataset_rows(name: str, split: str, dataset_path: Path | None = None, limit:
         path = Path(dataset_path).expanduser()
         if not path.exists():
             raise DataError(f"dataset_path={path} does not exist; {_forms(wanted)}")
-        saved = path.is_dir() and any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
-        if not saved:
-            return _from_files(name, _choose_files(name, source, wanted, path), limit)
-        table = _from_saved(name, wanted, path)
+        if not is_saved(path):
+            return rows_of_files(name, _choose_files(name, source, wanted, path), limit)
+        return saved_rows(name, (wanted,), path, limit)
+    return _rows(name, table, limit)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was written by `datasets.save_to_disk`."""
+    return path.is_dir() and any((path / marker).is_file() for marker in ("dataset_dict.json", "state.json"))
+
+
+def saved_rows(name: str, splits: Sequence[str], path: Path, limit: int | None = None) -> list[str]:
+    """The "text" column of the first of `splits` that a folder of `datasets.save_to_disk` has; `limit` rows at most.
+
+    DataError is raised for a folder that cannot be read, or that lacks these splits or the column.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # arrow, JSON and OS errors
+        raise DataError(f"{name}: {path} looks saved by datasets.save_to_disk but cannot be read: {error}") from error
+    wanted = " or ".join(map(repr, splits))
+    if isinstance(loaded, datasets.DatasetDict):
+        split = next((split for split in splits if split in loaded), None)
+        if split is None:
+            raise DataError(f"{name}: {path} has splits {sorted(loaded)}; split {wanted} is needed")
+        return _rows(name, loaded[split], limit)
+    found = None if loaded.split is None else str(loaded.split).split("[")[0]
+    if found not in (None, *splits):
+        raise DataError(f"{name}: {path} holds split {found!r}; split {wanted} is needed")
+    return _rows(name, loaded, limit)
+
+
+def _rows(name: str, table: Any, limit: int | None) -> list[str]:
     if "text" not in table.column_names:
         raise DataError(f"{name}: the dataset has columns {table.column_names}; a column 'text' is needed")
     rows = table if limit is None else table.select(range(min(limit, len(table))))
@@ -94,23 +125,6 @@ def _from_hub(name: str, source: HubText, split: str) -> Any:
         ) from error
 
 
-def _from_saved(name: str, split: str, path: Path) -> Any:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # arrow, JSON and OS errors
-        raise DataError(f"{name}: {path} looks saved by datasets.save_to_disk but cannot be read: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"{name}: {path} has splits {sorted(loaded)}; split {split!r} is needed")
-        return loaded[split]
-    found = None if loaded.split is None else str(loaded.split).split("[")[0]
-    if found not in (None, split):
-        raise DataError(f"{name}: {path} holds split {found!r}; split {split!r} is needed")
-    return loaded
-
-
 def _choose_files(name: str, source: HubText, split: str, path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -126,7 +140,11 @@ def _choose_files(name: str, source: HubText, split: str, path: Path) -> list[Pa
     return chosen
 
 
-def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str]:
+def rows_of_files(name: str, files: Sequence[Path], limit: int | None) -> list[str]:
+    """The "text" column of parquet and JSON-lines files in the order given; `limit` rows at most, None = all.
+
+    DataError is raised for a file of another kind, one that cannot be read, and one without the column.
+    """
     import pandas as pd
 
     rows: list[str] = []
@@ -134,6 +152,11 @@ def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str
         left = None if limit is None else limit - len(rows)
         if left == 0:
             break
+        if not file.name.endswith(SUFFIXES):
+            raise DataError(
+                f"{name}: {file} is not one of {', '.join(SUFFIXES)}; a file of plain text goes to path=<file> in the "
+                "place of dataset_path"
+            )
         try:
             if file.suffix == ".parquet":
                 frame = pd.read_parquet(file)
@@ -150,8 +173,8 @@ def _from_files(name: str, files: Sequence[Path], limit: int | None) -> list[str
 
 
 def _forms(split: str) -> str:
+    section, offline = ("calibration", "text=pydoc") if split == "train" else ("task.perplexity", "texts=[pydoc]")
     return (
-        f"Local data: dataset_path=<folder saved by datasets.save_to_disk, a folder with {split!r} files "
-        f"({', '.join(SUFFIXES)}), or one such file>, or path=<plain UTF-8 text file>; "
-        "or use text=embedded, which needs no download"
+        f"Local data: {section}.dataset_path=<folder saved by datasets.save_to_disk, a folder with {split!r} files "
+        f"({', '.join(SUFFIXES)}), or one such file>; or use {section}.{offline}, which needs no download"
     )

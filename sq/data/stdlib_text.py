@@ -28,7 +28,8 @@ def stdlib_modules(root: Path | None = None) -> dict[str, Path]:
     if not found:
         raise FileNotFoundError(
             f"no Python source under {_base(root)}: this interpreter ships without its standard library's source. "
-            "Use a full CPython build, or name a text file with calibration.path=... and task.path=..."
+            "Use a full CPython build, or a text of your own: calibration.text=mytext calibration.path=<file> and "
+            "task.perplexity.texts=[mytext] task.perplexity.path=<file>"
         )
     return dict(sorted(found.items()))
 

@@ -1,4 +1,4 @@
-"""The four texts by name, embedded, wikitext2, c4 and local, and how each is joined: README.md beside this file."""
+"""Texts by name, known ones and those of one's own, and how each is joined: README.md beside this file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sq.data.datasets_source import dataset_rows
+from sq.data.own_text import own_text
+from sq.data.plain_file import read_file
+from sq.data.pydoc_text import pydoc_topics
+from sq.data.sources import BUILT_IN, TEXTS, text_obstacles
 from sq.data.stdlib_text import stdlib_text
 from sq.errors import DataError
 
-TEXTS = ("embedded", "wikitext2", "c4", "local")
 C4_DOCUMENTS = 1100
 C4_TRAIN_DOCUMENTS = 16_384  # about 8 M tokens; the shard's 356,317 would fill 2 GB
 
@@ -26,30 +29,28 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
     """One text's documents.
 
     Args:
-        name, split: one of TEXTS; "train" or "evaluation".
-        path: a plain UTF-8 file. Needed by `local`. For wikitext2 it is read as the raw file of the original archive
-            (wiki.test.raw: a row is a line, blank rows empty), which gives the same string as the hub's rows; for c4 as
-            the joined text.
-        dataset_path: see `dataset_rows`; for wikitext2 and c4 alone.
+        name, split: one of TEXTS, or any name together with a path; "train" or "evaluation".
+        path, dataset_path: of a text of one's own, either: see `own_text`. `embedded` and `pydoc` take none. For
+            wikitext2 `path` is the raw file of the original archive (wiki.test.raw: a row is a line, blank rows
+            empty), which gives the same string as the hub's rows; for c4 the joined text. Their `dataset_path`: see
+            `dataset_rows`.
 
     DataError is raised for an unknown name, arguments that do not belong together, and an unreadable source.
     """
-    if name not in TEXTS:
-        raise DataError(f"text={name!r} is unknown; allowed: {', '.join(TEXTS)}")
-    if path is not None and dataset_path is not None:
-        raise DataError(f"{name}: both path={path} and dataset_path={dataset_path} are given; give one")
-    if name == "embedded":
-        if path is not None or dataset_path is not None:
-            raise DataError("text=embedded is read from the interpreter's own library; use text=local with path=<file>")
+    key, one = ("calibration.text", name) if split == "train" else ("task.perplexity.texts", f"[{name}]")
+    for obstacle in text_obstacles(key, name, path, dataset_path):
+        raise DataError(obstacle.replace(f"{key}={name}", f"{key}={one}", 1))
+    if name in BUILT_IN:
+        built_in = stdlib_text if name == "embedded" else pydoc_topics
         try:
-            modules = stdlib_text("train" if split == "train" else "held_out")
+            documents = built_in("train" if split == "train" else "held_out")
         except OSError as error:
-            raise DataError(f"text=embedded: {error}") from error
-        return Text([source for _, source in modules], separate=True)
-    if name == "local":
-        if path is None or dataset_path is not None:
-            raise DataError("text=local needs path=<plain UTF-8 text file> and takes no dataset_path")
-        return Text([read_file(path)], separate=False)
+            raise DataError(f"text {name}: {error}") from error
+        return Text([document for _, document in documents], separate=True)
+    if name not in TEXTS:
+        place = path or dataset_path
+        assert place is not None  # else an obstacle
+        return Text([own_text(name, split, place)], separate=False)
     if path is not None:
         content = read_file(path)
         return Text([_wikitext_from_raw(content) if name == "wikitext2" else content], separate=False)
@@ -58,31 +59,6 @@ def read_text(name: str, split: str, *, path: Path | None = None, dataset_path: 
     if split == "train":
         return Text(dataset_rows(name, split, dataset_path, limit=C4_TRAIN_DOCUMENTS), separate=True)
     return Text([" ".join(dataset_rows(name, split, dataset_path, limit=C4_DOCUMENTS))], separate=False)
-
-
-def read_file(path: Path) -> str:
-    """A plain UTF-8 text file; DataError if it is missing, a folder, not readable, empty or binary."""
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(f"text file {path} does not exist (looked from {Path.cwd()}); give a UTF-8 text file's path")
-    if not path.is_file():
-        raise DataError(f"{path} is not a file; path= takes a UTF-8 text file, dataset_path= takes a folder")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"text file {path} cannot be read: {error}") from error
-    if not content.strip():
-        raise DataError(f"text file {path} is empty ({len(content)} bytes); give one with at least one window of text")
-    zero = content.find(b"\0")
-    if zero >= 0:
-        raise DataError(f"text file {path} is binary: a NUL byte at offset {zero}; give a plain UTF-8 text file")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"text file {path} is binary or not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; "
-            "convert it to UTF-8"
-        ) from error
 
 
 def _wikitext_from_raw(content: str) -> str:

@@ -82,9 +82,12 @@ class AffineKronecker(Kronecker):
         self._active = list(self.factors)
 
     def _factor(self, name: str, x: Tensor) -> Tensor:
-        direct, inverse = self.factors[name.removesuffix("_inverse")]()
-        found: Tensor = inverse if name.endswith("_inverse") else direct
-        return found.to(x)
+        direct: Tensor = self.factors[name]()[0]
+        return direct.to(x)
+
+    def _inverse(self, name: str, x: Tensor) -> Tensor:
+        inverse: Tensor = self.factors[name]()[1]
+        return inverse.to(x)
 
     def frozen(self) -> Kronecker:
         """The transform as it is now, its factors in float64."""

@@ -10,21 +10,21 @@ sq/rotation/README.md derives what the abstract leaves open; every choice is an 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.activation import shared_clip
 from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform, over_heads
-from sq.quantize.method import LayerPlan, LayerView, Method
+from sq.quantize.method import LayerView, Method
 from sq.rotation import (
     Art,
     Compose,
     Diagonal,
+    Kronecker,
     Partner,
     PerHead,
     RandomHadamard,
@@ -34,21 +34,22 @@ from sq.rotation import (
     Target,
     Transform,
     Urt,
+    absorb,
     block_balance,
+    block_factors,
     build_rotation,
     dense_balance,
     diagonal_balance,
     has_hadamard,
     kronecker_factors,
+    largest_block,
     low_rank_balance,
 )
 
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
-ClipChoice = Literal["run", "site"]
-Mixing = Literal["none", "block", "dense"]
-CLIP_TOKENS = 1024  # for the choice of a site's clip
+Mixing = Literal["none", "block", "merged", "dense"]
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
@@ -67,16 +68,19 @@ class SingleQuant(Method):
             where a stage needs one); False builds one n x n rotation (n^2 multiply-adds online).
         balance: scale channels so that activations and weights have equal rms; folded into the weights before them.
         balance_strength: 0.5 splits evenly; 0 would follow the weights alone, 1 the activations alone.
-        rank: of the low-rank balance in front of the rotation, online; 0 for none.
-        mixing: "block" or "dense" non-orthogonal balance in front of the rotation; "dense" is a bound, n^2 online.
-        block: size of the blocks of mixing="block".
+        rank: of the low-rank balance in front of the rotation and of `mixing`, online; 0 for none.
+        mixing: non-orthogonal balance in front of the rotation. "block": blocks of `block` channels. "merged": blocks
+            of n2 that take in the rotation's second factor, so that both together cost n (n1 + n2) online. "dense" is
+            a bound, n^2 online.
+        block: size of the blocks of "block"; the most n2 may be for "merged" (block_factors).
+        across_blocks: mix the blocks of mixing="merged" by the rotation's first factor; False leaves it out, and
+            the cost is n n2. With `block` the group of an FP4 format, nothing then crosses a scale's group.
+        brake: l of every balance that is not diagonal: 1 balances activations and weights fully, less moves less.
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
         sites: sites that are transformed.
         keys: the transform of keys and queries after RoPE, where either is quantized: "rotation" builds one for each KV
             head; "balance" adds a dense balance of the two before it, at the same cost online; "none".
-        clip: "site" chooses for each site the activation clip of least squared error on its calibration tokens, which
-            costs nothing online; "run" keeps the clip of the run's settings.
         seed: of random stages.
 
     Raises:
@@ -84,7 +88,7 @@ class SingleQuant(Method):
     """
 
     name: str = "singlequant"
-    order: Sequence[StageName] = ("hadamard", "urt")
+    order: Sequence[StageName] = ("hadamard",)
     art_steps: int = 8
     art_partner: Partner = "smallest"
     art_statistic: Statistic = "channel_max"
@@ -93,13 +97,14 @@ class SingleQuant(Method):
     kronecker: bool = True
     balance: bool = True
     balance_strength: float = 0.5
-    rank: int = 0
-    mixing: Mixing = "none"
-    block: int = 64
-    placement: Placement = "folded"
+    rank: int = 16
+    mixing: Mixing = "merged"
+    block: int = 128
+    across_blocks: bool = True
+    brake: float = 0.6
+    placement: Placement = "online"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
-    clip: ClipChoice = "run"
     seed: int = 0
     fold_norms: ClassVar[bool] = True
 
@@ -110,7 +115,7 @@ class SingleQuant(Method):
             raise ValueError(
                 f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
             )
-        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "clip": ClipChoice}
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform}
         if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
             said = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
             raise ValueError(". ".join(said))
@@ -119,8 +124,12 @@ class SingleQuant(Method):
                 f"rank={self.rank}, art_steps={self.art_steps} must be at least 0, urt_sweeps={self.urt_sweeps} at "
                 f"least 1, balance_strength={self.balance_strength} within [0, 1]"
             )
-        if self.rank and self.mixing != "none":
-            raise ValueError(f"rank={self.rank} and mixing={self.mixing!r} both balance; set one of them")
+        if self.rank and self.mixing == "dense":
+            raise ValueError(f"rank={self.rank} does nothing in front of mixing='dense', which balances all directions")
+        if self.mixing == "merged" and not self.kronecker:
+            raise ValueError("mixing='merged' merges with a Kronecker rotation; set kronecker=true, or mixing=block")
+        if not 0 < self.brake <= 1:
+            raise ValueError(f"brake={self.brake}; above 0, and 1 for the full balance")
         self._stages()  # raises for an unknown target or partner, before anything is loaded
 
     @property
@@ -146,21 +155,6 @@ class SingleQuant(Method):
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """Balance, then the rotation, at each of `sites`."""
         return {site: self.site_after(layer, site, len(self.order)) for site in self.sites}
-
-    def plan(self, layer: LayerView) -> LayerPlan:
-        """The transforms, and with clip="site" the clip of each site."""
-        plan = super().plan(layer)
-        quantizer = None if layer.block is None else layer.block.recipe.activations
-        if self.clip == "run" or quantizer is None:
-            return plan
-        clips = {}
-        for site, found in layer.statistics.items():
-            if site in SITES:
-                tokens = found.tokens[:: -(-len(found.tokens) // CLIP_TOKENS)]
-                transformed = plan.sites.get(site, SiteTransform()).tokens(tokens, site, layer.dimensions)
-                factor = shared_clip(transformed, quantizer)
-                clips[site] = (factor, factor)
-        return replace(plan, activation_clips=clips)
 
     def key_transform(self, layer: LayerView) -> Transform | None:
         """One block for each KV head, from its keys and the queries that read them, online after RoPE."""
@@ -195,17 +189,23 @@ class SingleQuant(Method):
             folded.append(self._head_rotations(balanced, dimensions, name, seed))
         done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
+        rotated = self.placement == "online" or site == "down"
+        factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
         if self.second_moments:
             assert statistics.second_moment is not None
             folded_weights = done.weights(weights, site, dimensions)
             columns = (folded_weights.T @ folded_weights / len(folded_weights)).double()
-            online.append(self._mixing(done.moment(statistics.second_moment, site, dimensions).double(), columns))
-        if self.placement == "online" or site == "down":
+            moment = done.moment(statistics.second_moment, site, dimensions).double()
+            online += self._balances(moment, columns, factors)
+        if rotated:
             tokens = done.tokens(statistics.tokens, site, dimensions)
             for part in online:
                 tokens = part(tokens)
-            factors = self._factors(tokens.shape[1], name) if self.kronecker else None
-            online.append(build_rotation(tokens, self._stages()[:stages], factors, seed, name))
+            rotation = self._rotation(tokens, stages, factors, seed, name)
+            if self.mixing == "merged" and isinstance(blocks := online[-1], PerHead):
+                online[-1] = absorb(blocks, rotation) if isinstance(rotation, Kronecker) else blocks
+            else:
+                online.append(rotation)
         return SiteTransform(done.folded, _chain(online))
 
     def _balance(self, rms: Tensor, weights: Tensor, site: str, dimensions: ModelDimensions) -> Diagonal:
@@ -215,20 +215,46 @@ class SingleQuant(Method):
             columns = over_heads(columns, dimensions).square().mean(0).sqrt()
         return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
 
+    def _rotation(
+        self, tokens: Tensor, stages: int, factors: tuple[int, int] | None, seed: int, name: str
+    ) -> Transform:
+        made = self._stages()[:stages]
+        if factors is None or self.across_blocks or self.mixing != "merged":
+            return build_rotation(tokens, made, factors, seed, name)
+        n1, n2 = factors
+        return Kronecker(n1, build_rotation(tokens.reshape(-1, n2), made, None, seed, name).matrix())
+
     def _factors(self, n: int, name: str) -> tuple[int, int]:
         needs_hadamard = "hadamard" in self.order or ("urt" in self.order and self.urt_target == "hadamard")
+        admits = has_hadamard if needs_hadamard else bool
         try:
-            return kronecker_factors(n, has_hadamard) if needs_hadamard else kronecker_factors(n)
+            if self.mixing != "merged":
+                return kronecker_factors(n, admits)
+            if self.across_blocks:
+                return block_factors(n, self.block, admits)
+            n2 = largest_block(n, self.block, admits)
+            return n // n2, n2
         except ValueError as error:
             hint = "set method.kronecker=false, or leave the site out of method.sites"
+            if self.mixing == "merged":
+                hint = "set method.across_blocks=false, method.order=[orthogonal] or method.mixing=block"
             raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
 
-    def _mixing(self, activations: Tensor, weights: Tensor) -> Transform:
-        if self.mixing == "block":
-            return block_balance(activations, weights, self.block)
-        if self.mixing == "dense":
-            return dense_balance(activations, weights)
-        return low_rank_balance(activations, weights, min(self.rank, len(activations)))
+    def _balances(self, activations: Tensor, weights: Tensor, factors: tuple[int, int] | None) -> list[Transform]:
+        """Low rank in front, then blocks or all channels; each balances what those before it leave."""
+        parts: list[Transform] = []
+        if self.rank:
+            low_rank = low_rank_balance(activations, weights, min(self.rank, len(activations)), brake=self.brake)
+            activations = low_rank(low_rank(activations).T.contiguous())
+            weights = low_rank.inverse_transpose(low_rank.inverse_transpose(weights).T.contiguous())
+            parts.append(low_rank)
+        if self.mixing == "merged" and factors is not None:
+            parts.append(block_balance(activations, weights, factors[1], brake=self.brake))
+        elif self.mixing == "block":
+            parts.append(block_balance(activations, weights, self.block, brake=self.brake))
+        elif self.mixing == "dense":
+            parts.append(dense_balance(activations, weights, brake=self.brake))
+        return parts
 
     def _head_rotations(self, tokens: Tensor, dimensions: ModelDimensions, name: str, seed: int) -> PerHead:
         """One rotation a KV head from the tokens of all its query heads."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import Format
 from sq.formats.qtensor import QTensor
+from sq.kernels.block_product import block_product
+from sq.kernels.block_product import form_of as block_form
 from sq.kernels.coded import Coded
 from sq.kernels.rms_norm import rms_norm
 from sq.kernels.rotate_quantize import Norm, form_of, obstacle, rotate_quantize
@@ -104,7 +106,7 @@ class SiteInput(nn.Module):
             x = self.norm.apply_to(x)
         if up is not None:
             x = nn.functional.silu(x) * up
-        transformed = x if self.transform is None else self.transform(x)
+        transformed = x if self.transform is None else _transform(self.transform, x)
         if self.observer is not None:
             self.observer(transformed)
         return transformed
@@ -134,6 +136,15 @@ class SiteInput(nn.Module):
             balance=balance,
             container="int8_planes",
         )
+
+
+def _transform(transform: Transform, x: Tensor) -> Tensor:
+    """x T; low rank and blocks in one launch on a GPU."""
+    if x.is_cuda and not (x.requires_grad and torch.is_grad_enabled()):
+        form = block_form(transform.steps(x))
+        if form is not None:
+            return block_product(x, *form)
+    return transform(x)  # type: ignore[no-any-return]
 
 
 def scheme_of(format: Format) -> Scheme:

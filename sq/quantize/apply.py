@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
+from sq.formats.activation import ActivationQuantizer
 from sq.formats.qtensor import QTensor
 from sq.models.families import Family, ModelDimensions
 from sq.models.fold import fold_query_key, fold_site
@@ -66,10 +67,14 @@ def install_quantizers(
     family: Family, layer: nn.Module, inputs: Mapping[str, SiteInput], plan: LayerPlan, recipe: Recipe
 ) -> None:
     """Quantize from now on: activations at every site; queries, keys and values inside attention."""
-    for site, found in inputs.items():
-        found.quantizer = recipe.activations
-        if recipe.activations is not None and site in plan.activation_clips:
-            found.quantizer = recipe.activations.with_clip(plan.activation_clips[site])
+    for site, quantizer in site_quantizers(inputs, plan, recipe).items():
+        inputs[site].quantizer = quantizer
     if recipe.quantizes_attention:
         keys = plan.keys if recipe.quantizes_scores else None
         set_attention_input(family, layer, AttentionInput(keys, recipe.queries, recipe.keys, recipe.values))
+
+
+def site_quantizers(sites: Iterable[str], plan: LayerPlan, recipe: Recipe) -> dict[str, ActivationQuantizer | None]:
+    """The activation quantizer of each site, with the clip that the plan has for it; None at 16 bits."""
+    own, clips = recipe.activations, plan.activation_clips
+    return {site: own if own is None or site not in clips else own.with_clip(clips[site]) for site in sites}

@@ -68,14 +68,15 @@ class LayerPlan:
             channels i and i + head_dim / 2 into each other, so both have one factor. (1, ...) where q and k have norms.
         weight_ranges: linear -> (low, high), (d_out, 1) each: its transformed weight is clamped to them, and the grid
             spans what is left without a clip search of its own.
-        activation_clips: site -> factors on the low and the high end of each token's range, instead of the run's clip.
+        activation_clips: site -> one factor on each token's range, or one on its low and one on its high end, instead
+            of the run's clip. Those of a method stay where the run chooses a clip for each site.
     """
 
     sites: Mapping[str, SiteTransform] = field(default_factory=dict)
     keys: Transform | None = None
     query_key_scale: Tensor | None = None
     weight_ranges: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    activation_clips: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    activation_clips: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
 
 
 def on_device(plan: LayerPlan, device: torch.device) -> LayerPlan:

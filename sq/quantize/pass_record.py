@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class PassRecord:
 
     Attributes:
         seconds: "capture" (reading and the calibration forward), "transform" (training included), "weights".
-        sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token.
+        sites: one entry a layer and site: peak over rms of the tokens before and after, online multiply-adds a token,
+            and `activation_clip` where the site has one of its own.
             "keys" is one where keys or queries are quantized.
         layers: one entry a layer: relative squared error of its output with everything quantized, on one window.
         recording_seconds: that making `sites` and `layers` took, which no part of `seconds` counts.
@@ -37,7 +39,7 @@ class PassRecord:
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: {"capture": 0.0, "transform": 0.0, "weights": 0.0})
-    sites: list[dict[str, float | int | str]] = field(default_factory=list)
+    sites: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, float | int]] = field(default_factory=list)
     recording_seconds: float = 0.0
     peak_memory: int = 0
@@ -88,9 +90,16 @@ class PassRecord:
         """Effective bits of a rounded weight, scales and zero points included; 16 where none is rounded."""
         return 8 * self.linear_bytes / self.linear_weights if self.linear_weights else 16.0
 
-    def describe_layer(self, view: LayerView, plan: LayerPlan, full: Tensor, quantized: Tensor) -> None:
+    def describe_layer(
+        self,
+        view: LayerView,
+        plan: LayerPlan,
+        full: Tensor,
+        quantized: Tensor,
+        reports: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         """Add a layer's entry, from its outputs (B, S, hidden) in full precision and with everything quantized, and
-        those of its sites, from their calibration tokens."""
+        those of its sites, from their calibration tokens and with what the rounder reported of them."""
         self.layers.append({"layer": view.index, "error": relative_error(quantized, full)})
         dimensions = view.dimensions
         for site, found in view.statistics.items():
@@ -99,6 +108,9 @@ class PassRecord:
                 transform = plan.sites.get(site, SiteTransform())
                 cost = 0 if transform.online is None else transform.online.macs()
                 self._describe(view.index, site, tokens, transform.tokens(tokens, site, dimensions), cost)
+                if site in plan.activation_clips:
+                    self.sites[-1]["activation_clip"] = plan.activation_clips[site]
+                self.sites[-1].update((reports or {}).get(site, {}))
             elif site == "keys":
                 heads = tokens.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)[None]  # (1, H, T, head_dim)
                 after = heads if plan.keys is None else on_heads(heads, plan.keys, plan.keys.n, dimensions.kv_heads)

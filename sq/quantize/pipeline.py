@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.formats.qtensor import QTensor
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
@@ -22,12 +21,13 @@ from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
 from sq.nn.hooks import without_quantizers
 from sq.nn.site_input import SiteInput
-from sq.quantize.apply import install_plan, install_quantizers, pack_weights
+from sq.quantize.apply import install_plan, install_quantizers, pack_weights, site_quantizers
 from sq.quantize.collect import StackedWeights, collect
 from sq.quantize.method import LayerPlan, LayerView, Method, SiteStatistics, on_device
 from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
 from sq.quantize.round import LayerRounding
+from sq.quantize.site_clips import with_site_clips
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
@@ -96,7 +96,7 @@ class Pipeline:
         """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
         with self._timed("capture"):
             hidden = self._embedded()
-            self.reference = list(hidden) if self.method.reads_reference else None
+            self.reference = list(hidden) if self._keeps_reference else None
         for index in range(self.stream.count):
             layer, hidden = self._layer(index, hidden)
             yield layer
@@ -115,13 +115,15 @@ class Pipeline:
                 return found, self._resumed(index, found, layer, hidden)
             statistics, outputs = self._collect(index, layer, hidden)
             full = outputs[0][:1].clone()
+        reference = hidden if self.reference is None else self.reference
         with self._timed("transform"):
             view, plan = self._plan(index, layer, statistics, hidden)
         if self.watch is not None:
             self.watch(view)
         with self._timed("weights"):
             inputs = install_plan(stream.family, stream.dimensions, layer, plan)
-            rounded, rounded_outputs = self._round(index, layer, inputs, plan, statistics, hidden)
+            work, rounded_outputs = self._round(index, layer, inputs, plan, statistics, hidden, reference)
+            rounded = {} if work is None else work.rounded
             layer.to(stream.dtype)
             if self.propagate == "quantized_weights":
                 outputs = rounded_outputs or self._run(index, layer, hidden)
@@ -131,7 +133,7 @@ class Pipeline:
         with self.record.recording(stream.device):
             # Of one window: the whole text would cost a forward.
             quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
-            self.record.describe_layer(view, plan, full, quantized[0][:1])
+            self.record.describe_layer(view, plan, full, quantized[0][:1], {} if work is None else work.reports)
         if self.packed and rounded:
             with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)
@@ -143,11 +145,14 @@ class Pipeline:
         self, index: int, layer: nn.Module, statistics: Mapping[str, SiteStatistics], hidden: list[Tensor]
     ) -> tuple[LayerView, LayerPlan]:
         """The layer as the method sees it, and what the method wants done."""
-        block = self._block(index, layer, hidden, hidden if self.reference is None else self.reference)
+        reference = self.reference if self.method.reads_reference else None
+        block = self._block(index, layer, hidden, hidden if reference is None else reference)
         weights = StackedWeights(self.stream.family, layer)
         view = LayerView(index, statistics, weights, self.stream.dimensions, block)
         plan = on_device(self.method.plan(view), self.stream.device)
-        if self.reference is not None:
+        if self.recipe.site_clips and self.recipe.activations is not None:
+            plan = with_site_clips(view, plan, self.recipe.activations)
+        if reference is not None:
             self.reference = block.targets()
         return view, plan
 
@@ -243,10 +248,16 @@ class Pipeline:
         )
 
     @property
+    def _keeps_reference(self) -> bool:
+        """Whether there is a second stream: the method reads it, or the rounder does and it is not the first itself."""
+        rounder = self.recipe.weights
+        needed = rounder is not None and rounder.reads_reference and self.propagate != "full_precision"
+        return self.method.reads_reference or needed
+
+    @property
     def _rounds_from_collected_moments(self) -> bool:
         """Whether the rounder's Hessians come from the forward that statistics are collected in."""
-        rounder = self.recipe.weights
-        return rounder is not None and "hessian" in rounder.needs and not rounder.sees_rounded_sites
+        return self.recipe.weights is not None and self.recipe.weights.takes_collected_moments
 
     def _round(
         self,
@@ -256,21 +267,27 @@ class Pipeline:
         plan: LayerPlan,
         statistics: Mapping[str, SiteStatistics],
         hidden: list[Tensor],
-    ) -> tuple[dict[str, QTensor], list[Tensor] | None]:
-        """Codes by linear, and the outputs of the layer with rounded weights where rounding gave them."""
+        reference: list[Tensor],
+    ) -> tuple[LayerRounding | None, list[Tensor] | None]:
+        """The layer's rounding, and the outputs of the layer with rounded weights where rounding gave them."""
         if self.recipe.weights is None:
-            return {}, None
+            return None, None
         family, rounder = self.stream.family, self.recipe.weights
-        work = LayerRounding(family, layer, inputs, rounder, index=index, ranges=plan.weight_ranges)
-        if "hessian" in rounder.needs and not self._rounds_from_collected_moments:
-            return work.rounded, work.site_by_site(lambda batches: self._run(index, layer, batches), hidden)
+        quantizers = site_quantizers(inputs, plan, self.recipe)
+        work = LayerRounding(family, layer, inputs, rounder, index, plan.weight_ranges, quantizers)
+        if rounder.needs and not rounder.takes_collected_moments:
+            walk = work.site_by_site if rounder.sees_rounded_sites else work.at_once
+            outputs = walk(lambda batches: self._run(index, layer, batches), hidden, reference)
+            if self.reference is not None and not self.method.reads_reference:
+                self.reference = work.reference_outputs
+            return work, outputs
         hessians: dict[str, Tensor] = {}
-        for site, found in statistics.items() if self._rounds_from_collected_moments else ():
-            if found.second_moment is not None:  # m; the Hessian of transformed activations is 2 T^T m T
+        for site, seen in statistics.items() if self._rounds_from_collected_moments else ():
+            if seen.second_moment is not None:  # m; the Hessian of transformed activations is 2 T^T m T
                 transform = plan.sites.get(site, SiteTransform())
-                hessians[site] = 2 * transform.moment(found.second_moment, site, self.stream.dimensions)
+                hessians[site] = 2 * transform.moment(seen.second_moment, site, self.stream.dimensions)
         work.from_statistics(hessians)
-        return work.rounded, None
+        return work, None
 
     def _run(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of a layer, computed in its own dtype."""

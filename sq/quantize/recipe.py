@@ -23,6 +23,8 @@ class Recipe:
         queries, keys, values: inside attention, after RoPE; each head's features are a group of their own.
         propagate: what the next layer is calibrated on: outputs of this one in "full_precision", with
             "quantized_weights", or "quantized" altogether, activations too.
+        site_clips: the pipeline chooses one clip for each site on calibration tokens (sq.quantize.site_clips), and
+            `activations` has the clip that methods train with.
 
     Raises:
         QuantizationError: another `propagate`.
@@ -34,6 +36,7 @@ class Recipe:
     keys: ActivationQuantizer | None = None
     values: ActivationQuantizer | None = None
     propagate: Propagate = "quantized_weights"
+    site_clips: bool = False
 
     def __post_init__(self) -> None:
         if self.propagate not in get_args(Propagate):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from sq.formats.activation import ActivationQuantizer
 from sq.formats.qtensor import QTensor
 from sq.models.families import Family
 from sq.models.memory import total_memory
 from sq.models.parts import weight_of
 from sq.nn.hooks import observed
 from sq.nn.site_input import SiteInput
-from sq.quantize.rounders.hessian import HessianAccumulator
+from sq.quantize.rounders.moments import SiteMoments
 from sq.quantize.rounders.rounder import RoundingStatistics, WeightRounder
 
 # All calibration windows go through a layer at once if so many copies of its widest activations fit this share of the
@@ -30,6 +32,12 @@ class LayerRounding:
         rounder: of the run.
         index: of the layer, for messages.
         ranges: linear -> (low, high), see `LayerPlan.weight_ranges`.
+        activations: site -> its quantizer at run time, for a rounder that wants its tokens quantized.
+
+    Attributes:
+        rounded: linear -> codes.
+        reports: site -> what the rounder reported of it.
+        reference_outputs: of the unrounded layer for the full-precision stream, once statistics of it were taken.
     """
 
     def __init__(
@@ -38,67 +46,152 @@ class LayerRounding:
         layer: nn.Module,
         inputs: Mapping[str, SiteInput],
         rounder: WeightRounder,
-        *,
         index: int,
         ranges: Mapping[str, tuple[Tensor, Tensor]],
+        activations: Mapping[str, ActivationQuantizer | None] | None = None,
     ) -> None:
         self.family, self.layer, self.inputs, self.rounder = family, layer, inputs, rounder
-        self.index, self.ranges = index, ranges
+        self.index, self.ranges, self.activations = index, ranges, activations or {}
         self.rounded: dict[str, QTensor] = {}
+        self.reports: dict[str, dict[str, float]] = {}
+        self.reference_outputs: list[Tensor] | None = None
 
     def from_statistics(self, hessians: Mapping[str, Tensor]) -> None:
         """Round every site, with statistics that were collected before; none where the rounder needs none."""
         for site in self.family.linears:
-            self._round(site, hessians.get(site))
+            self._round(site, RoundingStatistics(self._name(site), hessians.get(site)))
 
-    def site_by_site(self, run: Callable[[list[Tensor]], list[Tensor]], hidden: list[Tensor]) -> list[Tensor] | None:
+    def at_once(
+        self, run: Callable[[list[Tensor]], list[Tensor]], hidden: list[Tensor], reference: list[Tensor] | None = None
+    ) -> None:
+        """Round every site, with statistics of the layer as it is before any is rounded: one forward of each stream.
+
+        Args:
+            run, hidden, reference: see `site_by_site`.
+        """
+        reference = reference if self.rounder.reads_reference else None
+        moments = {site: self._moments(site, hidden) for site in self.family.linears}
+        self._gather(moments, run, hidden, reference)
+        for site, found in moments.items():
+            self._round(site, found.statistics(self._name(site)))
+
+    def site_by_site(
+        self, run: Callable[[list[Tensor]], list[Tensor]], hidden: list[Tensor], reference: list[Tensor] | None = None
+    ) -> list[Tensor] | None:
         """Round each site on the activations that the sites before it, rounded already, give it.
 
         All windows go through the layer at once and each site is rounded when its input comes by: one forward, whose
         outputs are those of the rounded layer. Where that takes too much memory each site has a forward of its own,
-        batch by batch; the statistics are the same.
+        batch by batch; the statistics are the same. The full-precision stream has a forward beside each of them,
+        through the unrounded layer; in the first case what all its sites see is kept until they are rounded.
 
         Args:
             run: forwards batches of hidden states (B, S, hidden) through the layer.
+            hidden: of the quantized stream.
+            reference: the same windows in the full-precision stream; left alone where the rounder does not read it.
 
         Returns:
             Outputs of the layer with rounded weights; None where they were not computed.
         """
-        sizes = [len(batch) for batch in hidden]
-        if self._fits(hidden):
-            with observed(self.inputs, {site: self._round_when_seen(site, sizes) for site in self.family.linears}):
+        reference = reference if self.rounder.reads_reference else None
+        if self._fits(hidden, reference):
+            full = self._seen(run, reference)
+            sizes = [len(batch) for batch in hidden]
+            watchers = {site: self._round_when_seen(site, sizes, full.get(site)) for site in self.family.linears}
+            with observed(self.inputs, watchers):
                 (outputs,) = run([torch.cat(hidden)])
             return list(outputs.split(sizes))
+        unrounded = {} if reference is None else {name: weight_of(self.layer, name).clone() for name in self._names}
         for site in self.family.linears:
-            accumulator = self._accumulator(site)
-            with observed(self.inputs, {site: accumulator.update}):
-                run(hidden)
-            self._round(site, accumulator.value)
+            moments = self._moments(site, hidden)
+            self._gather({site: moments}, run, hidden, reference, unrounded)
+            self._round(site, moments.statistics(self._name(site)))
         return None
 
-    def _round_when_seen(self, site: str, sizes: Sequence[int]) -> Callable[[Tensor], None]:
+    def _seen(
+        self, run: Callable[[list[Tensor]], list[Tensor]], reference: list[Tensor] | None
+    ) -> dict[str, list[Tensor]]:
+        """What each site sees of the full-precision stream, batch by batch; nothing where there is no such stream."""
+        if reference is None:
+            return {}
+        full: dict[str, list[Tensor]] = {site: [] for site in self.family.linears}
+        with observed(self.inputs, {site: kept.append for site, kept in full.items()}):
+            self.reference_outputs = run(reference)
+        return full
+
+    def _gather(
+        self,
+        moments: Mapping[str, SiteMoments],
+        run: Callable[[list[Tensor]], list[Tensor]],
+        hidden: list[Tensor],
+        reference: list[Tensor] | None,
+        unrounded: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add what sites see of both streams, one batch at a time; the full-precision one has the unrounded weights."""
+        full: dict[str, Tensor] = {}
+        outputs: list[Tensor] = []
+        of_reference = {site: lambda x, site=site: full.update({site: x}) for site in moments}
+        of_hidden = {site: lambda x, site=site: moments[site].update(x, full.get(site)) for site in moments}
+        for index, batch in enumerate(hidden):
+            if reference is not None:
+                with observed(self.inputs, of_reference), self._with_weights(unrounded or {}):
+                    outputs += run([reference[index]])
+            with observed(self.inputs, of_hidden):
+                run([batch])
+        if reference is not None:
+            self.reference_outputs = outputs
+
+    @contextmanager
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """These weights stand in for those of linears, inside the block."""
+        linears = {name: self.layer.get_submodule(name) for name in weights}
+        before = {name: linear.weight for name, linear in linears.items()}
+        for name, linear in linears.items():
+            linear.weight = weights[name]
+        try:
+            yield
+        finally:
+            for name, linear in linears.items():
+                linear.weight = before[name]
+
+    def _round_when_seen(self, site: str, sizes: Sequence[int], full: list[Tensor] | None) -> Callable[[Tensor], None]:
         def round_site(x: Tensor) -> None:
-            accumulator = self._accumulator(site)
-            for batch in x.split(list(sizes)):
-                accumulator.update(batch)
-            self._round(site, accumulator.value)
+            batches = list(x.split(list(sizes)))
+            moments = self._moments(site, batches)
+            for index, batch in enumerate(batches):
+                moments.update(batch, None if full is None else full[index])
+            if full is not None:
+                full.clear()
+            self._round(site, moments.statistics(self._name(site)))
 
         return round_site
 
-    def _accumulator(self, site: str) -> HessianAccumulator:
+    def _moments(self, site: str, batches: Sequence[Tensor]) -> SiteMoments:
         weight = weight_of(self.layer, self.family.linears[site][0])
-        return HessianAccumulator(weight.shape[1], weight.device)
+        quantizer = self.activations.get(site) if self.rounder.sees_quantized_activations else None
+        total = _tokens(batches)
+        return SiteMoments(weight.shape[1], self.rounder.needs, total, quantizer=quantizer, device=weight.device)
 
-    def _fits(self, hidden: Sequence[Tensor]) -> bool:
-        tokens = sum(batch.shape[0] * batch.shape[1] for batch in hidden)
-        names = [name for names in self.family.linears.values() for name in names]
-        widest = max(max(weight_of(self.layer, name).shape) for name in names)
-        device, size = hidden[0].device, weight_of(self.layer, names[0]).element_size()
-        return _COPIES * tokens * widest * size <= _SHARE * total_memory(device)
+    def _fits(self, hidden: Sequence[Tensor], reference: Sequence[Tensor] | None) -> bool:
+        widest = max(max(weight_of(self.layer, name).shape) for name in self._names)
+        kept = (
+            0
+            if reference is None
+            else sum(weight_of(self.layer, names[0]).shape[1] for names in self.family.linears.values())
+        )
+        device, size = hidden[0].device, weight_of(self.layer, self._names[0]).element_size()
+        return (_COPIES * widest + kept) * _tokens(hidden) * size <= _SHARE * total_memory(device)
 
-    def _round(self, site: str, hessian: Tensor | None) -> None:
+    @property
+    def _names(self) -> list[str]:
+        return [name for names in self.family.linears.values() for name in names]
+
+    def _name(self, site: str) -> str:
+        return f"layer {self.index}, {site}"
+
+    def _round(self, site: str, statistics: RoundingStatistics) -> None:
         """Round the linears of a site together; those with a range are clamped to it and need no clip search."""
-        names, statistics = self.family.linears[site], RoundingStatistics(f"layer {self.index}, {site}", hessian)
+        names = self.family.linears[site]
         clamped = [name for name in names if name in self.ranges]
         for name in clamped:
             weight = weight_of(self.layer, name)
@@ -113,3 +206,10 @@ class LayerRounding:
             for name, weight, found in zip(part, weights, rounder.round(weights, statistics), strict=True):
                 weight.copy_(found.dequantize(weight.dtype))
                 self.rounded[name] = found
+        if statistics.report:
+            self.reports[site] = dict(statistics.report)
+
+
+def _tokens(batches: Sequence[Tensor]) -> int:
+    """Tokens of batches (B, S, n)."""
+    return sum(batch.shape[0] * batch.shape[1] for batch in batches)

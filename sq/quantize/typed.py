@@ -90,6 +90,7 @@ Pair = Annotated[int, Ge(2)]
 # Seeds that all generators take: SpinQuant draws windows with seed * 1,000,003 + epoch, and torch takes 64 bits.
 Seed = Annotated[int, Ge(0), Lt(2**44)]
 Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
+SiteClip = Annotated[float, Gt(0), Le(1)] | Literal["search", "site"]
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
 ]

@@ -4,6 +4,9 @@ The derivation is in README.md beside this file. C and M are the second moments 
 C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first. damping is added to the
 diagonals of C and M, as a share of their mean; it bounds the stretch. CalibrationError is raised for moments with NaN,
 inf or a zero trace, or that are not positive definite after damping.
+
+brake, l in (0, 1], holds a balance back: t becomes t S^((1 - l)/2), which leaves S^(2 - l) to the activations and S^l
+to the weights (KBBQ's T(l)). l = 1 is the full balance.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
     return torch.where(alive, log_s, 0.0).exp()
 
 
-def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2) -> LowRank:
+def low_rank_balance(
+    c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0
+) -> LowRank:
     """T = D (I + U (P - I) U^T) that balances the `rank` directions in which activations and weights differ most.
 
     With D = diag(1 / divisor), C and M after D and with equal trace, U the eigenvectors of C - M with the largest
@@ -76,12 +81,12 @@ def low_rank_balance(c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = N
         m = m.to(torch.float64) / diagonal / diagonal[:, None]
     c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
     basis = _leading_eigenvectors(c - m, rank)
-    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis)
+    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake)
     values, vectors = torch.linalg.eigh(t @ t.T)
     return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
 
-def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2) -> PerHead:
+def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2, brake: float = 1.0) -> PerHead:
     """Block-diagonal T, not orthogonal, that balances C and M inside each run of `block` channels.
 
     It costs n block multiply-adds online. ValueError is raised for a block that does not divide n.
@@ -94,20 +99,23 @@ def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2) -> Pe
     def cut(moment: Tensor) -> Tensor:
         return torch.stack([moment[i : i + block, i : i + block] for i in range(0, n, block)])
 
-    return PerHead(_balancer(cut(c), cut(m)), orthogonal=False)
+    return PerHead(_balancer(cut(c), cut(m), brake), orthogonal=False)
 
 
-def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2) -> Dense:
+def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.0) -> Dense:
     """T = B^-1 V S^(1/2), not orthogonal, with T^T C T = T^-1 M T^-T = S diagonal.
 
     C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
     """
-    return Dense(_balancer(_normalize("activation", c, damping), _normalize("weight", m, damping)), orthogonal=False)
+    normalized = (_normalize("activation", c, damping), _normalize("weight", m, damping))
+    return Dense(_balancer(*normalized, brake), orthogonal=False)
 
 
-def _balancer(c: Tensor, m: Tensor) -> Tensor:
-    """t with t^T c t = t^-1 m t^-T = S, diagonal, for c, m (..., r, r) positive definite."""
+def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
+    """t with t^T c t = S^(2 - brake), t^-1 m t^-T = S^brake, S diagonal, for c, m (..., r, r) positive definite."""
+    if not 0 < brake <= 1:
+        raise ValueError(f"a balance got brake {brake}; above 0, and 1 for the full balance")
     lower, info = torch.linalg.cholesky_ex(c)
     if bool((info != 0).any()):
         raise CalibrationError(
@@ -117,7 +125,7 @@ def _balancer(c: Tensor, m: Tensor) -> Tensor:
     squared, v = torch.linalg.eigh(upper @ m @ upper.mT)
     if bool((squared <= 0).any()):
         raise CalibrationError("the weights' second moment is not positive definite; use more damping")
-    balancer: Tensor = torch.linalg.solve_triangular(upper, v * squared.pow(0.25).unsqueeze(-2), upper=True)
+    balancer: Tensor = torch.linalg.solve_triangular(upper, v * squared.pow(0.5 - brake / 4).unsqueeze(-2), upper=True)
     return balancer
 
 

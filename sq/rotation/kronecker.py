@@ -52,6 +52,11 @@ class Kronecker(MatrixTransform):
         for name, matrix in matrices.items():
             self._hold_matrix(name, matrix)
 
+    def matrices(self) -> tuple[Tensor | None, Tensor | None]:
+        """R1 and R2 in float64, None for an identity."""
+        r1, r2 = (self.get_buffer(name) if name in self._active else None for name in ("r1", "r2"))
+        return r1, r2
+
     def macs(self) -> int:
         """n n1 for R1 and n n2 for R2; an identity factor costs nothing."""
         return self.n * ((self.n1 if "r1" in self._active else 0) + (self.n2 if "r2" in self._active else 0))

@@ -41,22 +41,21 @@ class LowRank(Transform):
         self._scaled = diagonal is not None
         self._hold("basis", basis)
         self._hold("change", (stretch - identity) @ exact.T)  # (P - I) U^T
-        inverse = invert("LowRank", stretch)
-        self._hold("change_inverse", (inverse - identity) @ exact.T)  # (P^-1 - I) U^T
-        self._hold("change_inverse_transpose", (inverse.T - identity) @ exact.T)  # (P^-T - I) U^T
+        self._change_of_inverse(exact, transposed=False)  # a singular P is refused here, where it is built
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""
-        return self._stretch(x * self._factor("diagonal", x) if self._scaled else x, "change")
+        return self._stretch(x * self._factor("diagonal", x) if self._scaled else x, self._factor("change", x))
 
     def inverse(self, x: Tensor) -> Tensor:
         """x T^-1."""
-        x = self._stretch(x, "change_inverse")
+        x = self._stretch(x, self._change_of_inverse(x, transposed=False))
         return x / self._factor("diagonal", x) if self._scaled else x
 
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w T^-T."""
-        return self._stretch(w / self._factor("diagonal", w) if self._scaled else w, "change_inverse_transpose")
+        w = w / self._factor("diagonal", w) if self._scaled else w
+        return self._stretch(w, self._change_of_inverse(w, transposed=True))
 
     def macs(self) -> int:
         """2 n r, and n for the diagonal where there is one (fold it into a norm gain to save it)."""
@@ -68,5 +67,16 @@ class LowRank(Transform):
         diagonal = self._factor("diagonal", x) if self._scaled else None
         return (LowRankStep(diagonal, self._factor("basis", x).T, self._factor("change", x)),)
 
-    def _stretch(self, x: Tensor, change: str) -> Tensor:
-        return x + (x @ self._factor("basis", x)) @ self._factor(change, x)
+    def _stretch(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + (x @ self._factor("basis", x)) @ change
+
+    def _change_of_inverse(self, x: Tensor, *, transposed: bool) -> Tensor:
+        """(P^-1 - I) U^T or (P^-T - I) U^T, in the dtype of x."""
+
+        def make() -> Tensor:
+            basis, change = (self.get_buffer(name).to(torch.float64) for name in ("basis", "change"))
+            identity = torch.eye(len(change), dtype=torch.float64, device=change.device)
+            inverse = invert("LowRank", change @ basis + identity)  # P = I + (P - I) U^T U
+            return ((inverse.mT if transposed else inverse) - identity) @ basis.T
+
+        return self._derived("change_inverse_transpose" if transposed else "change_inverse", x, make)

@@ -101,6 +101,16 @@ class Transform(nn.Module, ABC):
             self._casts[name, dtype] = cast
         return cast
 
+    def _derived(self, name: str, x: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """What follows from the factors, float64 of `make`, in the dtype of x: kept until they move, never saved."""
+        found = self._casts.get((name, x.dtype))
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                exact = self._casts.get((name, torch.float64))
+                found = (make() if exact is None else exact).to(x.dtype)
+            self._casts[name, x.dtype] = found
+        return found
+
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Module.to and its kin: follow the device, refuse the dtype."""
 
@@ -173,7 +183,7 @@ class Diagonal(Transform):
 
 
 class MatrixTransform(Transform):
-    """T made of matrices, each kept with its inverse in float64 unless T is orthogonal.
+    """T made of matrices, kept in float64; where T is not orthogonal an inverse is computed when it is first asked for.
 
     A subclass says in `_multiply` how they act on x.
     """
@@ -197,12 +207,16 @@ class MatrixTransform(Transform):
     def _hold_matrix(self, name: str, matrix: Tensor) -> None:
         self._hold(name, matrix)
         if self.orthogonal:
-            _check_orthogonal(type(self).__name__, matrix)
-        else:
-            self._hold(f"{name}_inverse", invert(type(self).__name__, matrix))
+            check_orthogonal(type(self).__name__, matrix)
+        else:  # a singular matrix is refused here, where it is built
+            self._inverse(name, self.get_buffer(name))
+
+    def _inverse(self, name: str, x: Tensor) -> Tensor:
+        """The inverse of a factor in the dtype of x."""
+        return self._derived(f"{name}_inverse", x, lambda: invert(type(self).__name__, self.get_buffer(name)))
 
     def _matrix(self, name: str, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
-        matrix = self._factor(f"{name}_inverse" if inverted else name, x)
+        matrix = self._inverse(name, x) if inverted else self._factor(name, x)
         return matrix.mT if transposed else matrix
 
 
@@ -293,7 +307,7 @@ def invert(owner: str, matrix: Tensor) -> Tensor:
     return inverse
 
 
-def _check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
+def check_orthogonal(owner: str, matrix: Tensor, tolerance: float = 1e-4) -> None:
     """Raise ValueError unless matrix (..., n, n) keeps probe vectors: p M M^T = p, at O(n^2) cost."""
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, matrix.shape[-1], generator=generator, dtype=torch.float64).to(matrix.device)

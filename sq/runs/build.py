@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sq.config.settings import ActivationSettings, ExperimentSettings, MethodSettings, ModelSettings, WeightSettings
 from sq.errors import CheckpointError, ConfigError
-from sq.formats.activation import ActivationQuantizer
+from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
 from sq.formats.weight import WeightQuantizer
 from sq.models.gguf_tokenizer import gguf_tokenizer
@@ -65,6 +65,7 @@ def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
         keys=activation_quantizer(inside, bits.keys, head_dim),
         values=activation_quantizer(inside, bits.values, head_dim),
         propagate=settings.weights.propagate,
+        site_clips=settings.activations.clip == "site",
     )
 
 
@@ -82,10 +83,12 @@ def activation_quantizer(
     """The quantizer of one part of a run's bits, for activations or inside attention; None at 16 bits.
 
     Inside attention the `head_dim` features of a head share an integer scale, unless the settings name a smaller group.
+    Where each site gets a clip of its own (`Recipe.site_clips`), the quantizer has the whole range.
     """
     group = settings.group_size or (head_dim if part.isdigit() else None)
     format = format_of(part, settings.scheme, group)
-    return None if format is None else ActivationQuantizer(format, settings.clip, settings.candidates)
+    clip: Clip = 1.0 if settings.clip == "site" else settings.clip
+    return None if format is None else ActivationQuantizer(format, clip, settings.candidates)
 
 
 def pick_device(device: str) -> torch.device:

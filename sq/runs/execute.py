@@ -14,6 +14,7 @@ from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
 from sq.config.parse import as_config
 from sq.config.settings import CalibrationSettings, ExperimentSettings
+from sq.data.sources import BUILT_IN
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
 from sq.evaluate.stream import StreamEvaluation
@@ -149,14 +150,16 @@ def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokeniz
     if wanted is None:
         return []
     assert tokenizer is not None  # the config check refuses random weights, which have none
+    # A path is that of the texts that are not built in, where there are both.
+    places = {text: text not in BUILT_IN or len(wanted.texts) == 1 for text in wanted.texts}
     return [
         evaluation_windows(
             text,
             tokenizer,
             window=wanted.window,
             count=wanted.count,
-            path=wanted.path,
-            dataset_path=wanted.dataset_path,
+            path=wanted.path if places[text] else None,
+            dataset_path=wanted.dataset_path if places[text] else None,
             cache_dir=settings.paths.cache,
         )
         for text in wanted.texts

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sq
+from sq.config.model_name import model_name
 from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
+from sq.data.pydoc_text import pydoc_digest
 from sq.errors import CheckpointError
 from sq.models.gguf_header import CONVERSION
-from sq.models.place import gguf_file
+from sq.models.place import EMBEDDED, gguf_file
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
 EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
@@ -26,8 +28,9 @@ def identity(settings: ExperimentSettings) -> str:
     """sha256 (hex) of everything that determines the result.
 
     That is: model, method, bits, weights, activations, calibration, task, seed and the number of the config's schema.
-    Local files count by their content and not by their place. The package's version and source do not count, since a
-    run does not use most of the source; nor do paths, tracker, `force` and the names of choices whose values count.
+    Local files count by their content and not by their place, and so does a model that has its name from its path.
+    The package's version and source do not count, since a run does not use most of the source; nor do paths, tracker,
+    `force` and the names of choices whose values count.
     Bits, quantizers, calibration and seed count only where the method quantizes, and the quantizer of keys and values
     only where these are quantized.
     """
@@ -41,6 +44,8 @@ def identity(settings: ExperimentSettings) -> str:
         chosen.get(part, {}).pop("name", None)
     for default in MODEL_DEFAULTS:
         chosen["model"].pop(default)
+    if settings.model.path != EMBEDDED and settings.model.name == model_name(settings.model.path):
+        chosen["model"].pop("name")  # the path says it all
     if settings.save_to is not None:
         chosen["packed"] = True  # products of integers: other sums than those of fake weights
     chosen["schema"] = SCHEMA
@@ -56,7 +61,7 @@ def run_id(settings: ExperimentSettings) -> str:
 
 def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None:
     """Put hashes of local files in the place of their paths."""
-    model = Path(sq.__file__).parent / "embedded" if settings.model.path == "embedded" else Path(settings.model.path)
+    model = Path(sq.__file__).parent / "embedded" if settings.model.path == EMBEDDED else Path(settings.model.path)
     if model.is_dir():
         found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
         chosen["model"]["path"] = _digest(found, model)
@@ -69,11 +74,21 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
     for source, part in texts:
         if part is None or source is None:
             continue
-        if source.path is not None:
-            part["path"] = _digest([source.path], source.path.parent, whole=True, names=False)
-        if source.dataset_path is not None:
-            files = [item for item in source.dataset_path.rglob("*") if item.is_file()]
-            part["dataset_path"] = _digest(files, source.dataset_path)
+        for key in ("path", "dataset_path"):
+            place: Path | None = getattr(source, key)
+            if place is not None and place.is_dir():
+                part[key] = _digest((item for item in place.rglob("*") if item.is_file()), place)
+            elif place is not None:
+                part[key] = _digest([place], place.parent, whole=True, names=False)
+        for name, digest in _built_in_content(part).items():
+            part[name] = digest
+
+
+def _built_in_content(part: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of texts that differ between versions of Python."""
+    if part.get("text") == "pydoc":
+        return {"pydoc": pydoc_digest("train")}
+    return {"pydoc": pydoc_digest("held_out")} if "pydoc" in part.get("texts", ()) else {}
 
 
 def _gguf(path: str) -> Path | None:

@@ -18,7 +18,15 @@ import pytest
 
 from sq import analysis
 from sq.analysis import MissingRuns
-from sq.analysis.tables import Table, table_bits, table_perplexity, table_time, table_zeroshot
+from sq.analysis.tables import (
+    Table,
+    table_bits,
+    table_clips,
+    table_fp4,
+    table_perplexity,
+    table_time,
+    table_zeroshot,
+)
 from sq.analysis.tables.__main__ import printed
 from sq.errors import DataError, SQError
 from sq.evaluate.bootstrap import Interval
@@ -245,3 +253,50 @@ def test_the_command_prints_a_real_sweep_and_says_what_it_lacks(sweep: Callable[
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip().endswith("`python run.py -m experiment=table_time` makes the runs")
+
+
+def test_clips_stand_side_by_side_and_their_ratio_is_that_of_paired_runs(tmp_path: Path, write_run: Write) -> None:
+    random = np.random.default_rng(0)
+    kl = {}
+    for method, clip in [(method, clip) for method in ("rtn", "quarot") for clip in (1.0, "site")]:
+        kl[method, clip] = list(random.exponential(0.1, 32))
+        config = {"activations": {"name": "symmetric", "clip": clip}}
+        write_run(tmp_path, method, "gptq", kl[method, clip], config=config)
+    write_run(tmp_path, "duquant", "gptq", kl["rtn", 1.0], config={"activations": {"name": "symmetric", "clip": 1.0}})
+    made = table_clips(analysis.load(tmp_path), experiment=None)
+    table = cells(made)
+    for method in ("rtn", "quarot"):
+        plain, site = (np.mean(kl[method, clip]) for clip in (1.0, "site"))
+        assert table[method]["KL GPTQ"] == pytest.approx(plain)
+        assert table[method]["KL site GPTQ"] == pytest.approx(site)
+        ratio = table[method]["site / without GPTQ"]
+        assert isinstance(ratio, Interval)
+        assert ratio.mean == pytest.approx(site / plain)
+    assert table["duquant"]["KL site GPTQ"] is None, "no such run"
+    assert "clip 1, and with one clip a site" in str(made)
+
+
+def test_fp4_shows_each_format_over_plain_rounding_in_it(tmp_path: Path, write_run: Write) -> None:
+    random = np.random.default_rng(0)
+    kl, cost = {}, {"MXFP4KV16": 32.0, "NVFP4KV16": 16.0}
+    for method in ("rtn", "mrgptq"):
+        for bits in cost:
+            for weights in ("rtn", "gptq"):
+                kl[method, bits, weights] = list(random.exponential(0.1, 32))
+                write_run(tmp_path, method, weights, kl[method, bits, weights], bits=bits)
+    for file in tmp_path.glob(
+        "tiny-mrgptq-*/result.json"
+    ):  # a rotation inside the group costs as many as the group has
+        record = json.loads(file.read_text())
+        record["metrics"]["transform/multiply_adds"] = cost[record["bits"]]
+        file.write_text(json.dumps(record))
+    table = table_fp4(analysis.load(tmp_path), experiment=None)
+    row = cells(table)["mrgptq"]
+    for bits in cost:
+        for weights in ("rtn", "gptq"):
+            own, base = (np.mean(kl[method, bits, weights]) for method in ("mrgptq", "rtn"))
+            assert row[f"{bits} {weights.upper()}"] == pytest.approx(own)
+            assert row[f"/ rtn {bits} {weights.upper()}"].mean == pytest.approx(own / base)
+        assert row[f"online MAC/token {bits}"] == cost[bits]
+    with pytest.raises(MissingRuns, match="ppl"):
+        table_fp4(analysis.load(tmp_path), experiment=None, metric="ppl")

@@ -12,8 +12,10 @@ from models.checkpoints import EVERY_FAMILY, save_random
 from models.test_invariance import exact_norms, transformed_logits  # noqa: F401
 from quantizers import rounder, weight_quantizer
 
+from sq.baselines.cat import Cat
 from sq.baselines.duquant import DuQuant
 from sq.baselines.flatquant import FlatQuant
+from sq.baselines.mrgptq import MrGptq
 from sq.baselines.omniquant import OmniQuant
 from sq.baselines.quarot import PLACES, QuaRot
 from sq.baselines.smoothquant import SmoothQuant
@@ -34,6 +36,12 @@ class FourBitTraining(SpinQuant):
 
 
 METHODS: dict[str, tuple[Any, dict[str, int]]] = {
+    "cat": (Cat(block=16), FOUR_HEADS),
+    "mrgptq": (MrGptq(block=4), FOUR_HEADS),
+    "quarot, across heads where there is a Hadamard": (
+        QuaRot(cross_head="auto", head="orthogonal", keys="orthogonal"),
+        {},
+    ),
     "smoothquant": (SmoothQuant(), {}),
     "quarot": (QuaRot(), FOUR_HEADS),
     "quarot, no rotation across heads": (QuaRot(cross_head="none", head="orthogonal", keys="orthogonal"), {}),

@@ -105,7 +105,8 @@ def test_head_counts_without_a_hadamard_name_the_option_that_works(
 ) -> None:
     dimensions = dimensions_of(heads=heads, kv_heads=1)
     with pytest.raises(QuantizationError, match=rf"layer 3, o: .*query heads of {heads} has no.*method\.cross_head"):
-        QuaRot().layer_transforms(blind(dimensions, index=3))
+        QuaRot(cross_head="hadamard").layer_transforms(blind(dimensions, index=3))
+    assert QuaRot().layer_transforms(blind(dimensions))["o"].online is None
     for kind in ("orthogonal", "none"):
         total = dense(QuaRot(cross_head=kind), "o", dimensions)  # type: ignore[arg-type]
         torch.testing.assert_close(total @ total.T, torch.eye(len(total), dtype=torch.float64), rtol=0, atol=1e-12)

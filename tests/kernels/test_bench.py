@@ -26,6 +26,7 @@ from sq.kernels.bench.shapes import FULL, LLAMA2_7B, LLAMA2_70B, LLAMA3_8B, QUIC
 from sq.kernels.bench.suite import suite
 from sq.kernels.bench.targets import TARGETS, Target, verdict
 from sq.kernels.bench.timing import GraphTimer, Timing
+from sq.kernels.block_product.tiles import tile_obstacle as block_tile_obstacle
 from sq.kernels.hadamard.tiles import tile_shape
 from sq.kernels.int4_matmul import tiles
 from sq.kernels.rotate_quantize.tiles import tile_obstacle
@@ -41,6 +42,7 @@ TOY = Shapes(
     block=16,
     blocks=(64,),
     hadamards={2048: 1, 6144: 12},
+    block_products=((3, 16, 0), (4, 24, 2)),
     models=(Model("Toy", 64, 96, heads=4, kv_heads=2, head_dim=32, layers=2, vocabulary=100),),
     sites=("o", "down"),
     prefill=(18,),
@@ -87,6 +89,9 @@ BYTES = {
     "block-16 Hadamard + quantize 64 T=4": 4 * (128 + 32 + 4),
     "hadamard 2048 T=8": 4 * 8 * 2048,
     "hadamard 6144 T=4": 4 * 4 * 6144,
+    "block_product 3x16 r=0 T=4": 4 * 4 * 48 + 2 * (3 * 16 * 16 + 9),
+    "block_product 4x24 r=2 T=4": 4 * 4 * 96 + 2 * (4 * 24 * 24 + 16 + 2 * 96 * 2),
+    "eager block_product 4x24 r=2 T=4": 4 * 4 * 96 + 2 * (4 * 24 * 24 + 16 + 2 * 96 * 2),
     "int4_matmul 64x128 M=1": 64 * 64 + 4 * 64 + 64 + 4 + 2 * 64,
     "int4_matmul 64x96 M=3": 64 * 48 + 4 * 64 + 3 * 48 + 12 + 2 * 3 * 64,
     "int4_matmul 64x128 M=18": 64 * 64 + 4 * 64 + 18 * 128 + 4 * 18 + 2 * 18 * 64,
@@ -101,6 +106,7 @@ FLOPS = {
     "int4_matmul 64x128 M=18": 2 * 18 * 64 * 128,
     "linear 64x128 M=18": 2 * 18 * 64 * 128 + 2 * 18 * 128 * (8 + 16),
     "rotate_quantize 64 T=3": 2 * 3 * 64 * 16,
+    "block_product 4x24 r=2 T=4": 2 * 4 * 96 * (24 + 4 + 4),
     "block-16 Hadamard + quantize 64 T=4": 2 * 4 * 64 * 16,
 }
 
@@ -168,13 +174,23 @@ def test_the_yardstick_multiplies_the_very_operands() -> None:
 
 def test_eager_rotation_gives_the_codes_of_the_kernel() -> None:
     """Up to bfloat16's rounding between its steps: no code is farther than one."""
-    (row,) = suite(TOY, "over eager")
+    (row,) = suite(TOY, "rotate_quantize * over eager")
     assert row.yardstick is not None
     (ours, scale), (eager, eager_scale) = (case.make(TORCH, 3)()[:2] for case in (row.case, row.yardstick))
     assert eager_scale.dtype == torch.bfloat16, "float32 would move twice the bytes and flatter the kernel"
     low, eager_low = (((codes.int() & 15) ^ 8) - 8 for codes in (ours, eager))
     assert int((low - eager_low).abs().max()) <= 1
     torch.testing.assert_close(scale, eager_scale.float(), rtol=2**-6, atol=0)
+
+
+def test_eager_block_product_is_the_kernel() -> None:
+    """Up to bfloat16's rounding between its steps."""
+    rows = suite(TOY, "block_product * over eager")
+    assert len(rows) == len(TOY.block_products)
+    for row in rows:
+        assert row.yardstick is not None
+        ours, eager = (case.make(TORCH, 3)().float() for case in (row.case, row.yardstick))
+        torch.testing.assert_close(eager, ours, rtol=0, atol=2**-5 * float(ours.abs().max()))
 
 
 def test_a_case_that_fails_becomes_a_row_with_its_reason_and_the_suite_goes_on() -> None:
@@ -248,6 +264,8 @@ def test_the_kernels_take_every_size_of_the_full_suite() -> None:
         assert tile_obstacle(n // FULL.block, FULL.block, False, True, itemsize=2) is None
     for n, order in FULL.hadamards.items():
         assert tile_shape(order, n // order, itemsize=2) is not None
+    for n1, n2, rank in FULL.block_products:
+        assert block_tile_obstacle(n1, n2, True, rank, itemsize=2) is None
     sizes = {size for model in FULL.models for size in model.linears().values()}
     assert {d_in for _, d_in in sizes} <= FULL.factors.keys()
     for d_out, d_in in sizes:

@@ -188,3 +188,36 @@ def test_pruned_launches_fit_an_sm(tile: tuple[int, int]) -> None:
         assert programs * 32 * config.num_warps <= 2048
         assert block_1 * block_2 / (32 * config.num_warps) <= 128
         assert programs * shared <= SHARED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rank", "first", "launch", "dtype"),
+    [
+        ((32, 128), 16, True, (32, 32, 8, 2), "bf16"),
+        ((9, 64), 0, True, (64, 32, 8, 2), "fp16"),
+        ((8, 72), 0, False, (64, 128, 4, 3), "bf16"),
+        ((12, 96), 3, True, (32, 32, 8, 1), "fp32"),
+    ],
+    ids=["4096", "576", "no R1", "fp32"],
+)
+def test_block_product(
+    sizes: tuple[int, int], rank: int, first: bool, launch: tuple[int, int, int, int], dtype: str
+) -> None:
+    import triton.language as tl
+
+    from sq.kernels.block_product import tiles
+    from sq.kernels.block_product.triton import block_product_kernel, directions_kernel, mix_kernel
+
+    (n1, n2), (block_t, block_l, warps, _) = sizes, launch
+    shape = tiles.Shape(tiles.block_n1(n1, first), n2, tiles.block_r(rank), 4 if dtype == "fp32" else 2, 4096)
+    assert launch in tiles.launches(shape), "no launch that tuning would try"
+    types = {f"p_{name}": f"*{dtype}" for name in ("x", "blocks", "first", "u", "v", "z")} | {"p_c": "*fp32"}
+    constants: dict[str, Any] = {"N1": n1, "N2": n2, "BLOCK_N1": shape.block_n1, "BLOCK_K": tiles.piece(n2)}
+    constants |= {"RANK": rank, "BLOCK_R": shape.block_r, "HAS_FIRST": first, "BLOCK_T": block_t, "BLOCK_L": block_l}
+    constants |= {"COMPUTE": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]}
+    compile_for_hopper(mix_kernel, types, constants | {"BLOCK_N1": 64, "BLOCK_N2": 128}, warps)
+    for kernel in (block_product_kernel, directions_kernel)[: 2 if rank else 1]:
+        compiled = compile_for_hopper(kernel, types, constants, warps)
+        assert compiled.metadata.shared <= SHARED_BYTES
+        wide = "wgmma" if block_t >= 64 else "mma.sync"
+        assert wide in compiled.asm["ptx"] or dtype == "fp32", "products do not use tensor cores"

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sq.kernels import int4_matmul, kv4_attention, rotate_quantize
+from sq.kernels import block_product, int4_matmul, kv4_attention, rotate_quantize
 from sq.kernels.coded import Coded
 from sq.kernels.schemes import Scheme
-from sq.kernels.steps import DiagonalStep, HadamardStep, KroneckerStep, LowRankStep, Step
+from sq.kernels.steps import BlockStep, DiagonalStep, HadamardStep, KroneckerStep, LowRankStep, Step
 
 
 class Kind(NamedTuple):
@@ -125,6 +125,8 @@ def test_int4_matmul_refuses_what_its_declaration_does(d_in: int, group: int | N
 R1, R2 = torch.eye(2), torch.eye(3)
 LOW_RANK = LowRankStep(torch.ones(6), torch.ones(1, 6), torch.ones(1, 6))
 KRONECKER, DIAGONAL, HADAMARD = KroneckerStep(R1, R2), DiagonalStep(torch.ones(6)), HadamardStep(torch.ones(1, 1), None)
+BLOCKS, UNMIXED = BlockStep(torch.ones(2, 3, 3), R1), BlockStep(torch.ones(2, 3, 3), None)
+STRETCH = LowRankStep(None, torch.rand(1, 6), torch.rand(1, 6))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,39 @@ KRONECKER, DIAGONAL, HADAMARD = KroneckerStep(R1, R2), DiagonalStep(torch.ones(6
         ([HADAMARD], None),
         ([LOW_RANK, HADAMARD], None),
         ([DIAGONAL, KRONECKER], None),
+        ([BLOCKS], None),
     ],
 )
 def test_transforms_of_rotate_quantize(steps: Sequence[Step] | None, form: object) -> None:
     assert rotate_quantize.form_of(steps) == form
+
+
+@pytest.mark.parametrize(
+    ("steps", "form"),
+    [
+        (None, None),
+        ((), None),
+        ([BLOCKS], (BLOCKS.blocks, R1, None)),
+        ((UNMIXED,), (UNMIXED.blocks, None, None)),
+        ([LOW_RANK, BLOCKS], None),
+        ([BLOCKS, STRETCH], None),
+        ([STRETCH], None),
+        ([STRETCH, STRETCH, BLOCKS], None),
+        ([BLOCKS, BLOCKS], None),
+        ([KRONECKER], None),
+        ([KRONECKER, BLOCKS], None),
+        ([DIAGONAL, BLOCKS], None),
+        ([HADAMARD, BLOCKS], None),
+    ],
+)
+def test_transforms_of_block_product(steps: Sequence[Step] | None, form: object) -> None:
+    assert block_product.form_of(steps) == form
+
+
+def test_block_product_by_its_form_is_the_steps() -> None:
+    x = torch.randn(3, 6)
+    form = block_product.form_of([STRETCH, BLOCKS])
+    assert form is not None
+    stretched = x + x @ STRETCH.basis.T @ STRETCH.change
+    expected = torch.einsum("ij,til->tjl", R1, torch.einsum("tik,ikl->til", stretched.view(3, 2, 3), BLOCKS.blocks))
+    torch.testing.assert_close(block_product.block_product(x, *form), expected.reshape(3, 6))

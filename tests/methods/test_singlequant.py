@@ -51,11 +51,12 @@ def tokens_after(view: LayerView, method: SingleQuant, site: str) -> Tensor:
         ({"order": ("urt", "magic")}, r"stage 'magic' unknown; stages: art, urt, hadamard, orthogonal"),
         ({"sites": ("qkv", "lm_head")}, r"site 'lm_head' unknown.*sites: qkv, o, gate_up, down"),
         ({"placement": "offline"}, r"placement='offline'.*allowed: online, folded"),
-        ({"clip": "best"}, r"clip='best'; allowed: run, site"),
         ({"keys": "hadamard"}, r"keys='hadamard'; allowed: balance, rotation, none"),
         ({"urt_target": "round"}, r"target 'round'.*uniform"),
         ({"rank": -1}, "rank=-1"),
-        ({"rank": 4, "mixing": "dense"}, "both balance"),
+        ({"rank": 4, "mixing": "dense"}, "does nothing in front"),
+        ({"mixing": "merged", "kronecker": False}, "merges with a Kronecker rotation"),
+        ({"brake": 0.0}, "brake=0.0"),
     ],
 )
 def test_options_out_of_range_are_told_before_anything_is_loaded(arguments: dict[str, Any], said: str) -> None:

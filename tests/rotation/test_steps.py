@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sq.kernels.steps import DiagonalStep, HadamardStep, KroneckerStep, LowRankStep, Step
+from sq.kernels.steps import BlockStep, DiagonalStep, HadamardStep, KroneckerStep, LowRankStep, Step
 from sq.rotation import (
+    BlockKronecker,
     Compose,
     Dense,
     Diagonal,
@@ -41,6 +42,9 @@ def carried_out(steps: Sequence[Step], x: Tensor) -> Tensor:
             x = x @ (torch.eye(N).to(x) + step.basis.T @ step.change)
         elif isinstance(step, DiagonalStep):
             x = x @ step.t.diag()
+        elif isinstance(step, BlockStep):
+            x = x @ torch.block_diag(*step.blocks)
+            x = x if step.first is None else x @ torch.kron(step.first, torch.eye(step.blocks.shape[-1]).to(x))
         elif isinstance(step, HadamardStep):
             x = x if step.signs is None else x * step.signs
             x = x @ torch.kron(step.base, sylvester(N // len(step.base)).to(x)) / N**0.5
@@ -56,7 +60,16 @@ def kronecker() -> Kronecker:
     return Kronecker(random_orthogonal(N1, 0), random_orthogonal(N2, 1))
 
 
+def blocks(*, mixes: bool) -> BlockKronecker:
+    generator = torch.Generator().manual_seed(4)
+    made = torch.randn(N1, N2, N2, generator=generator, dtype=torch.float64) + 4 * torch.eye(N2, dtype=torch.float64)
+    return BlockKronecker(made, random_orthogonal(N1, 5) if mixes else None)
+
+
 DESCRIBED = {
+    "blocks": lambda: blocks(mixes=False),
+    "blocks, mixed": lambda: blocks(mixes=True),
+    "low rank and blocks": lambda: Compose([low_rank(diagonal=False), blocks(mixes=True)]),
     "identity": lambda: Identity(N),
     "diagonal": lambda: Diagonal(torch.rand(N) + 0.5),
     "kronecker": kronecker,

@@ -97,7 +97,7 @@ def test_a_local_text_counts_by_content_and_not_by_place(tmp_path: Path) -> None
     texts = {"a.txt": "words", "b.txt": "words", "c.txt": "other"}
     for name, content in texts.items():
         (tmp_path / name).write_text(content)
-    ids = [identity(compose([*BASE, f"calibration.path={tmp_path / name}"])) for name in texts]
+    ids = [identity(compose([*BASE, "calibration.text=mine", f"calibration.path={tmp_path / name}"])) for name in texts]
     assert ids[0] == ids[1] != ids[2]
     ids = [
         identity(compose([*BASE, "task.perplexity.texts=[mine]", f"task.perplexity.path={tmp_path / name}"]))

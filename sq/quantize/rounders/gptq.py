@@ -17,7 +17,7 @@ from sq.errors import QuantizationError
 from sq.formats.grid import Grid
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer, quantized
-from sq.quantize.rounders.hessian import inverse_factor
+from sq.quantize.rounders.hessian import inverse_factor, without_dead
 from sq.quantize.rounders.rounder import Need, RoundingStatistics, WeightRounder
 
 
@@ -30,12 +30,15 @@ class Gptq(WeightRounder):
         damping: share of the mean diagonal that is added to the Hessian.
         act_order: round columns by falling Hessian diagonal.
         sequential: take the Hessian of a site with the sites before it rounded already.
+        quantized_activations: take it of activations that the site's quantizer has rounded, which are what the weights
+            multiply at run time. With activations in 16 bits they are the same.
     """
 
     block: int = 128
     damping: float = 0.01
     act_order: bool = False
     sequential: bool = True
+    quantized_activations: bool = False
     needs: ClassVar[frozenset[Need]] = frozenset({"hessian"})
     compensates: ClassVar[bool] = True
 
@@ -48,11 +51,21 @@ class Gptq(WeightRounder):
         """As `sequential` says."""
         return self.sequential
 
+    @property
+    def sees_quantized_activations(self) -> bool:
+        """As `quantized_activations` says."""
+        return self.quantized_activations
+
     def round(self, weights: Sequence[Tensor], statistics: RoundingStatistics) -> list[QTensor]:
         """See `gptq`."""
+        return self._walk(weights, statistics)
+
+    def _walk(
+        self, weights: Sequence[Tensor], statistics: RoundingStatistics, mismatch: Tensor | None = None
+    ) -> list[QTensor]:
         assert statistics.hessian is not None, "the pipeline gathers what `needs` names"
         options: dict[str, Any] = {"block": self.block, "damping": self.damping, "act_order": self.act_order}
-        return gptq(weights, statistics.hessian, self.quantizer, name=statistics.name, **options)
+        return gptq(weights, statistics.hessian, self.quantizer, name=statistics.name, mismatch=mismatch, **options)
 
 
 @torch.no_grad()
@@ -66,6 +79,7 @@ def gptq(
     name: str = "gptq",
     retries: int = 2,
     act_order: bool = False,
+    mismatch: Tensor | None = None,
 ) -> list[QTensor]:
     """Codes of weights w that nearly minimize tr((w - q) H (w - q)^T), H being shared.
 
@@ -77,6 +91,11 @@ def gptq(
 
     Scales: one of a whole channel is fixed once from the row (dead columns zeroed, clip search if the quantizer has
     it); those of groups at the start of each group from the updated weights; a second scale once from the weight.
+    With a mismatch D, a multiple of sum (x' - x)^T x in H's scale, column j also hands its part of the lost output
+    w_j (x'_j - x_j) on to later columns: w_k += w_j P_jk with P = triu(D U^T, 1) U and w_j as it is just before it is
+    rounded (GPTAQ, 2504.02692; the peers' code takes q_j for columns behind the block, so that there the block changes
+    the result).
+
     act_order rounds columns by falling H_jj; groups stay groups of neighbouring input features there, so their scales
     are all fixed from the original weights (static groups).
 
@@ -86,6 +105,7 @@ def gptq(
             transformed one).
         quantizer: format and clip.
         block: columns a block; shrunk so that groups and blocks align.
+        mismatch: D (d_in, d_in), dtype and basis of hessian, or None for plain GPTQ.
         damping, retries: see inverse_factor.
         name: for messages, such as "layer 3, qkv".
 
@@ -96,10 +116,10 @@ def gptq(
     if block < 1 or not damping >= 0 or retries < 0:
         raise QuantizationError(f"{name}: {block=}, {damping=}, {retries=}; use block >= 1, damping >= 0, retries >= 0")
     _check(weights, hessian, quantizer, name)
+    check_mismatch(mismatch, hessian, name)
     format, sizes, d_in = quantizer.format, [len(w) for w in weights], weights[0].shape[1]
     size = format.group or d_in
-    hessian, dead = hessian.clone(), hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1.0 if bool(dead.all()) else hessian.diagonal()[~dead].mean()
+    hessian, dead = without_dead(hessian)
     parts = [w.to(torch.float32, copy=True) for w in weights]
     for part in parts:
         part[:, dead] = 0
@@ -111,8 +131,10 @@ def gptq(
     if act_order:
         order = hessian.diagonal().argsort(descending=True, stable=True)
         hessian = hessian[order][:, order]
+        mismatch = None if mismatch is None else mismatch[order][:, order]
     factor = inverse_factor(hessian, damping, retries=retries, name=name)
-    del hessian
+    pull = None if mismatch is None else _pull(mismatch, factor)
+    del hessian, mismatch
     pivot = factor.diagonal()
     group_of = (order // size).tolist()
     columns = weight.T[order].contiguous()  # (d_in, d_out): one column of w is contiguous
@@ -134,7 +156,11 @@ def gptq(
             codes[j] = q.to(codes.dtype)
             error = torch.sub(columns[j], own.decode_(q), out=errors[j - start]).div_(pivot[j])
             columns[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
+            if pull is not None:
+                columns[j + 1 : end].addr_(pull[j, j + 1 : end], columns[j])
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+        if pull is not None:
+            columns[end:].addmm_(pull[start:end, end:].T, columns[start:end])
     result = torch.empty_like(codes)
     result[order] = codes
     ends = list(accumulate(sizes))
@@ -142,6 +168,12 @@ def gptq(
         quantized(own.T.contiguous(), _rows(grid, slice(end - size, end)))
         for own, size, end in zip(result.split(sizes, dim=1), sizes, ends, strict=True)
     ]
+
+
+def _pull(mismatch: Tensor, factor: Tensor) -> Tensor:
+    """P = triu(D U^T, 1) U, strictly upper triangular, in the dtype of U (n, n); computed in that of D."""
+    upper = factor.to(mismatch.dtype)
+    return ((mismatch @ upper.T).triu_(1) @ upper).triu_(1).to(factor.dtype)
 
 
 def _stacked(grids: Sequence[Grid], sizes: Sequence[int]) -> Grid:
@@ -170,6 +202,15 @@ def _aligned(block: int, size: int) -> int:
     if size <= block:
         return block - block % size
     return max(step for step in range(1, block + 1) if size % step == 0)
+
+
+def check_mismatch(mismatch: Tensor | None, hessian: Tensor, what: str) -> None:
+    """Raise QuantizationError for a D that does not fit H or holds NaN or inf."""
+    if mismatch is not None and mismatch.shape != hessian.shape:
+        got = f"the mismatch has shape {tuple(mismatch.shape)}, the Hessian {tuple(hessian.shape)}"
+        raise QuantizationError(f"{what}: {got}; take both of one site")
+    if mismatch is not None and not torch.isfinite(mismatch).all():
+        raise QuantizationError(f"{what}: the mismatch holds NaN or inf; look for them in this site's activations")
 
 
 def _check(weights: Sequence[Tensor], hessian: Tensor, quantizer: WeightQuantizer, what: str) -> None:

@@ -20,7 +20,8 @@ _FLOAT64_FACTOR = 2048
 class HessianAccumulator:
     """Running H = (2 / N) sum_t x_t^T x_t over N tokens of n features; `tokens` is N so far.
 
-    Products are float32; their sum is float64 for n up to 1024, else float32.
+    With a left factor y it is the cross moment (2 / N) sum_t y_t^T x_t instead. Products are float32; their sum is
+    float64 for n up to 1024, else float32.
     """
 
     def __init__(self, n: int, device: torch.device | str | None = None) -> None:
@@ -28,15 +29,16 @@ class HessianAccumulator:
         self._sum = torch.zeros(n, n, dtype=torch.float64 if n <= _FLOAT64_SUM else torch.float32, device=device)
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Add tokens x (..., n), any float dtype; CalibrationError where the last axis is another."""
+    def update(self, x: Tensor, left: Tensor | None = None) -> None:
+        """Add tokens x (..., n), any float dtype; CalibrationError where the last axis is another. left: y, as x."""
         if x.shape[-1] != self.n:
             raise CalibrationError(f"activations have {x.shape[-1]} features; this Hessian was made for {self.n}")
         rows = x.reshape(-1, self.n).to(device=self._sum.device, dtype=torch.float32)
+        others = rows if left is None else left.reshape(-1, self.n).to(rows)
         if self._sum.dtype == torch.float32:
-            self._sum.addmm_(rows.T, rows)
+            self._sum.addmm_(others.T, rows)
         else:
-            self._sum.add_(rows.T @ rows)
+            self._sum.add_(others.T @ rows)
         self.tokens += rows.shape[0]
 
     @property
@@ -52,6 +54,14 @@ def conjugate_hessian(hessian: Tensor, transform: Transform) -> Tensor:
     with torch.no_grad():
         result: Tensor = transform(transform(hessian).T)  # (H T)^T T = T^T H T for symmetric H
         return (result + result.T) / 2
+
+
+def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of H (n, n) whose zero diagonal entries are the mean of the others (1 if all are zero), and which they
+    were, bool (n,)."""
+    hessian, dead = hessian.clone(), hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1.0 if bool(dead.all()) else hessian.diagonal()[~dead].mean()
+    return hessian, dead
 
 
 def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, name: str = "gptq") -> Tensor:

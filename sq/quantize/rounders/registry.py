@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _registry: dict[str, str] = {
     "rtn": "sq.quantize.rounders.rtn:Rtn",
     "gptq": "sq.quantize.rounders.gptq:Gptq",
+    "gptaq": "sq.quantize.rounders.gptaq:Gptaq",
+    "qronos": "sq.quantize.rounders.qronos:Qronos",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -13,20 +13,36 @@ from sq.formats.format import Format
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer
 
-Need = Literal["hessian"]
+Need = Literal["hessian", "mismatch", "held_out"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The same moments over a part of the tokens, the last ones; `share` is their share of all N."""
+
+    hessian: Tensor
+    mismatch: Tensor
+    share: float
 
 
 @dataclass(frozen=True)
 class RoundingStatistics:
-    """What calibration saw at one site.
+    """What calibration saw at one site, as far as the rounder needs it.
 
     Attributes:
         name: layer and site, for messages.
-        hessian: (2 / N) sum of x^T x over N tokens x of the site as its linears read them, (n, n), where it is needed.
+        hessian: (2 / N) sum of x^T x over N tokens x of the site as its linears read them, (n, n).
+        mismatch: (2 / N) sum of (x' - x)^T x, (n, n): x' is the same token in the full-precision stream, behind the
+            same transform.
+        held_out: hessian and mismatch over the last quarter of the tokens, which the other two count as well.
+        report: what a rounder found out and wants in the record of the site, by name.
     """
 
     name: str
     hessian: Tensor | None = None
+    mismatch: Tensor | None = None
+    held_out: HeldOut | None = None
+    report: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,21 @@ class WeightRounder(ABC):
     def sees_rounded_sites(self) -> bool:
         """Whether the statistics of a site are taken with the sites before it in the layer rounded already."""
         return False
+
+    @property
+    def sees_quantized_activations(self) -> bool:
+        """Whether the tokens x of the statistics have passed through the site's activation quantizer."""
+        return False
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the statistics compare the quantized stream with the full-precision one."""
+        return "mismatch" in self.needs
+
+    @property
+    def takes_collected_moments(self) -> bool:
+        """Whether second moments of the layer before anything is done to it, and then transformed, are all it needs."""
+        return self.needs == {"hessian"} and not (self.sees_rounded_sites or self.sees_quantized_activations)
 
     @classmethod
     def obstacle(cls, format: Format) -> str | None:
