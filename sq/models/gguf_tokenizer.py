@@ -13,11 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from sq.errors import CheckpointError
 from sq.io import atomic_folder
-from sq.models.gguf_header import GgufHeader, read_header
+from sq.models.gguf_header import CONVERSION, GgufHeader, read_header
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # part of the cache's names; a change of what is written for the same file raises it
 # Words of Llama 3 and Qwen 2, which differ in how many digits make one: contractions, letters, digits, signs, newlines.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
@@ -88,7 +87,7 @@ def _cut_words(tokenizer: Tokenizer, kind: str) -> None:
 
 
 def _digest(header: GgufHeader) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {transformers.__version__}".encode())
+    digest = hashlib.sha256(f"{CONVERSION} {transformers.__version__}".encode())
     with header.path.open("rb") as stream:
         digest.update(stream.read(header.data))
     return digest.hexdigest()[:16]
