@@ -12,6 +12,7 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,7 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import sq
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
-from sq.methods.singlequant import SingleQuant
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.quantize.method import Method
@@ -28,7 +28,7 @@ from sq.quantize.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
-METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
+METHOD = folded(order=("orthogonal", "urt"), rank=3)
 
 
 def ids_of(count: int = 4, length: int = 12) -> Tensor:
@@ -166,7 +166,7 @@ def test_linears_take_at_most_27_percent_of_bfloat16(tmp_path: Path) -> None:
     """At sizes where a scale a row and the transforms' factors count for little: 1024 and 2048 features."""
     sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 16, "head_dim": 64}
     save_random(tmp_path / "original", "llama", **sizes, num_hidden_layers=1)
-    folder = write(tmp_path / "original", tmp_path / "packed", SingleQuant(order=("orthogonal",)))
+    folder = write(tmp_path / "original", tmp_path / "packed", folded(order=("orthogonal",)))
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     layers = {name for name in index if ".layers." in name}
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}

@@ -17,6 +17,7 @@ import pytest
 import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,7 +26,6 @@ from sq.config.compose import compose
 from sq.config.parse import options
 from sq.evaluate.speed import fake_of, full_precision, kinds, linear_bytes, measure, measure_speed, weight_bytes
 from sq.evaluate.speed.runners import EagerRunner, GraphRunner, Runner
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
@@ -37,7 +37,7 @@ from sq.runs.execute import execute
 
 pytestmark = pytest.mark.slow
 
-ONLINE = SingleQuant(order=("orthogonal", "urt"), rank=3)
+ONLINE = folded(order=("orthogonal", "urt"), rank=3)
 
 
 def ids_of(count: int = 4, length: int = 12) -> Tensor:

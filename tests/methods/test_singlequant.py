@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import save_random
+from recipes import folded
 from torch import Tensor
 
 from sq.errors import QuantizationError
@@ -61,20 +62,20 @@ def tokens_after(view: LayerView, method: SingleQuant, site: str) -> Tensor:
 )
 def test_options_out_of_range_are_told_before_anything_is_loaded(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        SingleQuant(**arguments)
+        folded(**arguments)
 
 
 def test_size_without_a_factor_pair_names_layer_site_and_way_out(tmp_path: Path) -> None:
     view = view_of(tmp_path, intermediate_size=83)
     with pytest.raises(QuantizationError, match=r"layer 0, down: a size of 83.*method\.kronecker=false"):
-        SingleQuant(order=("urt",)).layer_transforms(view)
-    assert SingleQuant(order=("urt",), kronecker=False).layer_transforms(view)["down"].online is not None
+        folded(order=("urt",)).layer_transforms(view)
+    assert folded(order=("urt",), kronecker=False).layer_transforms(view)["down"].online is not None
 
 
 def test_balance_gives_activations_and_weights_equal_rms(tmp_path: Path) -> None:
     """After the diagonal alone rms(x_j) / rms(w_j) is one constant at every site; at o within a KV head's channels."""
     view = view_of(tmp_path)
-    transforms = SingleQuant(order=(), kronecker=False, placement="online").layer_transforms(view)
+    transforms = folded(order=(), kronecker=False, placement="online").layer_transforms(view)
     for site in SITES:
         statistics, dimensions = view.statistics[site], view.dimensions
         x = transforms[site].tokens(statistics.tokens, site, dimensions).square().mean(0)
@@ -90,21 +91,21 @@ def test_rotation_lowers_the_peak_at_the_sites_it_serves(placement: str, tmp_pat
     view = view_of(tmp_path)
     spiked = view.statistics["down"]
     spiked.tokens[:, 3] *= 40
-    method = SingleQuant(placement=placement, balance=False, order=("orthogonal", "urt"))  # type: ignore[arg-type]
+    method = folded(placement=placement, balance=False, order=("orthogonal", "urt"))  # type: ignore[arg-type]
     assert peak_over_rms(tokens_after(view, method, "down")) < 0.5 * peak_over_rms(spiked.tokens)
 
 
 def test_folded_placement_leaves_only_down_online(tmp_path: Path) -> None:
-    transforms = SingleQuant(placement="folded", order=("orthogonal", "urt")).layer_transforms(view_of(tmp_path))
+    transforms = folded(placement="folded", order=("orthogonal", "urt")).layer_transforms(view_of(tmp_path))
     assert [site for site in SITES if transforms[site].online is not None] == ["down"]
     assert isinstance(transforms["down"].online, Kronecker)
 
 
 def test_folded_head_rotation_is_one_block_a_kv_head(tmp_path: Path) -> None:
     view = view_of(tmp_path)
-    folded = SingleQuant(placement="folded", balance=False, order=("orthogonal",)).layer_transforms(view)["o"].folded
-    assert isinstance(folded, PerHead)
-    assert folded.n == view.dimensions.kv_heads * view.dimensions.head_dim
+    found = folded(placement="folded", balance=False, order=("orthogonal",)).layer_transforms(view)["o"].folded
+    assert isinstance(found, PerHead)
+    assert found.n == view.dimensions.kv_heads * view.dimensions.head_dim
 
 
 def test_heads_view_shows_each_query_head_its_kv_head(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def by_kv_head(view: LayerView, name: str) -> Tensor:
 def test_balanced_keys_and_their_queries_have_one_second_moment(tmp_path: Path) -> None:
     """k T and q T^-T of every KV head end with proportional second moments, whatever rotation follows (DESIGN 5)."""
     view = view_of(tmp_path)
-    transform = SingleQuant(order=("orthogonal", "urt")).key_transform(view)
+    transform = folded(order=("orthogonal", "urt")).key_transform(view)
     assert isinstance(transform, PerHead)
     keys, queries = by_kv_head(view, "keys").double(), by_kv_head(view, "queries").double()
     turned_keys = transform(keys.flatten(-2)).view_as(keys)
@@ -147,19 +148,19 @@ def test_balanced_keys_and_their_queries_have_one_second_moment(tmp_path: Path) 
 def test_rotated_keys_are_flatter_than_captured_ones(tmp_path: Path) -> None:
     view = view_of(tmp_path)
     view.statistics["keys"].tokens[:, 3] *= 40
-    transform = SingleQuant(order=("orthogonal", "urt"), keys="rotation").key_transform(view)
+    transform = folded(order=("orthogonal", "urt"), keys="rotation").key_transform(view)
     assert isinstance(transform, PerHead)
     assert transform.orthogonal
     keys = by_kv_head(view, "keys")
     turned = transform(keys.flatten(-2)).view_as(keys)
     assert peak_over_rms(turned[:, 0]) < 0.8 * peak_over_rms(keys[:, 0])
-    assert SingleQuant(keys="none").key_transform(view) is None
+    assert folded(keys="none").key_transform(view) is None
 
 
 def test_same_seed_gives_the_same_transforms_and_another_does_not(tmp_path: Path) -> None:
     view = view_of(tmp_path)
     first, again, other = (
-        tokens_after(view, SingleQuant(order=("orthogonal",), placement="online", seed=s), "qkv") for s in (1, 1, 2)
+        tokens_after(view, folded(order=("orthogonal",), placement="online", seed=s), "qkv") for s in (1, 1, 2)
     )
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert float((first - other).abs().max()) > 0.1

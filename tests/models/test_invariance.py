@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.checkpoints import EVERY_FAMILY, SIZES, save_random
 from quantizers import Unrounded
+from recipes import folded
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
@@ -23,17 +24,22 @@ from sq.quantize.recipe import Recipe
 
 ONLINE: dict[str, Any] = {"placement": "online", "order": ("urt",)}
 METHODS = {
-    "online kurtosis, balanced": SingleQuant(**ONLINE),
-    "online, orthogonal then ART then flat URT": SingleQuant(
+    "online kurtosis, balanced": folded(**ONLINE),
+    "online, orthogonal then ART then flat URT": folded(
         placement="online", order=("orthogonal", "art", "urt"), urt_target="flat"
     ),
-    "online, full width": SingleQuant(**ONLINE, kronecker=False),
-    "online, low-rank balance": SingleQuant(**ONLINE, rank=5),
-    "online, block balance": SingleQuant(**ONLINE, mixing="block", block=6),
-    "online, dense balance": SingleQuant(**ONLINE, mixing="dense"),
-    "folded": SingleQuant(order=("orthogonal", "urt")),
-    "folded, rank": SingleQuant(order=("orthogonal", "urt"), rank=5),
-    "folded, no balance": SingleQuant(balance=False, order=("orthogonal",)),
+    "online, full width": folded(**ONLINE, kronecker=False),
+    "online, low-rank balance": folded(**ONLINE, rank=5),
+    "online, block balance": folded(**ONLINE, mixing="block", block=6),
+    "online, dense balance": folded(**ONLINE, mixing="dense"),
+    "folded": folded(order=("orthogonal", "urt")),
+    "folded, rank": folded(order=("orthogonal", "urt"), rank=5),
+    "merged": folded(order=("orthogonal",), placement="online", mixing="merged", block=8, rank=4, brake=0.6),
+    "merged, nothing across blocks": folded(
+        order=("orthogonal",), placement="online", mixing="merged", block=6, across_blocks=False
+    ),
+    "merged, URT": folded(**ONLINE, mixing="merged", block=12),
+    "folded, no balance": folded(balance=False, order=("orthogonal",)),
 }
 
 
@@ -80,7 +86,7 @@ def test_float64_logits_are_unchanged(
 def test_bfloat16_logits_stay_within_its_rounding(family: str, placement: str, tmp_path: Path) -> None:
     """bfloat16 has 8 bits: three layers of it differ from float32 by about 2% of the rms logit, rotated or not."""
     save_random(tmp_path, family)
-    method = SingleQuant(placement=placement, order=("orthogonal", "urt"))  # type: ignore[arg-type]
+    method = folded(placement=placement, order=("orthogonal", "urt"))  # type: ignore[arg-type]
     rotated, _ = transformed_logits(tmp_path, method, torch.bfloat16)
     _, exact = transformed_logits(tmp_path, method, torch.float32)
     error = float((rotated.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt())

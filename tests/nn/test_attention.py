@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from models.checkpoints import FAMILIES, SIZES, save_random
 from models.quantized_attention import ids_of, quantized
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sq.methods.singlequant import SingleQuant
 from sq.models.attention import ATTENTION
 from sq.models.stream import DecoderStream
 from sq.nn.attention import AttentionInput
@@ -34,7 +34,7 @@ HEADS, KV_HEADS = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
 def test_forward_generate_and_lm_eval_give_the_same_logits(family: str, tmp_path: Path) -> None:
     """Bound 1e-5 of the largest logit; measured below 1e-6 (RoPE and norms of transformers compute in float32)."""
     save_random(tmp_path, family)
-    model = quantized(tmp_path, SingleQuant(order=("orthogonal", "urt")))
+    model = quantized(tmp_path, folded(order=("orthogonal", "urt")))
     prompt = ids_of(1, 9)
     made = model.generate(
         prompt,
@@ -152,7 +152,7 @@ def test_a_model_without_quantized_attention_carries_nothing(tmp_path: Path) -> 
     save_random(tmp_path, "llama")
     stream = DecoderStream(tmp_path, dtype=torch.float32)
     recipe = Recipe(rounder("rtn", weight_quantizer(4)), activation_quantizer(4), propagate="full_precision")
-    pipeline = Pipeline(stream, SingleQuant(order=("orthogonal", "urt")), recipe, ids_of(2, 16))
+    pipeline = Pipeline(stream, folded(order=("orthogonal", "urt")), recipe, ids_of(2, 16))
     pipeline.prepare()
     layers: list[nn.Module] = list(pipeline.layers())
     assert not any(isinstance(module, AttentionInput) for layer in layers for module in layer.modules())

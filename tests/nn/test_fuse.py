@@ -10,11 +10,11 @@ import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sq.formats.activation import ActivationQuantizer
-from sq.methods.singlequant import SingleQuant
 from sq.models.families import SITES, family_of
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
@@ -24,7 +24,7 @@ from sq.nn.site_input import DeferredNorm, SiteInput
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 
-METHOD = SingleQuant(order=("orthogonal", "urt"), rank=3)
+METHOD = folded(order=("orthogonal", "urt"), rank=3)
 QUANTIZERS = {
     "symmetric": activation_quantizer(4),
     "searched": activation_quantizer(4, "midrise", clip="search"),

@@ -12,9 +12,9 @@ import pytest
 import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor
 
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
@@ -69,11 +69,11 @@ def counted(
     ("method", "weights", "options", "forwards"),
     [
         # residual sample, statistics, and one walk through the sites that ends in the rounded layer's outputs
-        (SingleQuant(placement="folded"), "gptq", {}, 3),
-        (SingleQuant(placement="folded"), "gptq", {"sequential": False}, 3),
-        (SingleQuant(placement="folded"), "rtn", {}, 3),
-        (SingleQuant(placement="online"), "gptq", {}, 2),  # no residual sample
-        (SingleQuant(placement="online"), "rtn", {}, 2),
+        (folded(placement="folded"), "gptq", {}, 3),
+        (folded(placement="folded"), "gptq", {"sequential": False}, 3),
+        (folded(placement="folded"), "rtn", {}, 3),
+        (folded(placement="online"), "gptq", {}, 2),  # no residual sample
+        (folded(placement="online"), "rtn", {}, 2),
         (RoundToNearest(), "gptq", {}, 2),
         (RoundToNearest(), "rtn", {}, 2),
         (RoundToNearest(), "gptq", {"quantized_activations": True}, 2),
@@ -83,7 +83,7 @@ def counted(
         (RoundToNearest(), "gptaq", {}, 3),
         (RoundToNearest(), "qronos", {}, 3),
         (RoundToNearest(), "gptaq", {"sequential": False}, 4),
-        (SingleQuant(placement="folded"), "qronos", {"quantized_activations": True}, 4),
+        (folded(placement="folded"), "qronos", {"quantized_activations": True}, 4),
     ],
     ids=lambda value: getattr(value, "placement", getattr(value, "name", None)),
 )

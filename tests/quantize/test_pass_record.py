@@ -9,9 +9,9 @@ import pytest
 import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor
 
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.quantize.pass_record import PassRecord, relative_error
@@ -55,7 +55,7 @@ def test_a_rotated_layer_in_16_bits_has_no_error_and_one_in_4_bits_has(tmp_path:
     save_random(tmp_path, "qwen3")
     errors = {}
     for bits in (16, 4):
-        method = SingleQuant(order=("orthogonal", "urt"))
+        method = folded(order=("orthogonal", "urt"))
         pipeline, _ = pipeline_of(tmp_path, method, bits, propagate=propagate)
         pipeline.prepare()
         list(pipeline.layers())
@@ -94,7 +94,7 @@ def test_recording_changes_no_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for recorded in (True, False):
         if not recorded:
             monkeypatch.setattr(PassRecord, "describe_layer", lambda *_: None)
-        method = SingleQuant(order=("orthogonal", "urt"))
+        method = folded(order=("orthogonal", "urt"))
         pipeline, _ = pipeline_of(tmp_path, method, name="gptq")
         pipeline.prepare()
         states.append([layer.state_dict() for layer in pipeline.layers()])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from sq.data.windows import Windows
 from sq.errors import CalibrationError
 from sq.evaluate.scores import score_windows
 from sq.evaluate.stream import StreamEvaluation
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import FullPrecision, RoundToNearest
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
@@ -95,7 +95,7 @@ def test_gptq_lowers_the_error_of_layer_outputs(tmp_path: Path) -> None:
     reference = model(windows()).logits
     errors = {}
     for name in ("rtn", "gptq"):
-        pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE), bits=3, activations=16, name=name)
+        pipeline = pipeline_of(tmp_path, folded(**ONLINE), bits=3, activations=16, name=name)
         pipeline.prepare()
         logits = pipeline.stream.assemble(list(pipeline.layers()), pipeline.embeddings_and_head)(windows()).logits
         errors[name] = float((logits - reference).square().mean())
@@ -108,7 +108,7 @@ def test_gptq_hessians_are_those_of_the_transformed_activations(tmp_path: Path) 
     save_random(tmp_path, "llama", num_hidden_layers=1)
     found = {}
     for way in (False, True):
-        pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE), name="gptq", sequential=way, propagate="full_precision")
+        pipeline = pipeline_of(tmp_path, folded(**ONLINE), name="gptq", sequential=way, propagate="full_precision")
         pipeline.prepare()
         layer = next(iter(pipeline.layers()))
         found[way] = layer.get_submodule("self_attn.q_proj").weight
@@ -147,7 +147,7 @@ def test_nan_in_calibration_names_layer_and_site(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"] *= 1e30
     weights["model.layers.1.mlp.gate_proj.weight"] *= 1e30
     save_file(weights, tmp_path / "model.safetensors")
-    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
+    pipeline = pipeline_of(tmp_path, folded(**ONLINE))
     pipeline.prepare()
     with pytest.raises(CalibrationError, match=r"layer 1, site 'down'"):
         list(pipeline.layers())
@@ -156,7 +156,7 @@ def test_nan_in_calibration_names_layer_and_site(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_streamed_scores_equal_those_of_whole_models(tmp_path: Path) -> None:
     reference = save_random(tmp_path, "mistral")
-    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
+    pipeline = pipeline_of(tmp_path, folded(**ONLINE))
     pipeline.prepare()
     texts = [Windows(windows(5, 16, seed), f"text{seed}", "") for seed in (3, 4)]
     evaluation = StreamEvaluation(pipeline.stream, texts, pipeline.embeddings_and_head, batch=2)
@@ -201,7 +201,7 @@ def test_sizes_are_counted_from_the_parts(tmp_path: Path) -> None:
 
 def test_report_describes_every_site(tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
-    pipeline = pipeline_of(tmp_path, SingleQuant(**ONLINE))
+    pipeline = pipeline_of(tmp_path, folded(**ONLINE))
     pipeline.prepare()
     list(pipeline.layers())
     assert [(entry["layer"], entry["site"]) for entry in pipeline.record.sites] == [

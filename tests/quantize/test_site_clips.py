@@ -9,6 +9,7 @@ import pytest
 import torch
 from models.checkpoints import SIZES, random_model
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -21,7 +22,6 @@ from sq.baselines.spinquant import SpinQuant
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.labels import format_of
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import FullPrecision, RoundToNearest
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream
@@ -41,9 +41,9 @@ METHODS: dict[str, Any] = {
     "omniquant": OmniQuant(epochs=1, batch=2),
     "flatquant": FlatQuant(epochs=1, activation_clip=False),
     "spinquant": SpinQuant(steps=2, batch=2, clip_interval=2),
-    "singlequant": SingleQuant(order=("orthogonal", "urt")),
+    "singlequant": folded(order=("orthogonal", "urt")),
 }
-OURS = SingleQuant(order=("urt",), placement="online")
+OURS = folded(order=("urt",), placement="online")
 
 
 @pytest.fixture(scope="module")

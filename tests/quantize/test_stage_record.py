@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models.checkpoints import SIZES, save_random
+from recipes import folded
 from torch import Tensor
 
 from sq.errors import ConfigError
@@ -26,7 +27,7 @@ LAYER = 1
 
 
 def staged(**changes: Any) -> SingleQuant:
-    return SingleQuant(**{"order": ("art", "urt"), "placement": "online", "balance": False, **changes})
+    return folded(**{"order": ("art", "urt"), "placement": "online", "balance": False, **changes})
 
 
 def recorded(folder: Path, method: SingleQuant, site: str, tokens: int = 50) -> tuple[dict[str, np.ndarray], Tensor]:
@@ -105,7 +106,7 @@ def test_a_few_tokens_hold_the_massive_outlier(tmp_path: Path) -> None:
     ("method", "layer", "site", "said"),
     [
         (RoundToNearest(), 0, "qkv", r"'rtn' has no stages.*method=ablation/art_then_urt"),
-        (SingleQuant(), 0, "down", r"has order=\[hadamard,urt\]"),
+        (folded(), 0, "down", r"has order=\[hadamard,urt\]"),
         (staged(order=("urt", "art")), 0, "down", r"has order=\[urt,art\]"),
         (staged(sites=("qkv",)), 0, "down", r"site=down; .* transforms qkv"),
         (staged(), 3, "down", r"layer=3; the model has layers 0 to 2"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import activation_quantizer, rounder, weight_quantizer
+from recipes import folded
 from torch import Tensor, nn
 
 from sq.baselines.flatquant import FlatQuant
@@ -19,7 +20,6 @@ from sq.baselines.quarot import QuaRot
 from sq.formats.labels import format_of
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer
-from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.nn.linear import QuantizedLinear
@@ -76,7 +76,7 @@ def weight_format(name: str) -> WeightQuantizer:
 @pytest.mark.parametrize(
     "method",
     [
-        SingleQuant(**ONLINE),
+        folded(**ONLINE),
         QuaRot(residual="orthogonal", head="orthogonal", cross_head="orthogonal", down="orthogonal"),
     ],
     ids=lambda method: method.name,
@@ -115,9 +115,7 @@ def inputs(model: nn.Module, name: str) -> Tensor:
     return kept[0]
 
 
-@pytest.mark.parametrize(
-    "method", [RoundToNearest(), SingleQuant(**ONLINE, balance=False)], ids=lambda method: method.name
-)
+@pytest.mark.parametrize("method", [RoundToNearest(), folded(**ONLINE, balance=False)], ids=lambda method: method.name)
 @pytest.mark.parametrize("quantized", [False, True])
 @torch.no_grad()
 def test_the_mismatch_is_that_of_two_whole_models(method: Method, quantized: bool, tmp_path: Path) -> None:
@@ -174,11 +172,9 @@ def test_not_sequential_reads_the_layer_before_anything_is_rounded(name: str, tm
 def test_a_resumed_pass_goes_on_with_both_streams(propagate: str, tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
     weights = rounder("gptaq", weight_quantizer(4), alpha=1.0)
-    whole = list(pipeline_of(tmp_path, SingleQuant(**ONLINE), weights, propagate=propagate).layers())
+    whole = list(pipeline_of(tmp_path, folded(**ONLINE), weights, propagate=propagate).layers())
     kept = copy.deepcopy(whole[0])
-    again = pipeline_of(
-        tmp_path, SingleQuant(**ONLINE), weights, propagate=propagate, saved=lambda i: None if i else kept
-    )
+    again = pipeline_of(tmp_path, folded(**ONLINE), weights, propagate=propagate, saved=lambda i: None if i else kept)
     assert agreement(list(again.layers()), whole) > 0.99
 
 
