@@ -112,6 +112,11 @@ def _formats(
     """Formats that a part of the run does not take, and groups that do not divide."""
     if not method.quantizes:
         return []
+    if activations.o_group is not None and not bits.activations.isdigit():
+        return [
+            f"activations.o_group={activations.o_group} makes groups of integers, {bits.activations} has groups of its "
+            "own; set activations.o_group=null, or integer activations, for example bits=w4a4"
+        ]
     groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
     built = method_of(method.target, method.name, method.arguments, [])
     widths = known_widths(model.path, model.architecture)
