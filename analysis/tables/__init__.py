@@ -9,6 +9,7 @@ arguments and errors.
 from __future__ import annotations
 
 from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, FP4, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.recipes import RECIPES
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
 
@@ -19,7 +20,17 @@ table_ablation = table_of(ABLATION)
 table_bits = table_of(*BITS)
 table_clips = table_of(CLIPS)
 table_fp4 = table_of(*FP4)
-TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits, table_clips, table_fp4)
+table_recipes = table_of(RECIPES)
+TABLES = (
+    table_perplexity,
+    table_zeroshot,
+    table_time,
+    table_ablation,
+    table_bits,
+    table_clips,
+    table_fp4,
+    table_recipes,
+)
 
 __all__ = [
     "TABLES",
@@ -29,6 +40,7 @@ __all__ = [
     "table_clips",
     "table_fp4",
     "table_perplexity",
+    "table_recipes",
     "table_time",
     "table_zeroshot",
 ]
