@@ -8,7 +8,8 @@ arguments and errors.
 
 from __future__ import annotations
 
-from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, FP4, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, MAIN, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.fp4 import FP4
 from sq.analysis.tables.recipes import RECIPES
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
@@ -20,6 +21,7 @@ table_ablation = table_of(ABLATION)
 table_bits = table_of(*BITS)
 table_clips = table_of(CLIPS)
 table_fp4 = table_of(*FP4)
+table_main = table_of(MAIN)
 table_recipes = table_of(RECIPES)
 TABLES = (
     table_perplexity,
@@ -29,6 +31,7 @@ TABLES = (
     table_bits,
     table_clips,
     table_fp4,
+    table_main,
     table_recipes,
 )
 
@@ -39,6 +42,7 @@ __all__ = [
     "table_bits",
     "table_clips",
     "table_fp4",
+    "table_main",
     "table_perplexity",
     "table_recipes",
     "table_time",

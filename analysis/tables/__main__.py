@@ -2,7 +2,7 @@
 
     python -m sq.analysis.tables NAME [RESULTS] [column=value ...] [format=markdown|latex|csv]
 
-NAME: perplexity, zeroshot, time, ablation, bits, clips, fp4 or recipes; `published` compares runs of published
+NAME: perplexity, zeroshot, time, ablation, bits, clips, fp4, main or recipes; `published` compares runs of published
 settings with the literature.
 RESULTS: folder of run directories (runs).
 column=value: as for run.py. The table is that of `python run.py -m experiment=table_NAME column=value ...`; runs that

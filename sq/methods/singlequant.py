@@ -42,6 +42,7 @@ from sq.rotation import (
     diagonal_balance,
     has_hadamard,
     kronecker_factors,
+    largest_block,
     low_rank_balance,
 )
 
@@ -72,6 +73,8 @@ class SingleQuant(Method):
             of n2 that take in the rotation's second factor, so that both together cost n (n1 + n2) online. "dense" is
             a bound, n^2 online.
         block: size of the blocks of "block"; the most n2 may be for "merged" (block_factors).
+        across_blocks: mix the blocks of mixing="merged" by the rotation's first factor; False leaves it out, and
+            the cost is n n2. With `block` the group of an FP4 format, nothing then crosses a scale's group.
         brake: l of every balance that is not diagonal: 1 balances activations and weights fully, less moves less.
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
@@ -85,7 +88,7 @@ class SingleQuant(Method):
     """
 
     name: str = "singlequant"
-    order: Sequence[StageName] = ("hadamard", "urt")
+    order: Sequence[StageName] = ("hadamard",)
     art_steps: int = 8
     art_partner: Partner = "smallest"
     art_statistic: Statistic = "channel_max"
@@ -94,11 +97,12 @@ class SingleQuant(Method):
     kronecker: bool = True
     balance: bool = True
     balance_strength: float = 0.5
-    rank: int = 0
-    mixing: Mixing = "none"
-    block: int = 64
-    brake: float = 1.0
-    placement: Placement = "folded"
+    rank: int = 16
+    mixing: Mixing = "merged"
+    block: int = 128
+    across_blocks: bool = True
+    brake: float = 0.6
+    placement: Placement = "online"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
     seed: int = 0
@@ -197,7 +201,7 @@ class SingleQuant(Method):
             tokens = done.tokens(statistics.tokens, site, dimensions)
             for part in online:
                 tokens = part(tokens)
-            rotation = build_rotation(tokens, self._stages()[:stages], factors, seed, name)
+            rotation = self._rotation(tokens, stages, factors, seed, name)
             if self.mixing == "merged" and isinstance(blocks := online[-1], PerHead):
                 online[-1] = absorb(blocks, rotation) if isinstance(rotation, Kronecker) else blocks
             else:
@@ -211,13 +215,29 @@ class SingleQuant(Method):
             columns = over_heads(columns, dimensions).square().mean(0).sqrt()
         return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
 
+    def _rotation(
+        self, tokens: Tensor, stages: int, factors: tuple[int, int] | None, seed: int, name: str
+    ) -> Transform:
+        made = self._stages()[:stages]
+        if factors is None or self.across_blocks or self.mixing != "merged":
+            return build_rotation(tokens, made, factors, seed, name)
+        n1, n2 = factors
+        return Kronecker(n1, build_rotation(tokens.reshape(-1, n2), made, None, seed, name).matrix())
+
     def _factors(self, n: int, name: str) -> tuple[int, int]:
         needs_hadamard = "hadamard" in self.order or ("urt" in self.order and self.urt_target == "hadamard")
         admits = has_hadamard if needs_hadamard else bool
         try:
-            return block_factors(n, self.block, admits) if self.mixing == "merged" else kronecker_factors(n, admits)
+            if self.mixing != "merged":
+                return kronecker_factors(n, admits)
+            if self.across_blocks:
+                return block_factors(n, self.block, admits)
+            n2 = largest_block(n, self.block, admits)
+            return n // n2, n2
         except ValueError as error:
             hint = "set method.kronecker=false, or leave the site out of method.sites"
+            if self.mixing == "merged":
+                hint = "set method.across_blocks=false, method.order=[orthogonal] or method.mixing=block"
             raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
 
     def _balances(self, activations: Tensor, weights: Tensor, factors: tuple[int, int] | None) -> list[Transform]:

@@ -18,6 +18,7 @@ from typing import Any
 from sq.errors import CheckpointError
 
 VERSIONS = (2, 3)
+CONVERSION = 1  # of tokenizers: raised when a file that is the same gets other token ids
 F32, F16, BF16 = 0, 1, 30  # numbers of tensor types
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -78,7 +78,9 @@ def model_obstacles(name: str, path: str, architecture: Mapping[str, Any] | None
         yield f"model.path={path} has no config.json; give the folder that `save_pretrained` or the hub wrote"
     if not any(folder.glob("*.safetensors")):
         other = sorted(item.name for item in folder.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".gguf"))
-        note = f" (it has {', '.join(other[:3])}, not read from a folder: {_instead(other[0])})" if other else ""
+        note = (
+            f" (it has {', '.join(other[:3])}, not read from a folder: {_instead(folder / other[0])})" if other else ""
+        )
         yield f"model.path={path} holds no weights: no *.safetensors{note}; download or copy the weights there"
 
 
@@ -100,8 +102,8 @@ def known_widths(path: str, architecture: Mapping[str, Any] | None) -> tuple[lis
     return list(dict.fromkeys(n for n in linears if n)), [head_dim] if head_dim else []
 
 
-def _instead(file: str) -> str:
-    return f"give model.path=FOLDER/{file}" if file.endswith(".gguf") else "save it again as safetensors"
+def _instead(file: Path) -> str:
+    return f"give model.path={file}" if is_gguf(file) else "save it again as safetensors"
 
 
 def _gguf_obstacles(path: str) -> Iterator[str]:

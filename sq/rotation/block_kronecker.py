@@ -31,6 +31,14 @@ def block_factors(n: int, block: int, admits: Callable[[int], bool] = lambda _: 
     return n1, n2
 
 
+def largest_block(n: int, block: int, admits: Callable[[int], bool] = lambda _: True) -> int:
+    """The largest divisor of n up to `block` that may be used; ValueError where that is 1."""
+    found = next((size for size in range(min(block, n), 1, -1) if n % size == 0 and admits(size)), None)
+    if found is None:
+        raise ValueError(f"a size of {n} has no block of 2 to {block} that can be used")
+    return found
+
+
 def absorb(blocks: PerHead, rotation: Kronecker) -> BlockKronecker:
     """The product of block matrices B_i (n2, n2) and R1 (x) R2 behind them: R2 goes into each block, B_i R2.
 

@@ -14,6 +14,7 @@ from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
 from sq.data.pydoc_text import pydoc_digest
 from sq.errors import CheckpointError
+from sq.models.gguf_header import CONVERSION
 from sq.models.place import EMBEDDED, gguf_file
 
 SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
@@ -65,7 +66,7 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
         found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
         chosen["model"]["path"] = _digest(found, model)
     elif (file := _gguf(settings.model.path)) is not None:
-        chosen["model"]["path"] = _digest([file], file.parent, names=False)
+        chosen["model"]["path"] = f"{_digest([file], file.parent, names=False)} {CONVERSION}"
     texts = (
         (settings.calibration, chosen.get("calibration")),
         (settings.task.perplexity, chosen["task"].get("perplexity")),

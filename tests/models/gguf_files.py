@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def write_gguf(
         metadata: more keys, without the architecture in front, or other values; None leaves a key out.
         tensors: more tensors, or others.
         without: names of tensors that the file lacks.
-        tokenizer: `tokens`, `merges` and numbers of special tokens.
+        tokenizer: `tokens`, `merges`, numbers of the `bos` and `eos` tokens, and `pre`, what cuts words.
     """
     config = model.config
     architecture = architecture or ("llama" if config.model_type == "mistral" else config.model_type)
@@ -52,6 +53,7 @@ def write_gguf(
             add.get(type(value), writer.add_array)(name, value)
     if tokenizer is not None:
         writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(tokenizer["pre"])
         writer.add_token_list(tokenizer["tokens"])
         writer.add_token_merges(tokenizer["merges"])
         writer.add_bos_token_id(tokenizer["bos"])
@@ -111,3 +113,13 @@ def _interleaved(rows: Tensor, heads: int) -> Tensor:
     size = rows.shape[0] // heads
     order = [h * size + half * (size // 2) + j for h in range(heads) for j in range(size // 2) for half in (0, 1)]
     return rows[order].contiguous()
+
+
+def tokenizer_of(folder: Path, pre: str = "gpt-2") -> dict[str, Any]:
+    """The vocabulary of a folder's byte-level BPE tokenizer, for `write_gguf`."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = content["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    special = content["added_tokens"][0]["id"]
+    merges = [" ".join(pair) for pair in model["merges"]]
+    return {"tokens": tokens, "merges": merges, "bos": special, "eos": special, "pre": pre}

@@ -76,6 +76,14 @@ def counted(
         (SingleQuant(placement="online"), "rtn", {}, 2),
         (RoundToNearest(), "gptq", {}, 2),
         (RoundToNearest(), "rtn", {}, 2),
+        (RoundToNearest(), "gptq", {"quantized_activations": True}, 2),
+        # moments behind the quantizer have a forward of their own, and the outputs of the rounded layer another
+        (RoundToNearest(), "gptq", {"quantized_activations": True, "sequential": False}, 3),
+        # the full-precision stream has one more, which takes it to the next layer as well
+        (RoundToNearest(), "gptaq", {}, 3),
+        (RoundToNearest(), "qronos", {}, 3),
+        (RoundToNearest(), "gptaq", {"sequential": False}, 4),
+        (SingleQuant(placement="folded"), "qronos", {"quantized_activations": True}, 4),
     ],
     ids=lambda value: getattr(value, "placement", getattr(value, "name", None)),
 )
@@ -92,13 +100,14 @@ def test_each_layer_sees_the_windows_so_often_and_one_more_for_the_record(
     assert found["recording"] == dict.fromkeys(range(LAYERS), 1)
 
 
+@pytest.mark.parametrize(("weights", "streams"), [("gptq", 1), ("gptaq", 2)])
 def test_without_room_for_all_windows_each_site_has_a_forward_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: str, streams: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sq.quantize.round._SHARE", 0.0)
-    found = counted(tmp_path, RoundToNearest(), "gptq", monkeypatch)
-    # statistics, four sites, and the outputs of the rounded layer
-    assert found["quantizing"] == {index: (2 + len(SITES)) * WINDOWS for index in range(LAYERS)}
+    found = counted(tmp_path, RoundToNearest(), weights, monkeypatch)
+    # statistics, four sites of each stream, and the outputs of the rounded layer
+    assert found["quantizing"] == {index: (2 + streams * len(SITES)) * WINDOWS for index in range(LAYERS)}
 
 
 @pytest.mark.parametrize("sequential", [True, False])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import save_random
-from quantizers import rounder, weight_quantizer
+from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor, nn
 
 from sq.formats import clip_search
@@ -60,12 +60,13 @@ class Case:
         self.hidden = [
             torch.randn(size, 13, self.stream.dimensions.hidden, generator=generator).to(dtype) for size in (4, 4, 1)
         ]
+        self.reference = [x + 0.2 * torch.randn(x.shape, generator=generator).to(dtype) for x in self.hidden]
 
     def run(self, batches: list[Tensor]) -> list[Tensor]:
         return [self.stream.forward(1, self.layer, batch) for batch in batches]
 
-    def rounding(self, weights: Any, **ranges: Any) -> LayerRounding:
-        return LayerRounding(self.stream.family, self.layer, self.inputs, weights, index=1, ranges=ranges)
+    def rounding(self, weights: Any, activations: Any = None, **ranges: Any) -> LayerRounding:
+        return LayerRounding(self.stream.family, self.layer, self.inputs, weights, 1, ranges, activations)
 
 
 def assert_same(found: QTensor, expected: QTensor) -> None:
@@ -77,13 +78,19 @@ def assert_same(found: QTensor, expected: QTensor) -> None:
         assert one is None or torch.equal(one, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"act_order": True}], ids=["columns in order", "act_order"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("gptq", {}), ("gptq", {"act_order": True}), ("gptaq", {"quantized_activations": True}), ("qronos", {})],
+    ids=["gptq", "act_order", "gptaq", "qronos"],
+)
 @pytest.mark.parametrize("model", MODELS)
 @torch.no_grad()
 def test_all_windows_at_once_and_batch_by_batch_give_the_same_codes(
-    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = rounder("gptq", weight_quantizer(4), **options)
+    weights = rounder(name, weight_quantizer(4), **options)
+    assert weights is not None
+    streams = 2 if weights.reads_reference else 1
     found: dict[float, dict[str, QTensor]] = {}
     for share in (0.25, 0.0):
         monkeypatch.setattr("sq.quantize.round._SHARE", share)
@@ -94,10 +101,18 @@ def test_all_windows_at_once_and_batch_by_batch_give_the_same_codes(
             sizes.extend(len(batch) for batch in batches)
             return case.run(batches)
 
-        work = case.rounding(weights)
-        outputs = work.site_by_site(run, case.hidden)
+        work = case.rounding(weights, dict.fromkeys(SITES, activation_quantizer(4)))
+        unrounded = case.run(case.reference)
+        outputs = work.site_by_site(run, case.hidden, case.reference)
         found[share] = work.rounded
-        assert sizes == ([9] if share else [4, 4, 1] * len(SITES))
+        if streams == 1:
+            assert sizes == ([9] if share else [4, 4, 1] * len(SITES))
+            assert work.reference_outputs is None
+        else:
+            assert sizes == ([4, 4, 1, 9] if share else [4, 4, 4, 4, 1, 1] * len(SITES))
+            assert work.reference_outputs is not None
+            for out, expected in zip(work.reference_outputs, unrounded, strict=True):
+                torch.testing.assert_close(out, expected)
         assert (outputs is None) == (share == 0)
         if outputs is not None:  # those of the rounded layer, although its sites were rounded on the way
             for out, expected in zip(outputs, case.run(case.hidden), strict=True):
