@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,10 +27,13 @@ from sq.rotation import (
     Transform,
     diagonal_balance,
     givens_chain,
+    hadamard_matrix,
+    has_hadamard,
     random_orthogonal,
 )
 from sq.rotation.samples import check_samples, fitting_threads
 
+Keys = Literal["greedy", "hadamard"]
 FIRST_ROWS = 256  # rows that a search starts on; it takes more as soon as they cannot prove the peak
 
 
@@ -43,6 +47,8 @@ class DuQuant(Method):
         rotation_steps: most factors of one rotation.
         permutations: P's between rotations; 0 leaves a single rotation.
         search_tokens: calibration tokens that rotations and permutations are found on.
+        keys: how keys and queries are rotated after RoPE, where either is quantized: "greedy" as the sites, without
+            smoothing, or "hadamard", one Hadamard of a block as in the released code.
         seed: of the base rotations.
     """
 
@@ -52,11 +58,13 @@ class DuQuant(Method):
     rotation_steps: int = 256
     permutations: int = 1
     search_tokens: int = 2048
+    keys: Keys = "greedy"
     seed: int = 0
 
     def __post_init__(self) -> None:
         wrong = below_least(self, {"block": 2, "rotation_steps": 0, "permutations": 0, "search_tokens": 1})
         wrong += [] if 0 <= self.alpha <= 1 else [f"alpha={self.alpha} (0 to 1)"]
+        wrong += [] if self.keys in get_args(Keys) else [f"keys={self.keys!r} ({' or '.join(get_args(Keys))})"]
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
@@ -84,12 +92,20 @@ class DuQuant(Method):
         return SiteTransform(smooth, Compose(rotations))
 
     def key_transform(self, layer: LayerView) -> Transform | None:
-        """The whole sequence without smoothing on head_dim features, one for all heads."""
+        """On head_dim features, one for all heads: the whole sequence without smoothing, or Hadamards of blocks."""
         head_dim, tokens = layer.dimensions.head_dim, layer.statistics["keys"].tokens
+        block = gcd(self.block, head_dim)
+        if self.keys == "hadamard":
+            if not has_hadamard(block):
+                raise QuantizationError(
+                    f"layer {layer.index}, keys: method.block={self.block} cuts heads of {head_dim} features into "
+                    f"blocks of {block}, which have no Hadamard matrix; set method.keys=greedy"
+                )
+            return Kronecker(head_dim // block, hadamard_matrix(block) / block**0.5)
         x = tokens[:: -(-len(tokens) // self.search_tokens)].reshape(-1, head_dim)
         check_samples(x, f"layer {layer.index}, keys")
         seed = self.seed + 1 + (len(SITES) * layer.dimensions.layers + layer.index) * (self.permutations + 1)
-        return Compose(self._rotations(x, gcd(self.block, head_dim), seed))
+        return Compose(self._rotations(x, block, seed))
 
     def _rotations(self, x: Tensor, block: int, seed: int) -> list[Transform]:
         """R1, P, R2, ... for tokens x (T, n), each from x as those before left it."""

@@ -185,7 +185,7 @@ class FlatLayer:
         """A site's features, transformed online and rounded."""
         online = self.sites[site].online if site in self.sites else None
         x = x if online is None else online(x)
-        quantizer = self.block.recipe.activations
+        quantizer = self.block.recipe.activations_at(site)
         if quantizer is None:
             return x
         rounded: Tensor = self.clips[site](x, quantizer) if self.clips else RangeGradient(quantizer)(x)

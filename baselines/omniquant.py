@@ -103,7 +103,8 @@ class OmniQuant(Method):
         logits = [logit for found in learned.ranges.values() for logit in found.parameters()]
         groups = [Group("let_lr", list(learned.scales.values()), self.let_lr), Group("lwc_lr", logits, self.lwc_lr)]
         recipe = block.recipe
-        sites = {} if recipe.activations is None else dict.fromkeys(SITES, RangeGradient(recipe.activations))
+        quantizers = {site: recipe.activations_at(site) for site in SITES}
+        sites = {site: RangeGradient(found) for site, found in quantizers.items() if found is not None}
         inside = AttentionInput(None, *map(differentiable, (recipe.queries, recipe.keys, recipe.values)))
         with block.quantized(sites, inside if recipe.quantizes_attention else None):
             fit(groups, loss, batches=len(inputs), epochs=self.epochs, log=block.log, layer=block.index)

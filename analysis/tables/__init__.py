@@ -8,7 +8,9 @@ arguments and errors.
 
 from __future__ import annotations
 
-from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, FP4, MAIN, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.declared import ABLATION, BITS, CLIPS, MAIN, PERPLEXITY, TIME, ZEROSHOT
+from sq.analysis.tables.fp4 import FP4
+from sq.analysis.tables.recipes import RECIPES
 from sq.analysis.tables.render import table_of
 from sq.analysis.tables.table import Table
 
@@ -20,7 +22,18 @@ table_bits = table_of(*BITS)
 table_clips = table_of(CLIPS)
 table_fp4 = table_of(*FP4)
 table_main = table_of(MAIN)
-TABLES = (table_perplexity, table_zeroshot, table_time, table_ablation, table_bits, table_clips, table_fp4, table_main)
+table_recipes = table_of(RECIPES)
+TABLES = (
+    table_perplexity,
+    table_zeroshot,
+    table_time,
+    table_ablation,
+    table_bits,
+    table_clips,
+    table_fp4,
+    table_main,
+    table_recipes,
+)
 
 __all__ = [
     "TABLES",
@@ -31,6 +44,7 @@ __all__ = [
     "table_fp4",
     "table_main",
     "table_perplexity",
+    "table_recipes",
     "table_time",
     "table_zeroshot",
 ]

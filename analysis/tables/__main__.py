@@ -2,8 +2,8 @@
 
     python -m sq.analysis.tables NAME [RESULTS] [column=value ...] [format=markdown|latex|csv]
 
-NAME: perplexity, zeroshot, time, ablation, bits, clips or fp4; `published` compares runs of published settings with
-the literature.
+NAME: perplexity, zeroshot, time, ablation, bits, clips, fp4, main or recipes; `published` compares runs of published
+settings with the literature.
 RESULTS: folder of run directories (runs).
 column=value: as for run.py. The table is that of `python run.py -m experiment=table_NAME column=value ...`; runs that
 are not there are shown as missing.
@@ -12,7 +12,7 @@ are not there are shown as missing.
                       chooses among them, where several settings are there
     published=true    published results below ours
     metric=ppl        of bits and fp4: kl (default), ppl or top1
-    base=METHOD       of perplexity, time, ablation and fp4 (kl): what ratios are to
+    base=METHOD       of perplexity, time, ablation, fp4 (kl) and recipes: what ratios are to
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Declaration:
         published: metrics of published.csv that `published=True` shows below the table.
         base: the method that ratios are to; empty for a table without ratios.
         full_precision: whether runs that quantize nothing are rows.
+        beside: another experiment whose runs are shown below, made with the same overrides; empty for none.
         several: settings that may differ between runs, such as "seed".
         split: a column of the runs whose values get rows of their own, such as "weights".
         sort: the number that sorts the rows of a model; None leaves them in the order of the experiment.
@@ -59,6 +60,7 @@ class Declaration:
     published: Sequence[str] = QUALITY
     base: str = ""
     full_precision: bool = False
+    beside: str = ""
     several: Sequence[str] = ()
     split: str | None = None
     sort: Callable[[Cell], Value] | None = None

@@ -82,6 +82,9 @@ def _compared(declaration: Declaration, frame: pd.DataFrame, which: Mapping[str,
     experiment: str | None = columns.pop("experiment", declaration.experiment)
     overrides = columns.pop("overrides", ())
     runs = frame if experiment is None else of_experiment(frame, experiment, overrides)
+    if experiment is not None and declaration.beside:
+        others = of_experiment(frame, declaration.beside, overrides)
+        runs = pd.concat([runs, others[~others["run_id"].isin(runs["run_id"])]], ignore_index=True)
     runs = measured_by(runs if declaration.full_precision else runs[runs["weights"] != "none"], declaration.task)
     if not texts_of(runs, declaration.metric):
         make = command(experiment or declaration.experiment, overrides)

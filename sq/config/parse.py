@@ -24,7 +24,7 @@ from sq.formats.labels import FULL_PRECISION
 from sq.quantize.typed import read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
-OPTIONAL = (("model", "architecture"), ("task", "activations"), ("task", "speed"))
+OPTIONAL = (("model", "architecture"), ("task", "activations"), ("task", "speed"), ("activations", "o_group"))
 
 
 def parse(cfg: DictConfig) -> ExperimentSettings:

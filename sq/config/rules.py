@@ -9,7 +9,7 @@ from typing import Any
 
 from sq.checkpoint.save_to import save_obstacles
 from sq.config import settings as of
-from sq.config.choices import exists, options
+from sq.config.choices import content, exists, options
 from sq.data.sources import RANDOM, source_obstacles
 from sq.formats.labels import Bits
 from sq.io import unwritable
@@ -93,6 +93,12 @@ def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterato
 
 def _method(method: of.MethodSettings) -> list[str]:
     problems: list[str] = []
+    base = method.name.removesuffix("_published")
+    if base != method.name and exists("published", base) and content("method", base)["_target_"] != method.target:
+        problems.append(
+            f"published={base} is the recipe of {base}, and the method of this run is {method.target}; leave "
+            "method= out, or published="
+        )
     method_of(method.target, method.name, method.arguments, problems)
     return problems
 
@@ -112,6 +118,11 @@ def _formats(
     """Formats that a part of the run does not take, and groups that do not divide."""
     if not method.quantizes:
         return []
+    if activations.o_group is not None and not bits.activations.isdigit():
+        return [
+            f"activations.o_group={activations.o_group} makes groups of integers, {bits.activations} has groups of its "
+            "own; set activations.o_group=null, or integer activations, for example bits=w4a4"
+        ]
     groupings = (Grouping(one.scheme, one.group_size) for one in (weights, activations, kv_cache))
     built = method_of(method.target, method.name, method.arguments, [])
     widths = known_widths(model.path, model.architecture)

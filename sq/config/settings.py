@@ -59,7 +59,7 @@ class WeightSettings:
 
 
 @dataclass(frozen=True, config=t.CONFIG)
-class ActivationSettings:
+class TokenSettings:
     """A quantizer with a scale for each token; `clip` is a share of the token's range in (0, 1], "search" for each
     token, or "site": one a site, chosen on calibration tokens."""
 
@@ -71,7 +71,14 @@ class ActivationSettings:
 
 
 @dataclass(frozen=True, config=t.CONFIG)
-class CacheSettings(ActivationSettings):
+class ActivationSettings(TokenSettings):
+    """The quantizer in front of linears; at o, the features of each head may share a scale instead of all of them."""
+
+    o_group: Literal["head"] | None = None
+
+
+@dataclass(frozen=True, config=t.CONFIG)
+class CacheSettings(TokenSettings):
     """The quantizer inside attention, which has no sites."""
 
     clip: t.Clip

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sq.errors import QuantizationError
 from sq.formats.clip_search import codes_by_chunks, grid_by_chunks, row_chunks, searched_grid
-from sq.formats.format import Format
+from sq.formats.format import Format, integer
 from sq.formats.grid import Grid, grid_from_range, row_range, second_scale
 from sq.formats.qtensor import QTensor
 from sq.formats.straight_through import straight_through
@@ -80,6 +80,14 @@ class ActivationQuantizer(nn.Module):
     def with_clip(self, clip: Clip) -> ActivationQuantizer:
         """The same quantizer with another clip."""
         return ActivationQuantizer(self.format, clip, self.candidates)
+
+    def with_group(self, group: int) -> ActivationQuantizer:
+        """The same quantizer of integers with a scale for each `group` neighbours; QuantizationError for others."""
+        if self.format.scheme is None:
+            raise QuantizationError(
+                f"the format {self.format.name} has groups of its own; a group of {group} features needs integers"
+            )
+        return ActivationQuantizer(integer(self.format.bits, self.format.scheme, group), self.clip, self.candidates)
 
     @property
     def clips(self) -> list[float]:

@@ -58,9 +58,11 @@ class RotatedModel:
             end.to(self.dtype) for end in (self.embeddings_and_head.embedding, self.embeddings_and_head.head)
         )
         self.rerotate_dtype = torch.promote_types(rerotate_dtype, self.dtype)
-        rounded: Callable[[Tensor], Tensor] = recipe.activations or (lambda x: x)
-        self.sites = dict.fromkeys(self.blocks[0].family.linears, rounded)
+        self.sites: dict[str, Callable[[Tensor], Tensor]] = {
+            site: recipe.activations_at(site) or (lambda x: x) for site in self.blocks[0].family.linears
+        }
         if down is not None:
+            rounded = self.sites["down"]
             self.sites["down"] = lambda x: rounded(down(x))
             for block in self.blocks:
                 for name in block.family.linears["down"]:

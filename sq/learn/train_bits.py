@@ -30,6 +30,8 @@ def recipe_at(recipe: Recipe, label: str) -> Recipe:
 def describe(recipe: Recipe) -> dict[str, str]:
     """All quantizers of a recipe in words, by part."""
     parts = {"weights": recipe.weight_quantizer, **{part: getattr(recipe, part) for part in ROUNDED_ONLINE}}
+    if recipe.activations is not None:
+        parts |= {f"activations of {site}": recipe.activations_at(site) for site in recipe.site_groups}
     return {part: "16 bits" if found is None else str(found) for part, found in parts.items()}
 
 

@@ -76,5 +76,5 @@ def install_quantizers(
 
 def site_quantizers(sites: Iterable[str], plan: LayerPlan, recipe: Recipe) -> dict[str, ActivationQuantizer | None]:
     """The activation quantizer of each site, with the clip that the plan has for it; None at 16 bits."""
-    own, clips = recipe.activations, plan.activation_clips
-    return {site: own if own is None or site not in clips else own.with_clip(clips[site]) for site in sites}
+    own, clips = {site: recipe.activations_at(site) for site in sites}, plan.activation_clips
+    return {site: one if one is None or site not in clips else one.with_clip(clips[site]) for site, one in own.items()}

@@ -150,8 +150,8 @@ class Pipeline:
         weights = StackedWeights(self.stream.family, layer)
         view = LayerView(index, statistics, weights, self.stream.dimensions, block)
         plan = on_device(self.method.plan(view), self.stream.device)
-        if self.recipe.site_clips and self.recipe.activations is not None:
-            plan = with_site_clips(view, plan, self.recipe.activations)
+        if self.recipe.site_clips:
+            plan = with_site_clips(view, plan, self.recipe)
         if reference is not None:
             self.reference = block.targets()
         return view, plan

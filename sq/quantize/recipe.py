@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sq.errors import QuantizationError
@@ -23,6 +24,7 @@ class Recipe:
         queries, keys, values: inside attention, after RoPE; each head's features are a group of their own.
         propagate: what the next layer is calibrated on: outputs of this one in "full_precision", with
             "quantized_weights", or "quantized" altogether, activations too.
+        site_groups: site -> features of a token that share a scale there, in place of `activations`' own.
         site_clips: the pipeline chooses one clip for each site on calibration tokens (sq.quantize.site_clips), and
             `activations` has the clip that methods train with.
 
@@ -37,10 +39,16 @@ class Recipe:
     values: ActivationQuantizer | None = None
     propagate: Propagate = "quantized_weights"
     site_clips: bool = False
+    site_groups: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.propagate not in get_args(Propagate):
             raise QuantizationError(f"propagate is {self.propagate!r}; use one of {', '.join(get_args(Propagate))}")
+
+    def activations_at(self, site: str) -> ActivationQuantizer | None:
+        """The quantizer of one site's activations, without the clip that a plan may have for it."""
+        group = self.site_groups.get(site)
+        return self.activations if self.activations is None or group is None else self.activations.with_group(group)
 
     @property
     def weight_quantizer(self) -> WeightQuantizer | None:

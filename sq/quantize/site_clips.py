@@ -19,23 +19,24 @@ from sq.formats.activation import ActivationQuantizer, shared_clip
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerPlan, LayerView
+from sq.quantize.recipe import Recipe
 
 TOKENS = 1024  # of a site, evenly spaced
 
 
-def with_site_clips(layer: LayerView, plan: LayerPlan, quantizer: ActivationQuantizer) -> LayerPlan:
+def with_site_clips(layer: LayerView, plan: LayerPlan, recipe: Recipe) -> LayerPlan:
     """The plan with a clip for each site of the layer; those that the plan holds already stay.
 
     A method that learns clips trained everything else against them, so its own ones win.
 
     Args:
         layer: its statistics are tokens in front of the plan's transforms.
-        quantizer: of the run's activations; its own clip does not matter.
+        recipe: has the quantizer of each site's activations, whose own clip does not matter; none at 16 bits.
     """
     chosen: Mapping[str, float] = {
         site: site_clip(layer, plan, site, quantizer)
         for site in layer.statistics
-        if site in SITES and site not in plan.activation_clips
+        if site in SITES and site not in plan.activation_clips and (quantizer := recipe.activations_at(site))
     }
     return replace(plan, activation_clips={**chosen, **plan.activation_clips})
 

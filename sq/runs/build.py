@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sq.config.settings import ActivationSettings, ExperimentSettings, MethodSettings, ModelSettings, WeightSettings
+from sq.config.settings import ExperimentSettings, MethodSettings, ModelSettings, TokenSettings, WeightSettings
 from sq.errors import CheckpointError, ConfigError
 from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
@@ -66,6 +66,7 @@ def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:
         values=activation_quantizer(inside, bits.values, head_dim),
         propagate=settings.weights.propagate,
         site_clips=settings.activations.clip == "site",
+        site_groups={"o": head_dim} if settings.activations.o_group == "head" else {},
     )
 
 
@@ -77,9 +78,7 @@ def weight_rounder(settings: WeightSettings, part: str) -> WeightRounder | None:
     return rounder_class(settings.name)(WeightQuantizer(format, settings.clip), **settings.arguments)
 
 
-def activation_quantizer(
-    settings: ActivationSettings, part: str, head_dim: int | None = None
-) -> ActivationQuantizer | None:
+def activation_quantizer(settings: TokenSettings, part: str, head_dim: int | None = None) -> ActivationQuantizer | None:
     """The quantizer of one part of a run's bits, for activations or inside attention; None at 16 bits.
 
     Inside attention the `head_dim` features of a head share an integer scale, unless the settings name a smaller group.

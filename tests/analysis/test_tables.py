@@ -24,6 +24,7 @@ from sq.analysis.tables import (
     table_clips,
     table_fp4,
     table_perplexity,
+    table_recipes,
     table_time,
     table_zeroshot,
 )
@@ -300,3 +301,39 @@ def test_fp4_shows_each_format_over_plain_rounding_in_it(tmp_path: Path, write_r
         assert row[f"online MAC/token {bits}"] == cost[bits]
     with pytest.raises(MissingRuns, match="ppl"):
         table_fp4(analysis.load(tmp_path), experiment=None, metric="ppl")
+
+
+def test_published_recipes_stand_above_the_shared_one_with_their_quantizers(tmp_path: Path, write_run: Write) -> None:
+    random = np.random.default_rng(0)
+    shared = {"activations": {"scheme": "symmetric", "clip": 1.0}, "weights": {"scheme": "symmetric", "clip": "search"}}
+    own = {
+        "activations": {"scheme": "asymmetric", "clip": 0.9, "o_group": "head"},
+        "weights": {"scheme": "asymmetric", "clip": 0.8},
+    }
+    kl = {name: list(random.exponential(0.1, 32)) for name in ("duquant_published", "duquant", "singlequant")}
+    for name, values in kl.items():
+        theirs = name.endswith("_published")
+        write_run(
+            tmp_path, name, "rtn", values, config=own if theirs else shared,
+            activations="asymmetric" if theirs else "symmetric",
+        )  # fmt: skip
+    table = cells(table_recipes(analysis.load(tmp_path), experiment=None))
+    assert table["duquant_published"]["weights"] == "asymmetric, clip 0.8"
+    assert table["duquant_published"]["activations"] == "asymmetric, clip 0.9, by head at o"
+    assert table["duquant"]["activations"] == "symmetric, clip 1"
+    for name, values in kl.items():
+        assert table[name]["KL RTN"] == pytest.approx(np.mean(values))
+        ratio = table[name]["KL / singlequant RTN"]
+        assert ratio.mean == pytest.approx(np.mean(values) / np.mean(kl["singlequant"]))
+
+
+@pytest.mark.slow
+def test_runs_of_the_shared_recipe_come_from_the_other_experiment(sweep: Callable[..., Path]) -> None:
+    results = sweep("experiment=table_recipes", "published=quarot", "weights=rtn")
+    frame = analysis.load(results)
+    with pytest.raises(MissingRuns, match="experiment=table_perplexity weights=rtn"):
+        table_recipes(frame[frame["method"] != "fp16"], overrides=["weights=rtn"])
+    sweep("experiment=table_perplexity", "method=quarot", "weights=rtn")
+    rows = cells(table_recipes(analysis.load(results), overrides=["weights=rtn"]))
+    assert rows["quarot_published"]["KL RTN"] == rows["quarot"]["KL RTN"] == 0.0432
+    assert rows["duquant_published"]["KL RTN"] == rows["duquant"]["KL RTN"] == "missing"

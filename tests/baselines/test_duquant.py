@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -165,6 +166,23 @@ def test_block_that_does_not_divide_names_the_sites_and_the_largest_that_does(
         DuQuant(block=16).layer_transforms(view_of(dimensions))
 
 
+def test_keys_can_have_a_hadamard_of_each_block_whatever_calibration_saw(
+    dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView], statistics_of: Callable[..., Any]
+) -> None:
+    """Sylvester's of order 4 by hand, twice in a head of 8, for blocks of gcd(12, 8) features."""
+    hand = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64) / 2
+    for seed in (0, 1):
+        view = view_of(dimensions_of(head_dim=8))
+        keys = torch.randn(64, 16, generator=torch.Generator().manual_seed(seed))
+        view = replace(view, statistics={**view.statistics, "keys": statistics_of(keys)})
+        found = DuQuant(block=12, keys="hadamard").key_transform(view)
+        assert found is not None
+        torch.testing.assert_close(found.matrix(), torch.block_diag(hand, hand))
+        assert found.macs() == 8 * 4
+    with pytest.raises(QuantizationError, match=r"heads of 9 features into blocks of 3.*method\.keys=greedy"):
+        DuQuant(block=12, keys="hadamard").key_transform(replace(view, dimensions=dimensions_of(head_dim=9)))
+
+
 def test_nan_in_calibration_names_layer_and_site(
     dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
@@ -181,6 +199,7 @@ def test_nan_in_calibration_names_layer_and_site(
         ({"alpha": 1.2}, r"alpha=1.2"),
         ({"rotation_steps": -1, "search_tokens": 0}, r"rotation_steps=-1 .*search_tokens=0"),
         ({"permutations": -1}, "permutations=-1"),
+        ({"keys": "none"}, r"keys='none' \(greedy or hadamard\)"),
     ],
 )
 def test_options_out_of_range_are_all_told(arguments: dict[str, Any], said: str) -> None:

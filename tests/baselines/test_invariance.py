@@ -55,6 +55,7 @@ METHODS: dict[str, tuple[Any, dict[str, int]]] = {
     "omniquant, a KV head for each query head": (OmniQuant(epochs=1, batch=3, alpha=0.8), UNGROUPED),
     "duquant": (DuQuant(block=12, rotation_steps=8), {}),
     "duquant, a KV head for each query head": (DuQuant(block=12, rotation_steps=8, permutations=2), UNGROUPED),
+    "duquant, a Hadamard of each block of keys": (DuQuant(block=12, rotation_steps=2, keys="hadamard"), {}),
     "flatquant": (FlatQuant(), {}),
     "flatquant, prime sizes": (
         FlatQuant(diagonal=False),

@@ -35,6 +35,7 @@ FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12
 FULL = Recipe()
 W4A4 = Recipe(rounder("rtn", weight_quantizer(4, clip=1.0)), activation_quantizer(4))
 KV4 = replace(W4A4, **{part: activation_quantizer(4, "asymmetric", group_size=12) for part in ("keys", "values")})
+O_BY_HEAD = replace(W4A4, activations=activation_quantizer(4, "asymmetric"), site_groups={"o": 12})
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_gradients_match_finite_differences_off_the_manifold(tmp_path: Path) -> 
             assert slope == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", [W4A4, KV4], ids=["w4a4", "w4a4kv4"])
+@pytest.mark.parametrize("recipe", [W4A4, KV4, O_BY_HEAD], ids=["w4a4", "w4a4kv4", "o by head"])
 def test_rounded_loss_is_that_of_the_model_which_the_pipeline_makes(recipe: Recipe, small: tuple[Path, Tensor]) -> None:
     """Trained on is what is deployed: the loss at R equals the cross-entropy of the assembled RTN model with R folded.
 
