@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sq.config.compose import compose
 from sq.data.windows import calibration_windows
-from sq.errors import SQError
+from sq.errors import ConfigError, SQError
 from sq.methods.criterion import Observer, Structure, structures
 from sq.models.families import SITES
 from sq.progress import progress_bar
@@ -53,6 +53,8 @@ def measure(overrides: Sequence[str], compared: Sequence[Structure], layers: Seq
     """
     settings = compose(list(overrides))
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
+    if tokenizer is None:
+        raise ConfigError([f"{settings.model.name} has random weights, which have no structure; choose another model"])
     chosen = settings.calibration
     windows = calibration_windows(
         chosen.text, tokenizer, tokens=chosen.tokens, window=chosen.window, seed=chosen.seed, path=chosen.path,
