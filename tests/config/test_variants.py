@@ -27,7 +27,7 @@ def test_a_variant_is_what_its_file_composed_to(name: str) -> None:
 
 
 def test_all_rows_are_there_and_no_file_is() -> None:
-    assert len(COMPOSED) == 24
+    assert len(COMPOSED) == 30
     assert all(exists("method", f"ablation/{name}") for name in COMPOSED)
     assert not exists("method", "ablation/nothing")
     assert not (CONF / "method" / "ablation").exists()
