@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-from recipes import folded
 
 from sq.data.windows import Windows
 from sq.evaluate.stream import StreamEvaluation
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.format import integer
 from sq.formats.weight import WeightQuantizer
+from sq.methods.singlequant import SingleQuant
 from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.quantize.pipeline import Pipeline
@@ -44,7 +44,7 @@ def main(folder: Path, allowed: int) -> None:
     stream = DecoderStream(folder)
     weights = Rtn(WeightQuantizer(integer(4), clip=1.0))
     recipe = Recipe(weights, ActivationQuantizer(integer(4)), propagate="full_precision")
-    pipeline = Pipeline(stream, folded(order=("orthogonal",), placement="online"), recipe, ids)
+    pipeline = Pipeline(stream, SingleQuant(order=("orthogonal",), rank=0, mixing="none"), recipe, ids)
     pipeline.prepare()
     evaluation = StreamEvaluation(stream, [Windows(ids, "t", "")], pipeline.embeddings_and_head)
     for index, layer in enumerate(pipeline.layers()):
