@@ -242,7 +242,8 @@ def test_a_run_measures_a_random_model_and_says_that_it_is_one(tmp_path: Path) -
         [
             # At 64 features the default's blocks are as large as the weights.
             "model=random_tiny", "method=singlequant_folded", "task=speed", "tracker=none", f"paths.results={tmp_path}",
-            "calibration.tokens=64", "calibration.window=32", "task.speed.batches=[1,2]", "task.speed.prompt=5", "task.speed.new_tokens=3",
+            "calibration.tokens=64", "calibration.window=32", "task.speed.batches=[1,2]", "task.speed.prompt=5",
+            "task.speed.new_tokens=3",
             "task.speed.repeats=1", *(f"model.architecture.{key}={value}" for key, value in sizes.items()),
         ]
     )  # fmt: skip
