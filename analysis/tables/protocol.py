@@ -86,7 +86,7 @@ def describe(runs: pd.DataFrame) -> str:
         _shared("at most {} questions a task", runs, "task.zeroshot.limit"),
         _shared("{} calibration tokens", quantized, "calibration.tokens"),
         _shared("{} activations", quantized, "activations"),
-        _shared("{} outliers", runs, "model.outliers"),
+        _shared("{} outliers", runs, "model.outliers").replace("none", "no planted"),
         _shared("seed {}", quantized, "seed"),
     ]
     failed = runs[runs["status"] == "failed"]
