@@ -36,8 +36,9 @@ class SiteMoments:
     ) -> None:
         self.n, self.quantizer = n, quantizer
         self.mismatched = "mismatch" in needs
-        self._left = total - total // _HELD_OUT if "held_out" in needs else total  # until tokens are held out
-        self._fit = _Part(n, self.mismatched, device)
+        self._left = total - total // _HELD_OUT  # until tokens are held out
+        # Over all tokens, held out or not: its sums are those of a rounder that holds none out, to the last bit.
+        self._whole = _Part(n, self.mismatched, device)
         self._held = _Part(n, self.mismatched, device) if "held_out" in needs else None
 
     @torch.no_grad()
@@ -54,29 +55,25 @@ class SiteMoments:
         x = x if self.quantizer is None else self.quantizer(x)
         rows = x.flatten(0, -2)
         difference = (full.flatten(0, -2) - rows) if self.mismatched and full is not None else None
-        if self._held is None:
-            self._fit.update(rows, difference)
-            return
+        self._whole.update(rows, difference)
         cut = min(len(rows), self._left)
         self._left -= cut
-        for part, own in ((self._fit, slice(0, cut)), (self._held, slice(cut, None))):
-            if len(rows[own]):
-                part.update(rows[own], None if difference is None else difference[own])
+        if self._held is not None and cut < len(rows):
+            self._held.update(rows[cut:], None if difference is None else difference[cut:])
 
     def statistics(self, name: str) -> RoundingStatistics:
         """What was summed; CalibrationError where no token came, or none was left to be held out."""
-        if self._held is None:
-            return RoundingStatistics(name, self._fit.hessian.value, self._fit.cross)
-        if not self._held.hessian.tokens:
-            few = f"{self._fit.hessian.tokens} calibration tokens leave none to be held out"
+        whole, held = self._whole, self._held
+        if held is None:
+            return RoundingStatistics(name, whole.hessian.value, whole.cross)
+        if not held.hessian.tokens:
+            few = f"{whole.hessian.tokens} calibration tokens leave none to be held out"
             raise CalibrationError(f"{name}: {few}; use {_HELD_OUT} or more")
-        fit, held = self._fit, self._held
-        share = held.hessian.tokens / (held.hessian.tokens + fit.hessian.tokens)
-        hessian = (1 - share) * fit.hessian.value + share * held.hessian.value
-        if fit.cross is None or held.cross is None:
+        if held.cross is None:
             raise CalibrationError(f"{name}: tokens are held out for the mismatch; a rounder that needs one needs both")
-        mismatch = (1 - share) * fit.cross + share * held.cross
-        return RoundingStatistics(name, hessian, mismatch, HeldOut(held.hessian.value, held.cross, share))
+        share = held.hessian.tokens / whole.hessian.tokens
+        part = HeldOut(held.hessian.value, held.cross, share)
+        return RoundingStatistics(name, whole.hessian.value, whole.cross, part)
 
 
 class _Part:
