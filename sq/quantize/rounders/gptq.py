@@ -17,6 +17,7 @@ from sq.errors import QuantizationError
 from sq.formats.grid import Grid
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer, quantized
+from sq.quantize.rounders.descent import descend
 from sq.quantize.rounders.hessian import inverse_factor, without_dead
 from sq.quantize.rounders.rounder import Need, RoundingStatistics, WeightRounder
 
@@ -29,6 +30,7 @@ class Gptq(WeightRounder):
         block: columns that are updated at once; it changes the speed and not the result.
         damping: share of the mean diagonal that is added to the Hessian.
         act_order: round columns by falling Hessian diagonal.
+        descent: sweeps of coordinate descent behind the walk (`descend`); 0 for GPTQ as published.
         sequential: take the Hessian of a site with the sites before it rounded already.
         quantized_activations: take it of activations that the site's quantizer has rounded, which are what the weights
             multiply at run time. With activations in 16 bits they are the same.
@@ -37,14 +39,16 @@ class Gptq(WeightRounder):
     block: int = 128
     damping: float = 0.01
     act_order: bool = False
+    descent: int = 0
     sequential: bool = True
     quantized_activations: bool = False
     needs: ClassVar[frozenset[Need]] = frozenset({"hessian"})
     compensates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.block < 1 or not self.damping >= 0:
-            raise QuantizationError(f"block={self.block}, damping={self.damping}; use block >= 1, damping >= 0")
+        if self.block < 1 or not self.damping >= 0 or self.descent < 0:
+            got = f"block={self.block}, damping={self.damping}, descent={self.descent}"
+            raise QuantizationError(f"{got}; use block >= 1, damping >= 0, descent >= 0")
 
     @property
     def sees_rounded_sites(self) -> bool:
@@ -64,7 +68,7 @@ class Gptq(WeightRounder):
         self, weights: Sequence[Tensor], statistics: RoundingStatistics, mismatch: Tensor | None = None
     ) -> list[QTensor]:
         assert statistics.hessian is not None, "the pipeline gathers what `needs` names"
-        options: dict[str, Any] = {"block": self.block, "damping": self.damping, "act_order": self.act_order}
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("block", "damping", "act_order", "descent")}
         return gptq(weights, statistics.hessian, self.quantizer, name=statistics.name, mismatch=mismatch, **options)
 
 
@@ -79,6 +83,7 @@ def gptq(
     name: str = "gptq",
     retries: int = 2,
     act_order: bool = False,
+    descent: int = 0,
     mismatch: Tensor | None = None,
 ) -> list[QTensor]:
     """Codes of weights w that nearly minimize tr((w - q) H (w - q)^T), H being shared.
@@ -107,6 +112,7 @@ def gptq(
         block: columns a block; shrunk so that groups and blocks align.
         mismatch: D (d_in, d_in), dtype and basis of hessian, or None for plain GPTQ.
         damping, retries: see inverse_factor.
+        descent: sweeps of coordinate descent behind the walk, with the scales that it ended with.
         name: for messages, such as "layer 3, qkv".
 
     Raises:
@@ -134,11 +140,11 @@ def gptq(
         mismatch = None if mismatch is None else mismatch[order][:, order]
     factor = inverse_factor(hessian, damping, retries=retries, name=name)
     pull = None if mismatch is None else _pull(mismatch, factor)
-    del hessian, mismatch
     pivot = factor.diagonal()
     group_of = (order // size).tolist()
     columns = weight.T[order].contiguous()  # (d_in, d_out): one column of w is contiguous
     codes = torch.empty(d_in, len(weight), dtype=format.element.code_dtype, device=weight.device)
+    original = columns.clone() if descent else columns
 
     step = block if static else _aligned(block, size)
     for start in range(0, d_in, step):
@@ -161,6 +167,10 @@ def gptq(
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
         if pull is not None:
             columns[end:].addmm_(pull[start:end, end:].T, columns[start:end])
+    if descent:
+        codes = descend(
+            original, codes, hessian, grid, group_of, sweeps=descent, damping=damping, block=block, mismatch=mismatch
+        )
     result = torch.empty_like(codes)
     result[order] = codes
     ends = list(accumulate(sizes))
