@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+CHUNK = 2**20  # logits a CPU scores at once: 4 MB in float32, and as much for each thing made of them
+CHUNK_ON_DEVICE = 2**26  # and another device: few launches
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,30 @@ def score_windows(logits: Tensor, reference: Tensor | None, ids: Tensor) -> Scor
     Position t predicts token t + 1; the last position predicts nothing and is left out of every mean. log-softmax is
     taken in float32 at least. reference=None: the logits are their own reference.
     """
-    targets = ids[:, 1:].to(logits.device)
-    measured = _log_softmax(logits[:, :-1])
-    nll = -measured.gather(-1, targets[..., None]).squeeze(-1).double().mean(1)
-    if reference is None:
-        zeros = torch.zeros_like(nll)
-        return _scores(nll, nll, zeros, zeros + 1)
-    base = _log_softmax(reference[:, :-1].to(logits.device))
-    reference_nll = -base.gather(-1, targets[..., None]).squeeze(-1).double().mean(1)
-    # nn.functional.kl_div with log_target=True is sum p (log p - log q), here kept per window.
-    kl = torch.nn.functional.kl_div(measured, base, reduction="none", log_target=True).sum(-1).double().mean(1)
-    top1 = (measured.argmax(-1) == base.argmax(-1)).double().mean(1)
-    return _scores(nll, reference_nll, kl, top1)
+    windows = (
+        score_tokens(made[:-1], None if reference is None else reference[row, :-1], ids[row, 1:])
+        for row, made in enumerate(logits)
+    )
+    return scores_of_windows(list(windows))
+
+
+def score_tokens(logits: Tensor, reference: Tensor | None, targets: Tensor) -> Tensor:
+    """nll, reference_nll, kl and top1 of N predictions, (4, N) float64: logits (N, vocab), the tokens that came (N,).
+
+    Few predictions at a time, so that on a CPU what is made of their logits stays in its cache: twice as fast.
+    """
+    step = max(1, (CHUNK if logits.device.type == "cpu" else CHUNK_ON_DEVICE) // logits.shape[-1])
+    others = (logits if reference is None else reference).split(step)
+    parts = [
+        _of_chunk(one, None if reference is None else other.to(logits.device), aim.to(logits.device))
+        for one, other, aim in zip(logits.split(step), others, targets.split(step), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def scores_of_windows(tokens: list[Tensor]) -> Scores:
+    """Means over the tokens of each window, from (4, S - 1) of each (`score_tokens`)."""
+    return Scores(*torch.stack([window.mean(1) for window in tokens], 1).cpu().numpy())
 
 
 def join_scores(parts: list[Scores]) -> Scores:
@@ -65,8 +79,18 @@ def join_scores(parts: list[Scores]) -> Scores:
     return Scores(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scores)))
 
 
-def _scores(*columns: Tensor) -> Scores:
-    return Scores(*(column.cpu().numpy() for column in columns))
+def _of_chunk(logits: Tensor, reference: Tensor | None, targets: Tensor) -> Tensor:
+    measured = _log_softmax(logits)
+    nll = -measured.gather(-1, targets[:, None]).squeeze(-1).double()
+    if reference is None:
+        zeros = torch.zeros_like(nll)
+        return torch.stack([nll, nll, zeros, zeros + 1])
+    base = _log_softmax(reference)
+    reference_nll = -base.gather(-1, targets[:, None]).squeeze(-1).double()
+    # nn.functional.kl_div with log_target=True is sum p (log p - log q), here kept per token.
+    kl = torch.nn.functional.kl_div(measured, base, reduction="none", log_target=True).sum(-1).double()
+    top1 = (measured.argmax(-1) == base.argmax(-1)).double()
+    return torch.stack([nll, reference_nll, kl, top1])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

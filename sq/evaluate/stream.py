@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from sq.data.windows import Windows
 from sq.evaluate.reference import keep_states, kept_states
-from sq.evaluate.scores import Scores, join_scores, score_windows
+from sq.evaluate.scores import Scores, join_scores, score_tokens, scores_of_windows
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
+
+POSITIONS = 1024  # whose logits are made at once: 0.5 GB for a vocabulary of 128k; a window of 2048 has twice as many
 
 
 class StreamEvaluation:
@@ -61,17 +63,27 @@ class StreamEvaluation:
             keep_states(self.stream, self._ids, self._reference)
         parts: list[Scores] = []
         for position, ids in enumerate(self._ids):
-            logits = self._reference_outer.logits(self._reference[position].to(self.stream.device))
-            reference = None
-            if self._measured is not None:
-                logits, reference = self.embeddings_and_head.logits(self._measured[position]), logits
-            parts.append(score_windows(logits, reference, ids))
+            parts.append(scores_of_windows([self._score(position, row, ids[row]) for row in range(len(ids))]))
         scores, start = {}, 0
         for text in self.windows:
             count = len(text.ids.split(self.batch))
             scores[text.text] = join_scores(parts[start : start + count])
             start += count
         return scores
+
+    def _score(self, position: int, row: int, ids: Tensor) -> Tensor:
+        """(4, S - 1) of one window, POSITIONS at a time."""
+        reference, measured = self._reference[position][row], None
+        if self._measured is not None:
+            measured = self._measured[position][row]
+        found = []
+        for start in range(0, len(ids) - 1, POSITIONS):
+            part = slice(start, min(start + POSITIONS, len(ids) - 1))
+            base = self._reference_outer.logits(reference[part].to(self.stream.device))
+            own = None if measured is None else self.embeddings_and_head.logits(measured[part])
+            targets = ids[part.start + 1 : part.stop + 1]
+            found.append(score_tokens(base if own is None else own, None if own is None else base, targets))
+        return torch.cat(found, 1)
 
     def _step(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> None:
         for position, batch in enumerate(hidden):
