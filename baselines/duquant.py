@@ -29,6 +29,7 @@ from sq.rotation import (
     givens_chain,
     hadamard_matrix,
     has_hadamard,
+    largest_block,
     random_orthogonal,
 )
 from sq.rotation.samples import check_samples, fitting_threads
@@ -43,7 +44,7 @@ class DuQuant(Method):
 
     Args:
         alpha: strength of the smoothing, in [0, 1].
-        block: size of the rotated blocks; it must divide the features of every site.
+        block: most channels of a rotated block; a site takes the largest divisor of its features up to it.
         rotation_steps: most factors of one rotation.
         permutations: P's between rotations; 0 leaves a single rotation.
         search_tokens: calibration tokens that rotations and permutations are found on.
@@ -70,12 +71,6 @@ class DuQuant(Method):
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""
-        widths = {site: layer.dimensions.width(site) for site in SITES}
-        if wrong := [f"{site} ({n})" for site, n in widths.items() if n % self.block]:
-            raise QuantizationError(
-                f"method.block={self.block} does not divide the features of {', '.join(wrong)}; set method.block to "
-                f"a divisor of {gcd(*widths.values())}, which divides all four sites"
-            )
         return {site: self._site(layer, site) for site in SITES}
 
     def _site(self, layer: LayerView, site: str) -> SiteTransform:
@@ -86,7 +81,11 @@ class DuQuant(Method):
         x = smooth(statistics.tokens[::stride])
         check_samples(x, f"layer {layer.index}, {site}")
         seed = self.seed + 1 + (len(SITES) * layer.index + SITES.index(site)) * (self.permutations + 1)
-        rotations = self._rotations(x, self.block, seed)
+        try:
+            block = largest_block(dimensions.width(site), self.block)
+        except ValueError as error:
+            raise QuantizationError(f"layer {layer.index}, {site}: {error}; set method.block to more") from error
+        rotations = self._rotations(x, block, seed)
         if site == "o" and dimensions.kv_heads != dimensions.heads:
             return SiteTransform(online=Compose([smooth, *rotations]))
         return SiteTransform(smooth, Compose(rotations))

@@ -158,12 +158,18 @@ def test_same_seed_same_transforms_and_layers_differ(
     assert not torch.equal(matrix(0), matrix(0, index=1))
 
 
-def test_block_that_does_not_divide_names_the_sites_and_the_largest_that_does(
+def test_a_site_has_blocks_of_the_largest_divisor(
     dimensions_of: Callable[..., ModelDimensions], view_of: Callable[..., LayerView]
 ) -> None:
-    dimensions = dimensions_of(hidden=48, intermediate=120, heads=4, head_dim=6)
-    with pytest.raises(QuantizationError, match=r"block=16 .*o \(24\), down \(120\); .*divisor of 24"):
-        DuQuant(block=16).layer_transforms(view_of(dimensions))
+    """48 = 3 x 16, 24 = 2 x 12, 35 = 5 x 7: the cost of a site is two passes of such blocks."""
+    dimensions = dimensions_of(hidden=48, intermediate=35, heads=4, head_dim=6)
+    found = DuQuant(block=16, rotation_steps=1).layer_transforms(view_of(dimensions))
+    for site, cost in (("qkv", 48 * 16), ("gate_up", 48 * 16), ("o", 24 * 12), ("down", 35 * 7)):
+        online = found[site].online
+        assert online is not None
+        assert online.macs() == 2 * cost + (24 if site == "o" else 0)
+    with pytest.raises(QuantizationError, match=r"down: a size of 37 has no block of 2 to 16"):
+        DuQuant(block=16).layer_transforms(view_of(dimensions_of(hidden=48, intermediate=37, heads=4, head_dim=6)))
 
 
 def test_keys_can_have_a_hadamard_of_each_block_whatever_calibration_saw(
