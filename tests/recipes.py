@@ -7,7 +7,7 @@ from typing import Any
 from sq.methods.singlequant import SingleQuant
 
 FOLDED: dict[str, Any] = {
-    "order": ("hadamard", "urt"), "rank": 0, "mixing": "none", "block": 64, "ridge": 0.0, "placement": "folded"
+    "order": ("hadamard", "urt"), "rank": 0, "mixing": "none", "block": 64, "brake": 1.0, "placement": "folded"
 }  # fmt: skip
 
 

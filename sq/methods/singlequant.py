@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -76,8 +76,6 @@ class SingleQuant(Method):
         across_blocks: mix the blocks of mixing="merged" by the rotation's first factor; False leaves it out, and
             the cost is n n2. With `block` the group of an FP4 format, nothing then crosses a scale's group.
         brake: l of every balance that is not diagonal: 1 balances activations and weights fully, less moves less.
-        ridge: k of every balance that is not diagonal: more moves less and evens the weights out instead, which is
-            what is left to do for them where the rounder compensates. 0 balances fully.
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
         sites: sites that are transformed.
@@ -104,7 +102,6 @@ class SingleQuant(Method):
     block: int = 128
     across_blocks: bool = True
     brake: float = 1.0
-    ridge: float = 0.3
     placement: Placement = "online"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
@@ -131,11 +128,8 @@ class SingleQuant(Method):
             raise ValueError(f"rank={self.rank} does nothing in front of mixing='dense', which balances all directions")
         if self.mixing == "merged" and not self.kronecker:
             raise ValueError("mixing='merged' merges with a Kronecker rotation; set kronecker=true, or mixing=block")
-        if not 0 < self.brake <= 1 or not self.ridge >= 0 or (self.ridge and self.brake != 1):
-            got = f"brake={self.brake}, ridge={self.ridge}"
-            raise ValueError(
-                f"{got}; brake is above 0, and 1 for the full balance, ridge at least 0, and one of the two"
-            )
+        if not 0 < self.brake <= 1:
+            raise ValueError(f"brake={self.brake}; above 0, and 1 for the full balance")
         self._stages()  # raises for an unknown target or partner, before anything is loaded
 
     @property
@@ -249,18 +243,17 @@ class SingleQuant(Method):
     def _balances(self, activations: Tensor, weights: Tensor, factors: tuple[int, int] | None) -> list[Transform]:
         """Low rank in front, then blocks or all channels; each balances what those before it leave."""
         parts: list[Transform] = []
-        held: dict[str, Any] = {"brake": self.brake, "ridge": self.ridge}
         if self.rank:
-            low_rank = low_rank_balance(activations, weights, min(self.rank, len(activations)), **held)
+            low_rank = low_rank_balance(activations, weights, min(self.rank, len(activations)), brake=self.brake)
             activations = low_rank(low_rank(activations).T.contiguous())
             weights = low_rank.inverse_transpose(low_rank.inverse_transpose(weights).T.contiguous())
             parts.append(low_rank)
         if self.mixing == "merged" and factors is not None:
-            parts.append(block_balance(activations, weights, factors[1], **held))
+            parts.append(block_balance(activations, weights, factors[1], brake=self.brake))
         elif self.mixing == "block":
-            parts.append(block_balance(activations, weights, self.block, **held))
+            parts.append(block_balance(activations, weights, self.block, brake=self.brake))
         elif self.mixing == "dense":
-            parts.append(dense_balance(activations, weights, **held))
+            parts.append(dense_balance(activations, weights, brake=self.brake))
         return parts
 
     def _head_rotations(self, tokens: Tensor, dimensions: ModelDimensions, name: str, seed: int) -> PerHead:

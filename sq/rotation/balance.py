@@ -5,9 +5,8 @@ C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the 
 diagonals of C and M, as a share of their mean; it bounds the stretch. CalibrationError is raised for moments with NaN,
 inf or a zero trace, or that are not positive definite after damping.
 
-Two options hold a balance back; brake=1 and ridge=0, the defaults, are the full balance, and only one of them can be
-given. brake, l in (0, 1], leaves S^(2 - l) to the activations and S^l to the weights (KBBQ's T(l)), S what both have
-behind the full balance. ridge, k >= 0, is for rounders that compensate: t t^T = P solves P C P + k P = M (README.md).
+brake, l in (0, 1], holds a balance back: t becomes t S^((1 - l)/2), which leaves S^(2 - l) to the activations and S^l
+to the weights (KBBQ's T(l)). l = 1 is the full balance.
 """
 
 from __future__ import annotations
@@ -58,13 +57,7 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
 
 
 def low_rank_balance(
-    c: Tensor,
-    m: Tensor,
-    rank: int,
-    divisor: Tensor | None = None,
-    damping: float = 1e-2,
-    brake: float = 1.0,
-    ridge: float = 0.0,
+    c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0
 ) -> LowRank:
     """T = D (I + U (P - I) U^T) that balances the `rank` directions in which activations and weights differ most.
 
@@ -88,14 +81,12 @@ def low_rank_balance(
         m = m.to(torch.float64) / diagonal / diagonal[:, None]
     c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
     basis = _leading_eigenvectors(c - m, rank)
-    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake, ridge)
+    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake)
     values, vectors = torch.linalg.eigh(t @ t.T)
     return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
 
-def block_balance(
-    c: Tensor, m: Tensor, block: int, damping: float = 1e-2, brake: float = 1.0, ridge: float = 0.0
-) -> PerHead:
+def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2, brake: float = 1.0) -> PerHead:
     """Block-diagonal T, not orthogonal, that balances C and M inside each run of `block` channels.
 
     It costs n block multiply-adds online. ValueError is raised for a block that does not divide n.
@@ -108,29 +99,23 @@ def block_balance(
     def cut(moment: Tensor) -> Tensor:
         return torch.stack([moment[i : i + block, i : i + block] for i in range(0, n, block)])
 
-    return PerHead(_balancer(cut(c), cut(m), brake, ridge), orthogonal=False)
+    return PerHead(_balancer(cut(c), cut(m), brake), orthogonal=False)
 
 
-def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.0, ridge: float = 0.0) -> Dense:
+def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.0) -> Dense:
     """T = B^-1 V S^(1/2), not orthogonal, with T^T C T = T^-1 M T^-T = S diagonal.
 
     C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
     """
     normalized = (_normalize("activation", c, damping), _normalize("weight", m, damping))
-    return Dense(_balancer(*normalized, brake, ridge), orthogonal=False)
+    return Dense(_balancer(*normalized, brake), orthogonal=False)
 
 
-def _balancer(c: Tensor, m: Tensor, brake: float = 1.0, ridge: float = 0.0) -> Tensor:
-    """t for c, m (..., r, r) positive definite; S is that of the full balance, diagonal.
-
-    t^T c t = S^(2 - brake), t^-1 m t^-T = S^brake. With a ridge k they are F and S^2 / F with F^2 + k F = S^2.
-    """
-    if not 0 < brake <= 1 or not ridge >= 0 or (ridge and brake != 1):
-        raise ValueError(
-            f"a balance got brake {brake} and ridge {ridge}; brake is above 0, 1 for the full balance, ridge is 0 or "
-            "more, and one of them must be left alone"
-        )
+def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
+    """t with t^T c t = S^(2 - brake), t^-1 m t^-T = S^brake, S diagonal, for c, m (..., r, r) positive definite."""
+    if not 0 < brake <= 1:
+        raise ValueError(f"a balance got brake {brake}; above 0, and 1 for the full balance")
     lower, info = torch.linalg.cholesky_ex(c)
     if bool((info != 0).any()):
         raise CalibrationError(
@@ -140,9 +125,7 @@ def _balancer(c: Tensor, m: Tensor, brake: float = 1.0, ridge: float = 0.0) -> T
     squared, v = torch.linalg.eigh(upper @ m @ upper.mT)
     if bool((squared <= 0).any()):
         raise CalibrationError("the weights' second moment is not positive definite; use more damping")
-    # (root - k) / 2 without the difference of two near numbers.
-    left = squared.pow(1 - brake / 2) if not ridge else 2 * squared / (ridge + (ridge**2 + 4 * squared).sqrt())
-    balancer: Tensor = torch.linalg.solve_triangular(upper, v * left.sqrt().unsqueeze(-2), upper=True)
+    balancer: Tensor = torch.linalg.solve_triangular(upper, v * squared.pow(0.5 - brake / 4).unsqueeze(-2), upper=True)
     return balancer
 
 

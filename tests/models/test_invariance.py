@@ -34,7 +34,7 @@ METHODS = {
     "online, dense balance": folded(**ONLINE, mixing="dense"),
     "folded": folded(order=("orthogonal", "urt")),
     "folded, rank": folded(order=("orthogonal", "urt"), rank=5),
-    "merged": folded(order=("orthogonal",), placement="online", mixing="merged", block=8, rank=4, ridge=0.3),
+    "merged": folded(order=("orthogonal",), placement="online", mixing="merged", block=8, rank=4, brake=0.6),
     "merged, nothing across blocks": folded(
         order=("orthogonal",), placement="online", mixing="merged", block=6, across_blocks=False
     ),
