@@ -48,6 +48,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
             **{name: getattr(result, name) for name in (*FIELDS, "git_commit")},
             "folder": path,
             **result.metrics,
+            "shown_method": result.shown_method,
             **_fingerprints(result.extras),
             **machine(result.environment),
             **settings(result.config),

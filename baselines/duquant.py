@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.models.families import SITES
+from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
 from sq.rotation import (
@@ -69,6 +69,10 @@ class DuQuant(Method):
         if wrong:
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
+    def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
+        """`block` where it does not divide the features of a site."""
+        return blocks_taken(dimensions, self.block)
+
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""
         return {site: self._site(layer, site) for site in SITES}
@@ -118,6 +122,12 @@ class DuQuant(Method):
             parts.append(Kronecker(x.shape[1] // block, rotation))
             x = parts[-1](x)
         return parts
+
+
+def blocks_taken(dimensions: ModelDimensions, block: int) -> dict[str, str]:
+    """{"block": "96/128"}: the sizes at the sites, where they are not `block` everywhere."""
+    sizes = {max(size for size in range(1, block + 1) if dimensions.width(site) % size == 0) for site in SITES}
+    return {} if sizes == {block} else {"block": "/".join(map(str, sorted(sizes)))}
 
 
 def base_rotation(block: int, seed: int) -> Tensor:

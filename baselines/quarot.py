@@ -41,7 +41,7 @@ class QuaRot(Method):
         residual: rotation of the residual stream, folded: "hadamard" (random signs), "orthogonal" (Haar) or "none".
         head: rotation of each head's values, folded. The same choices, without signs.
         cross_head: rotation across query heads in front of o, online. "auto" is a Hadamard where their number has one,
-            and nothing elsewhere: online MAC/token shows which.
+            and nothing elsewhere, which the row says.
         down: rotation in front of down, online; "orthogonal" costs n^2 there.
         keys: rotation of each head's keys and queries after RoPE, online, where keys or queries are quantized.
         seed: of signs and Haar rotations.
@@ -61,6 +61,11 @@ class QuaRot(Method):
         wrong = [f"{p}={getattr(self, p)!r}" for p in PLACES if getattr(self, p) not in kinds[p]]
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}, and auto for cross_head")
+
+    def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
+        """`cross_head` where "auto" found no Hadamard matrix for the number of heads."""
+        left_out = self.cross_head == "auto" and not has_hadamard(dimensions.heads)
+        return {"cross_head": "none"} if left_out else {}
 
     def residual_rotation(
         self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions

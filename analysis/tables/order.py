@@ -11,9 +11,14 @@ from sq.formats.labels import parse_bits
 
 
 def row_name(run: pd.Series) -> str:
-    """ "quarot"; "spinquant, 25 steps": the same method trained longer is a row of its own."""
+    """ "quarot"; "spinquant, 25 steps": the same method trained longer is a row of its own.
+
+    "quarot, cross_head none" where the model's sizes decided an option.
+    """
     amount, unit = training(run)
-    return f"{run['method']}, {amount:.0f} {unit}" if unit else str(run["method"])
+    shown = run.get("shown_method")
+    name = str(run["method"] if pd.isna(shown) else shown)
+    return f"{name}, {amount:.0f} {unit}" if unit else name
 
 
 def training(run: pd.Series) -> tuple[float, str]:

@@ -119,6 +119,10 @@ class Method(ABC):
         the check of a config calls it before anything is loaded."""
         return None
 
+    def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
+        """Options that a model's sizes decide, where it decides against what is published; a row shows them."""
+        return {}
+
     @property
     def reads_residual(self) -> bool:
         """Whether `residual_rotation` reads samples: one more calibration forward before the layers are visited."""

@@ -112,6 +112,7 @@ def execute(
     result.extras = {
         "texts": {text.text: text.fingerprint for text in texts},
         "calibration": None if calibration is None else calibration.fingerprint,
+        "resolved": dict(method.resolved(stream.dimensions)),
         "sites": pipeline.record.sites,
         "layers": pipeline.record.layers,
         "recording_seconds": pipeline.record.recording_seconds,

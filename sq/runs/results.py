@@ -70,6 +70,16 @@ class Result:
         """Write result.json into the run directory, atomically."""
         write_json(folder / RESULT, asdict(self))
 
+    @property
+    def shown_method(self) -> str:
+        """The method, and what the model's sizes decided of it: "quarot, cross_head none"."""
+        return shown_method(self.method, self.extras.get("resolved") or {})
+
+
+def shown_method(method: str, resolved: Mapping[str, str]) -> str:
+    """As `Result.shown_method`."""
+    return ", ".join([method, *(f"{option} {value}" for option, value in resolved.items())])
+
 
 def read_result(folder: Path) -> Result | None:
     """The record of a run directory; None where it is absent, damaged or of another schema."""

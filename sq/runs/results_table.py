@@ -38,7 +38,8 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
     columns: list[tuple[str, Literal["left", "right"], list[str]]] = []
     if len({row.model for row in rows}) > 1:
         columns.append(("model", "left", [row.model for row in rows]))
-    for name in ("method", "bits", "weights", "activations"):
+    columns.append(("method", "left", [row.shown_method for row in rows]))
+    for name in ("bits", "weights", "activations"):
         columns.append((name, "left", [_dash(getattr(row, name)) for row in rows]))
     for key in varying_settings(rows):
         columns.append((key.removeprefix("method."), "right", [_setting(row, key) for row in rows]))

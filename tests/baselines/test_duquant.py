@@ -168,6 +168,8 @@ def test_a_site_has_blocks_of_the_largest_divisor(
         online = found[site].online
         assert online is not None
         assert online.macs() == 2 * cost + (24 if site == "o" else 0)
+    assert DuQuant(block=16).resolved(dimensions) == {"block": "7/12/16"}
+    assert DuQuant(block=4).resolved(dimensions_of(hidden=48, intermediate=32, heads=4, head_dim=6)) == {}
     with pytest.raises(QuantizationError, match=r"down: a size of 37 has no block of 2 to 16"):
         DuQuant(block=16).layer_transforms(view_of(dimensions_of(hidden=48, intermediate=37, heads=4, head_dim=6)))
 

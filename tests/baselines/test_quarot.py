@@ -137,3 +137,13 @@ def test_other_sizes_without_a_hadamard_name_their_option(
 def test_unknown_rotations_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"allowed: hadamard, orthogonal, none"):
         QuaRot(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kind", "expected"), [(9, "auto", {"cross_head": "none"}), (8, "auto", {}), (9, "none", {})]
+)
+def test_the_row_says_where_heads_have_no_hadamard(
+    heads: int, kind: str, expected: dict[str, str], dimensions_of: Callable[..., ModelDimensions]
+) -> None:
+    dimensions = dimensions_of(heads=heads, kv_heads=1)
+    assert QuaRot(cross_head=kind).resolved(dimensions) == expected  # type: ignore[arg-type]

@@ -71,3 +71,7 @@ def test_a_narrow_terminal_still_shows_every_number() -> None:
     out = printed(make(metrics=metrics), width=100)
     for number in ("12.345", "0.1234", "50.0%", "1 MB"):
         assert number in out
+
+
+def test_what_the_sizes_of_a_model_decided_stands_behind_the_method() -> None:
+    assert "quarot, cross_head none" in printed(make(method="quarot", extras={"resolved": {"cross_head": "none"}}))
