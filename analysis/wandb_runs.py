@@ -9,6 +9,7 @@ import pandas as pd
 
 from sq.analysis.results import machine, settings, summary
 from sq.errors import DataError
+from sq.runs.results import shown_method
 
 OWN = ("status", "error", "result")  # what sq.runs.tracking writes beside the metrics; W&B's own names start with "_"
 
@@ -47,9 +48,11 @@ def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.D
 
 def _row(run: Any) -> dict[str, Any]:
     config = dict(run.config)
+    resolved = config.pop("resolved", None) or {}
     config |= config.pop("settings", {})  # of a W&B sweep's run, whose swept names are locked to what was swept
     logged: Mapping[str, Any] = dict(run.summary)
     metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
     first = {"run_id": config["run_id"], "status": logged["status"], "error": logged.get("error")}
     then = {"created": str(run.created_at), "git_commit": None, "folder": None, **metrics}
+    then["shown_method"] = shown_method(config["method"]["name"], resolved)
     return {**first, **summary(config), **then, **machine(config.get("environment") or {}), **settings(config)}
