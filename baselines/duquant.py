@@ -70,8 +70,9 @@ class DuQuant(Method):
             raise ValueError(f"out of range: {', '.join(wrong)}")
 
     def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
-        """`block` where it does not divide the features of a site."""
-        return blocks_taken(dimensions, self.block)
+        """`block`, as "96/128", where it does not divide the features of every site."""
+        sizes = {largest_block(dimensions.width(site), self.block) for site in SITES}
+        return {} if sizes == {self.block} else {"block": "/".join(map(str, sorted(sizes)))}
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""
@@ -122,12 +123,6 @@ class DuQuant(Method):
             parts.append(Kronecker(x.shape[1] // block, rotation))
             x = parts[-1](x)
         return parts
-
-
-def blocks_taken(dimensions: ModelDimensions, block: int) -> dict[str, str]:
-    """{"block": "96/128"}: the sizes at the sites, where they are not `block` everywhere."""
-    sizes = {max(size for size in range(1, block + 1) if dimensions.width(site) % size == 0) for site in SITES}
-    return {} if sizes == {block} else {"block": "/".join(map(str, sorted(sizes)))}
 
 
 def base_rotation(block: int, seed: int) -> Tensor:

@@ -56,16 +56,16 @@ def descend(
             for j in range(start, end):
                 own = grid.column(groups[j])
                 code = own.encode(values[j] + pull[j] / diagonal[j])
-                if torch.equal(code.to(found.dtype), found[j]):
+                kept = code.to(found.dtype)
+                if torch.equal(kept, found[j]):
                     continue
-                found[j] = code.to(found.dtype)
+                found[j] = kept
                 move = torch.sub(own.decode_(code), values[j], out=moves[j - start])
                 values[j] += move
                 pull[start:end].addr_(damped[start:end, j], move, alpha=-1)
                 changed = True
-            outside = damped[:, start:end].clone()
-            outside[start:end] = 0
-            pull.addmm_(outside, moves, alpha=-1)
+            for others in (slice(0, start), slice(end, None)):
+                pull[others].addmm_(damped[others, start:end], moves, alpha=-1)
         if not changed:
             break
     return found

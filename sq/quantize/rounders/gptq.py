@@ -144,7 +144,8 @@ def gptq(
     group_of = (order // size).tolist()
     columns = weight.T[order].contiguous()  # (d_in, d_out): one column of w is contiguous
     codes = torch.empty(d_in, len(weight), dtype=format.element.code_dtype, device=weight.device)
-    original = columns.clone() if descent else columns
+    unwalked = (columns.clone(), hessian, mismatch) if descent else None
+    del hessian, mismatch
 
     step = block if static else _aligned(block, size)
     for start in range(0, d_in, step):
@@ -167,7 +168,8 @@ def gptq(
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
         if pull is not None:
             columns[end:].addmm_(pull[start:end, end:].T, columns[start:end])
-    if descent:
+    if unwalked is not None:
+        original, hessian, mismatch = unwalked
         codes = descend(
             original, codes, hessian, grid, group_of, sweeps=descent, damping=damping, block=block, mismatch=mismatch
         )
