@@ -23,20 +23,23 @@ def block_factors(n: int, block: int, admits: Callable[[int], bool] = lambda _: 
 
     ValueError is raised where n has no such pair with n2 above 1.
     """
-    pairs = ((n // n2, n2) for n2 in range(min(block, n), 1, -1) if n % n2 == 0)
-    found = next(((n1, n2) for n1, n2 in pairs if admits(n1) and admits(n2)), None)
+    found = _largest_divisor(n, block, lambda n2: admits(n // n2) and admits(n2))
     if found is None:
         raise ValueError(f"a size of {n} has no pair n1 n2 with a block n2 of 2 to {block} that can be used")
-    n1, n2 = sorted(found)
+    n1, n2 = sorted((n // found, found))
     return n1, n2
 
 
 def largest_block(n: int, block: int, admits: Callable[[int], bool] = lambda _: True) -> int:
     """The largest divisor of n up to `block` that may be used; ValueError where that is 1."""
-    found = next((size for size in range(min(block, n), 1, -1) if n % size == 0 and admits(size)), None)
+    found = _largest_divisor(n, block, admits)
     if found is None:
         raise ValueError(f"a size of {n} has no block of 2 to {block} that can be used")
     return found
+
+
+def _largest_divisor(n: int, block: int, admits: Callable[[int], bool]) -> int | None:
+    return next((size for size in range(min(block, n), 1, -1) if n % size == 0 and admits(size)), None)
 
 
 def absorb(blocks: PerHead, rotation: Kronecker) -> BlockKronecker:
