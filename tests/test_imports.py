@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = {"errors", "io"}  # to every room but kernels
-SINGLE = {"api", "io", "errors", "progress", "__init__"}  # modules of sq/ that are no rooms
+OPEN = {"errors", "io", "digest"}  # to every room but kernels
+SINGLE = {"api", "io", "digest", "errors", "progress", "__init__"}  # modules of sq/ that are no rooms
 
 
 def allowed() -> dict[str, set[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sq.digest import stat_of
 from sq.errors import CheckpointError
 from sq.models.families import Family, ModelDimensions, family_of
 from sq.models.gguf_config import ROPE_FREQUENCIES, architecture_of
@@ -60,9 +61,8 @@ class GgufSource:
         return found
 
     def fingerprint(self) -> Hashable:
-        """The file's size and time."""
-        stat = self.path.stat()
-        return self.path.name, stat.st_size, stat.st_mtime_ns
+        """The file's size, times and inode."""
+        return self.path.name, *stat_of(self.path)
 
     def _read(self, name: str) -> Tensor:
         import gguf

@@ -16,6 +16,7 @@ from sq.models.gguf_config import architecture_of
 from sq.models.gguf_header import read_header
 
 EMBEDDED, RANDOM = "embedded", "random"  # paths that are names: the model of sq/embedded, and random weights
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # weights in a model folder
 PIP = "pip:"  # before the name of an installed distribution that carries a GGUF file
 
 
@@ -49,6 +50,24 @@ def gguf_file(path: str) -> Path | None:
         found = ", ".join(file.name for file in carried) or "none"
         raise CheckpointError(f"model.path={path} must carry one .gguf file, it has {found}; give a file's path")
     return Path(str(carried[0].locate()))
+
+
+def local_folder(path: str, revision: str | None = None) -> Path | None:
+    """The folder that model.path names, if it is on this machine: a folder, or what the hub's cache has of a hub id.
+
+    Nothing is fetched (`sq.models.source.model_folder` does). None for a model that is elsewhere.
+    """
+    if (folder := Path(path).expanduser()).is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def model_obstacles(name: str, path: str, architecture: Mapping[str, Any] | None) -> Iterator[str]:

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from sq.digest import stat_of
 from sq.errors import CheckpointError
 from sq.io import read_json
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from sq.models.place import INDEX, SINGLE
 
 
 def model_folder(path: str, revision: str | None = None) -> Path:
@@ -116,9 +116,8 @@ class WeightSource:
         return found
 
     def fingerprint(self) -> Hashable:
-        """Names, sizes and times of the files."""
-        stats = {file: (self.folder / file).stat() for file in sorted(set(self._files.values()))}
-        return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items())
+        """Names, sizes, times and inodes of the files."""
+        return tuple((file, *stat_of(self.folder / file)) for file in sorted(set(self._files.values())))
 
     def _index(self) -> dict[str, str]:
         if not self.folder.is_dir():

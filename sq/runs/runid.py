@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from sq.config.model_name import model_name
 from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings
 from sq.data.pydoc_text import pydoc_digest
-from sq.errors import CheckpointError
+from sq.digest import content_digest, digest_of
+from sq.errors import CheckpointError, FileError
+from sq.io import read_json
 from sq.models.gguf_header import CONVERSION
-from sq.models.place import EMBEDDED, gguf_file
+from sq.models.place import EMBEDDED, INDEX, RANDOM, SINGLE, gguf_file, local_folder
 
-SCHEMA = 1  # of configs: raised when a key changes its meaning, so that no run is taken for another
-EDGE = 65536  # bytes read at either end of a weight file: enough to distinguish 70B checkpoints without reading 140 GB
+SCHEMA = 2  # of configs: raised when a key changes its meaning, so that no run is taken for another
+READ_BESIDE = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 # Defaults in a model's config file, whose values calibration and task already hold.
 MODEL_DEFAULTS = ("texts", "window", "evaluation_windows", "calibration_text", "calibration_tokens", "zeroshot_tasks")
@@ -28,7 +32,8 @@ def identity(settings: ExperimentSettings) -> str:
     """sha256 (hex) of everything that determines the result.
 
     That is: model, method, bits, weights, activations, calibration, task, seed and the number of the config's schema.
-    Local files count by their content and not by their place, and so does a model that has its name from its path.
+    Local files count by their whole content (sq/digest.py) and not by their place, and so does a model that has its
+    name from its path.
     The package's version and source do not count, since a run does not use most of the source; nor do paths, tracker,
     `force` and the names of choices whose values count.
     Bits, quantizers, calibration and seed count only where the method quantizes, and the quantizer of keys and values
@@ -60,13 +65,12 @@ def run_id(settings: ExperimentSettings) -> str:
 
 
 def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None:
-    """Put hashes of local files in the place of their paths."""
-    model = Path(sq.__file__).parent / "embedded" if settings.model.path == EMBEDDED else Path(settings.model.path)
-    if model.is_dir():
-        found = [*model.rglob("*.safetensors"), *model.rglob("config.json"), *model.rglob("tokenizer*")]
-        chosen["model"]["path"] = _digest(found, model)
-    elif (file := _gguf(settings.model.path)) is not None:
-        chosen["model"]["path"] = f"{_digest([file], file.parent, names=False)} {CONVERSION}"
+    """Put digests of local files in the place of their paths."""
+    cache = settings.paths.cache
+    if (files := _model_files(settings.model.path, settings.model.revision)) is not None:
+        conversion = f" {CONVERSION}" if files[0].suffix == ".gguf" else ""
+        one = content_digest(files[0], cache) if conversion else digest_of(files, cache)
+        chosen["model"]["path"] = one + conversion
     texts = (
         (settings.calibration, chosen.get("calibration")),
         (settings.task.perplexity, chosen["task"].get("perplexity")),
@@ -77,40 +81,47 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
         for key in ("path", "dataset_path"):
             place: Path | None = getattr(source, key)
             if place is not None and place.is_dir():
-                part[key] = _digest((item for item in place.rglob("*") if item.is_file()), place)
+                inside = sorted(item for item in place.rglob("*") if item.is_file())
+                part[key] = [[item.relative_to(place).as_posix(), content_digest(item, cache)] for item in inside]
             elif place is not None:
-                part[key] = _digest([place], place.parent, whole=True, names=False)
+                part[key] = content_digest(place, cache)
         for name, digest in _built_in_content(part).items():
             part[name] = digest
 
 
-def _built_in_content(part: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of texts that differ between versions of Python."""
-    if part.get("text") == "pydoc":
-        return {"pydoc": pydoc_digest("train")}
-    return {"pydoc": pydoc_digest("held_out")} if "pydoc" in part.get("texts", ()) else {}
+def _model_files(path: str, revision: str | None) -> list[Path] | None:
+    """Files whose content decides what a model computes; None for random weights and for a model that is not there.
 
-
-def _gguf(path: str) -> Path | None:
-    """The GGUF file of model.path, where it is there; the config check tells of one that is not."""
+    Of a model from the hub they are those in the local cache: `sq.runs.experiment.run` fetches it first.
+    """
+    if path == EMBEDDED:
+        folder = Path(sq.__file__).parent / "embedded"
+        return [folder / "planting.safetensors", *_in_folder(folder / "tiny")]
     try:
-        file = gguf_file(path)
+        if (file := gguf_file(path)) is not None:
+            return [file] if file.is_file() else None
+        return None if path == RANDOM else _in_folder(local_folder(path, revision))
     except CheckpointError:
+        return None  # the config check, or the run, tells of it
+
+
+def _in_folder(folder: Path | None) -> list[Path] | None:
+    """Config, tokenizer, and the weights that the folder's index names, or all where it has none."""
+    if folder is None:
         return None
-    return file if file is not None and file.is_file() else None
+    weights = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        with suppress(FileError, KeyError, TypeError, AttributeError):
+            named = set(read_json(folder / INDEX)["weight_map"].values())
+            weights = [file for file in weights if file.name in named] or weights
+    elif folder / SINGLE in weights:
+        weights = [folder / SINGLE]
+    others = {file for pattern in READ_BESIDE for file in folder.glob(pattern) if file.is_file()}
+    return [*weights, *sorted(others)] or None
 
 
-def _digest(files: Iterable[Path], root: Path, *, whole: bool = False, names: bool = True) -> str:
-    total = hashlib.sha256()
-    for file in sorted(set(files)):
-        size = file.stat().st_size
-        total.update(f"{file.relative_to(root).as_posix() if names else ''}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if whole or size <= 2 * EDGE:
-                while block := stream.read(1 << 20):
-                    total.update(block)
-            else:
-                total.update(stream.read(EDGE))
-                stream.seek(-EDGE, 2)
-                total.update(stream.read(EDGE))
-    return total.hexdigest()
+def _built_in_content(part: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between versions of Python: digests of its prose, and the version whose source is the text."""
+    texts, split = ([part["text"]], "train") if "text" in part else (part.get("texts", ()), "held_out")
+    found = {"pydoc": pydoc_digest(split)} if "pydoc" in texts else {}
+    return found | ({"python": platform.python_version()} if "embedded" in texts else {})
