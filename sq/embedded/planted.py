@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sq.digest import digest_of
+from sq.embedded.exact import exact_product, orthogonal_part
 from sq.errors import CalibrationError
+from sq.io import read_json
 
 PLANTING_FILE = Path(__file__).parent / "planting.safetensors"
 
@@ -33,16 +37,19 @@ class Planting:
     """What is planted, float64: R (hidden, hidden), and the scales s of the channels of each layer.
 
     `up` are those of up and down, (layers, intermediate), `value` those of v and o, (layers, KV heads * head_dim).
+    `weights_sha256` is that of the weights it was measured on, `planted_digest` that of what they become at strength 1
+    (`sq.digest.digest_of`).
     """
 
     rotation: Tensor
     up: Tensor
     value: Tensor
     weights_sha256: str
+    planted_digest: str = ""
 
 
 def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength: float = 1.0) -> dict[str, Tensor]:
-    """Weights of the same function with outliers; computed in float64, returned as float32.
+    """Weights of the same function with outliers; computed in float64, returned as float32, the same on every machine.
 
     Args:
         state: a Llama state dict with its own head (lm_head.weight), any float dtype, and `heads` query heads.
@@ -71,30 +78,30 @@ def plant(state: dict[str, Tensor], planting: Planting, *, heads: int, strength:
         _fold_norm(weights, prefix + "input_layernorm", attention)
         _fold_norm(weights, prefix + "post_attention_layernorm", mlp)
         for reader in attention + mlp:
-            weights[reader + ".weight"] = weights[reader + ".weight"] @ rotation
+            weights[reader + ".weight"] = exact_product(weights[reader + ".weight"], rotation)
         for writer in ("self_attn.o_proj", "mlp.down_proj"):
-            weights[f"{prefix}{writer}.weight"] = rotation.T @ weights[f"{prefix}{writer}.weight"]
+            weights[f"{prefix}{writer}.weight"] = exact_product(rotation.T, weights[f"{prefix}{writer}.weight"])
         weights[prefix + "mlp.up_proj.weight"] *= up_scale[:, None]
         weights[prefix + "mlp.down_proj.weight"] /= up_scale
         weights[prefix + "self_attn.v_proj.weight"] *= value_scale[:, None]
         weights[prefix + "self_attn.o_proj.weight"] /= _per_query_head(value_scale, heads, weights, prefix)
     _fold_norm(weights, "model.norm", ["lm_head"])
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name] = weights[name] @ rotation
+        weights[name] = exact_product(weights[name], rotation)
     return {name: tensor.to(torch.float32).contiguous() for name, tensor in weights.items()}
 
 
 def load_planting(path: Path = PLANTING_FILE) -> Planting:
     """Read a committed planting; the nearest orthogonal matrix (float64 polar factor) replaces its float32 rotation."""
     tensors = load_file(path)
-    left, _, right = torch.linalg.svd(tensors["rotation"].to(torch.float64))
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     return Planting(
-        rotation=left @ right,
+        rotation=orthogonal_part(tensors["rotation"]),
         up=tensors["up"].to(torch.float64),
         value=tensors["value"].to(torch.float64),
         weights_sha256=metadata.get("weights_sha256", ""),
+        planted_digest=metadata.get("planted_digest", ""),
     )
 
 
@@ -129,9 +136,19 @@ def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, s
 
 
 def save_planting(planting: Planting, path: Path = PLANTING_FILE) -> None:
-    """Write rotation and scales as float32 with the sha256 of the weights as metadata."""
+    """Write rotation and scales as float32, with both digests as metadata."""
     tensors = {name: getattr(planting, name).to(torch.float32).contiguous() for name in ("rotation", "up", "value")}
-    save_file(tensors, path, metadata={"weights_sha256": planting.weights_sha256})
+    digests = {name: getattr(planting, name) for name in ("weights_sha256", "planted_digest")}
+    save_file(tensors, path, metadata=digests)
+
+
+def planted_digest(folder: Path, planting: Path) -> str:
+    """Digest of what the weights of a model folder become by a committed planting at strength 1."""
+    heads = read_json(folder / "config.json")["num_attention_heads"]
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "model.safetensors"
+        save_file(plant(load_file(folder / "model.safetensors"), load_planting(planting), heads=heads), file)
+        return digest_of([file])
 
 
 def weights_sha256(folder: Path) -> str:
@@ -194,4 +211,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     measured = measure_planting(arguments.model, seed=arguments.seed)
     save_planting(measured, arguments.out)
+    # Of the scales as the file has them, in float32.
+    save_planting(replace(measured, planted_digest=planted_digest(arguments.model, arguments.out)), arguments.out)
     print(json.dumps({"out": str(arguments.out), "weights_sha256": measured.weights_sha256}))

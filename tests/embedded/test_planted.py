@@ -229,3 +229,26 @@ def channel_ratios(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch
     for handle in handles:
         handle.remove()
     return {site: torch.stack(values) for site, values in ratios.items()}
+
+
+def test_the_committed_planting_makes_what_the_numbers_were_measured_with(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4 if threads == 1 else 1)  # the folder is refused if they count
+        folder = embedded_checkpoint(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert (folder / model_folder.DIGEST).is_file()
+
+
+def test_a_damaged_planted_folder_is_made_again(tmp_path: Path) -> None:
+    folder = embedded_checkpoint(tmp_path)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert embedded_checkpoint(tmp_path) == folder
+    content[len(content) // 2] ^= 1
+    assert (folder / "model.safetensors").read_bytes() == content
+    (folder / "tokenizer.json").unlink()
+    embedded_checkpoint(tmp_path)
+    assert (folder / "tokenizer.json").is_file()
