@@ -50,6 +50,26 @@ def content_digest(file: Path, cache: Path | None = None) -> str:
     return found[_WHOLE]
 
 
+SEAL = "sha256"  # the key that `sealed` adds
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready record with the sha256 of the rest of it as its last entry, by which `is_sealed` sees damage."""
+    return {**record, SEAL: record_digest(record)}
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Whether a record that was read is the one that `sealed` made."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    return bool(record.get(SEAL) == record_digest(rest))
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """sha256 (hex) of a JSON-ready record, whatever the order of its keys."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 _WHOLE = "bytes"
 
 

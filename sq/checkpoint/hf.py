@@ -6,6 +6,7 @@ when used.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,18 +28,22 @@ class SingleQuantConfig(QuantizationConfigMixin):
 
     Args:
         format, version: of the checkpoint and of the package that wrote it.
-        recipe: what made the weights.
+        recipe, run: what made the weights, and the identity of the run that did.
         layers: one description a layer, see sq/checkpoint/layer_data.py.
+        others: digests, which sq/checkpoint/manifest.py reads from the file itself.
     """
 
-    def __init__(self, format: int, version: str, recipe: dict[str, Any], layers: list[Any], **_: Any) -> None:
+    def __init__(
+        self, format: int = 0, version: str = "", recipe: Any = None, layers: Any = (), run: str = "", **others: Any
+    ) -> None:
         self.quant_method: Any = QUANT_METHOD
-        self.format, self.version, self.recipe, self.layers = format, version, recipe, layers
+        self.format, self.version, self.recipe, self.layers, self.run = format, version, recipe, layers, run
+        self.unknown = sorted(set(others) - {"quant_method", "files", "config_digest"})
 
     def to_dict(self) -> dict[str, Any]:
-        """As it was read."""
-        names = ("quant_method", "format", "version", "recipe", "layers")
-        return {name: getattr(self, name) for name in names}
+        """As it was read, without digests: `save_pretrained` writes other files."""
+        names = ("quant_method", "format", "version", "recipe", "run", "layers")
+        return {**{name: getattr(self, name) for name in names}, "files": None}
 
 
 @register_quantizer(QUANT_METHOD)
@@ -56,16 +61,22 @@ class SingleQuantQuantizer(HfQuantizer):
                 f"the checkpoint has format {found.format}, written by version {found.version}; this is version "
                 f"{sq.__version__}, which reads format {FORMAT}. Install the version that wrote it, or write it again"
             )
+        if found.unknown or not isinstance(found.layers, list):
+            wrong = f"unknown keys {found.unknown}" if found.unknown else "layers that are no list"
+            raise CheckpointError(f"the checkpoint's quantization_config has {wrong}: it is damaged; fetch it again")
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         from sq.checkpoint.layer_data import empty_layer, expect_guard
+        from sq.checkpoint.manifest import check_folder
         from sq.checkpoint.packed_folder import check_files
         from sq.models.attention import ATTENTION
         from sq.models.families import family_of
         from sq.nn.generation import generate_in_int4
 
+        if checkpoint_files:
+            check_folder(Path(checkpoint_files[0]).parent)
         family, layers = family_of(model.config), self.quantization_config.layers
         if len(layers) != model.config.num_hidden_layers:
             count = model.config.num_hidden_layers

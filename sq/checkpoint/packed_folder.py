@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,62 +18,80 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 import sq
 from sq.checkpoint.layer_data import describe_layer, empty_layer, guard_of
+from sq.checkpoint.manifest import CONFIG, damaged_files, digests, run_of, seal
 from sq.checkpoint.register import FORMAT, QUANT_METHOD
-from sq.errors import CheckpointError
-from sq.io import read_json, read_safetensors, write_json, write_safetensors, write_text
+from sq.digest import content_digest, is_sealed, record_digest, sealed
+from sq.errors import CheckpointError, FileError
+from sq.io import jsonable, read_json, read_safetensors, write_json, write_safetensors, write_text
 from sq.models.families import Family, family_of
 from sq.models.stream import EmbeddingsAndHead
 
 INDEX = "model.safetensors.index.json"
+MARK = "recipe.txt"  # of a folder that is being written: what writes it
+MEASURED = "quantization.json"  # what the pass measured, layer by layer, times too: no digest of the model holds it
+KEPT = (CONFIG, MEASURED)
+log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
     """Writes a packed model layer by layer; a folder with config.json is complete.
 
-    Layers go to `<folder>.part`; what an interrupted run of the same recipe left there is used again.
+    Layers go to `<folder>.part`; what an interrupted run left there is used again by the same run alone, layers that
+    are whole at least. A folder that the same run finished is read and not written: its layers are there already.
 
     Args:
-        folder: to be made; one with another checkpoint in it is refused.
+        folder: to be made.
         config: of the model; it is copied.
         recipe: what made the weights: method, bits, quantizers. Kept in config.json.
+        run: identity of the run, which alone may go on with what is there; "" is that of no run.
+
+    Attributes:
+        finished: whether the folder was whole before.
 
     Raises:
-        CheckpointError: the folder exists and is not empty.
+        CheckpointError: the folder holds something else.
     """
 
-    def __init__(self, folder: Path, config: PretrainedConfig, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, config: PretrainedConfig, recipe: Mapping[str, Any], run: str = "") -> None:
         self.folder, self.part = folder, folder.with_name(folder.name + ".part")
-        if folder.exists() and any(folder.iterdir()):
-            raise CheckpointError(f"{folder} exists and is not empty: remove it, or choose another folder")
-        self.config, self.family, self.recipe = copy.deepcopy(config), family_of(config), dict(recipe)
+        self.config, self.family, self.recipe, self.run = copy.deepcopy(config), family_of(config), dict(recipe), run
         self.count = config.num_hidden_layers
+        self.finished = self._is_finished()
+        if self.finished:
+            self._tidy()
+            return
         self.part.mkdir(parents=True, exist_ok=True)
-        mark, owner = _digest([FORMAT, sq.__version__, self.recipe, config.to_json_string()]), self.part / "recipe.txt"
-        if not owner.is_file() or owner.read_text() != mark:
+        made = [FORMAT, sq.__version__, run, jsonable(self.recipe), config.to_json_string()]
+        mark, owner = record_digest({"made": made}), self.part / MARK
+        if not run or not owner.is_file() or owner.read_text(encoding="utf-8", errors="replace") != mark:
             shutil.rmtree(self.part)
             self.part.mkdir()
             write_text(owner, mark)
 
     def has(self, index: int) -> bool:
-        """Whether a layer is there already."""
-        return (self.part / self._name(index)).is_file() and (self.part / _data_name(index)).is_file()
+        """Whether a layer is there already, whole."""
+        return self.finished or self._description(index) is not None
 
-    def write_layer(self, index: int, layer: nn.Module) -> None:
-        """Keep one packed layer, which stays as it is."""
-        write_json(self.part / _data_name(index), describe_layer(self.family, layer))
+    def write_layer(self, index: int, layer: nn.Module, report: Mapping[str, Any] | None = None) -> None:
+        """Keep one packed layer, which stays as it is, and what its pass measured."""
         prefix, tensors = f"{self.family.layers}.{index}.", {**layer.state_dict(), **self._guard(index)}
         self._save(self._name(index), {prefix + name: tensor for name, tensor in tensors.items()})
+        file = content_digest(self.part / self._name(index))
+        data = {"layer": describe_layer(self.family, layer), "report": report, "file": file}
+        write_json(self.part / _data_name(index), sealed(jsonable(data)))
 
-    def read_layer(self, index: int, skeleton: nn.Module) -> nn.Module:
-        """A layer that was written before, from a skeleton on the meta device; on the CPU."""
+    def read_layer(self, index: int, skeleton: nn.Module) -> tuple[nn.Module, Mapping[str, Any] | None]:
+        """A layer that was written before, from a skeleton on the meta device, and its report; on the CPU."""
+        found = self._description(index)
+        assert found is not None
         layer = copy.deepcopy(skeleton)
         dtype = getattr(self.config, "dtype", None) or torch.float32
-        empty_layer(self.family, layer, read_json(self.part / _data_name(index)), dtype)
+        empty_layer(self.family, layer, found["layer"], dtype)
         prefix, guard = f"{self.family.layers}.{index}.", self._guard(index)
-        tensors, _ = read_safetensors(self.part / self._name(index))
+        tensors, _ = read_safetensors((self.folder if self.finished else self.part) / self._name(index))
         own = {name.removeprefix(prefix): tensor.clone() for name, tensor in tensors.items()}
         layer.load_state_dict({name: tensor for name, tensor in own.items() if name not in guard}, assign=True)
-        return layer.requires_grad_(False).eval()
+        return layer.requires_grad_(False).eval(), found["report"]
 
     def finish(
         self,
@@ -81,29 +99,89 @@ class CheckpointWriter:
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation: GenerationConfig | None = None,
     ) -> Path:
-        """Write the rest and rename the folder into place; CheckpointError where a layer is missing."""
-        if missing := [index for index in range(self.count) if not self.has(index)]:
+        """Write the rest and rename the folder into place; CheckpointError where a layer is missing.
+
+        A kill between any two steps leaves a `.part` that the same run goes on with, or a finished folder.
+        """
+        if self.finished:
+            return self.folder
+        found = [self._description(index) for index in range(self.count)]
+        if missing := [index for index, data in enumerate(found) if data is None]:
             raise CheckpointError(f"layers {missing} were not written to {self.part}")
+        layers = [data for data in found if data is not None]
         names = (self.family.embedding, self.family.final_norm, self.family.head)
         tensors = (outer.embedding, outer.norm.weight, outer.head)
         last = self._name(self.count)
         self._save(last, {f"{name}.weight": tensor for name, tensor in zip(names, tensors, strict=True)})  # type: ignore[misc]
         self._write_index()
-        layers = [read_json(self.part / _data_name(index)) for index in range(self.count)]
         self.config.tie_word_embeddings = False
-        data = {"quant_method": QUANT_METHOD, "format": FORMAT, "version": sq.__version__, "recipe": self.recipe}
-        self.config.quantization_config = {**data, "layers": layers}
         if tokenizer is not None:
             tokenizer.save_pretrained(self.part)
         (generation or GenerationConfig.from_model_config(self.config)).save_pretrained(self.part)
-        for index in range(self.count):
-            (self.part / _data_name(index)).unlink()
-        (self.part / "recipe.txt").unlink()
-        self.config.save_pretrained(self.part)  # last: it makes the folder a checkpoint
+        if self.run:
+            write_json(self.part / MEASURED, sealed({"layers": [data["report"] for data in layers]}))
+        # Last: it makes the folder a checkpoint.
+        write_json(self.part / CONFIG, self._described([data["layer"] for data in layers]))
         if self.folder.exists():
             self.folder.rmdir()
         os.replace(self.part, self.folder)
+        self._tidy()
         return self.folder
+
+    def _is_finished(self) -> bool:
+        """Whether this very run finished the folder and it is whole; one that is not is removed, to be made again."""
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return False
+        made_by = run_of(self.folder)
+        if not self.run or made_by != self.run:
+            holds = "something else" if made_by is None else f"the checkpoint of run {made_by[:8] or 'unknown'}"
+            wanted = f", and this is run {self.run[:8]}" if self.run else ""
+            raise CheckpointError(
+                f"{self.folder} exists, is not empty and holds {holds}{wanted}: remove it, or choose another folder"
+            )
+        if wrong := damaged_files(self.folder) + self._unmeasured():
+            log.warning("%s is damaged (%s): making it again", self.folder, wrong[0])
+            shutil.rmtree(self.folder)
+            return False
+        return True
+
+    def _described(self, layers: list[Any]) -> dict[str, Any]:
+        """What config.json says: the model's own, with digests of all files beside it."""
+        if hasattr(self.config, "quantization_config"):
+            del self.config.quantization_config
+        config: dict[str, Any] = json.loads(self.config.to_json_string())
+        config.pop("_name_or_path", None)  # a place on the machine that made it
+        files = [path.name for path in self.part.iterdir() if path.is_file() and not _of_work(path.name)]
+        data = {"quant_method": QUANT_METHOD, "format": FORMAT, "version": sq.__version__, "run": self.run}
+        data |= {"recipe": jsonable(self.recipe), "layers": layers, "files": digests(self.part, files)}
+        config["quantization_config"] = data
+        data["config_digest"] = seal(config)
+        return config
+
+    def _description(self, index: int) -> dict[str, Any] | None:
+        """A written layer's data and its report; None where a file of it is missing or damaged."""
+        if self.finished:
+            data = read_json(self.folder / CONFIG)["quantization_config"]["layers"][index]
+            return {"layer": data, "report": read_json(self.folder / MEASURED)["layers"][index]}
+        try:
+            found: dict[str, Any] = read_json(self.part / _data_name(index))
+            whole = is_sealed(found) and content_digest(self.part / self._name(index)) == found["file"]
+            return found if whole else None
+        except (FileError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _unmeasured(self) -> list[str]:
+        """Why a finished folder does not say what its pass measured."""
+        try:
+            found = read_json(self.folder / MEASURED)
+            return [] if is_sealed(found) and len(found["layers"]) == self.count else [f"{MEASURED} is damaged"]
+        except (FileError, KeyError, TypeError, AttributeError):
+            return [f"{MEASURED} is missing or damaged"]
+
+    def _tidy(self) -> None:
+        """Remove what only the work needed."""
+        for path in [path for path in self.folder.iterdir() if _of_work(path.name) and path.name not in KEPT]:
+            path.unlink(missing_ok=True)
 
     def _save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         write_safetensors(self.part / name, tensors, {"format": "pt"})
@@ -181,5 +259,6 @@ def _data_name(index: int) -> str:
     return f"layer-{index:05d}.json"
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+def _of_work(name: str) -> bool:
+    """Whether a file is of the work on a folder, and not of the checkpoint."""
+    return name in (CONFIG, MARK, MEASURED) or name.startswith((".", "layer-"))

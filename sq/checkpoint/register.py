@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 QUANT_METHOD = "singlequant"  # in config.json of a packed checkpoint
-FORMAT = 2  # raised when a checkpoint of today could not be read as what it is tomorrow
+FORMAT = 3  # raised when a checkpoint of today could not be read as what it is tomorrow
 WATCHED = "transformers.quantizers.auto"  # where transformers looks up how a checkpoint was quantized
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sq.checkpoint.register import QUANT_METHOD
-from sq.errors import FileError
+from sq.checkpoint.manifest import run_of
 from sq.formats.labels import Bits
-from sq.io import read_json, unwritable
+from sq.io import unwritable
 
 
 def save_obstacles(folder: Path, bits: Bits, *, keeps_activations: bool) -> Iterator[str]:
@@ -23,15 +22,24 @@ def save_obstacles(folder: Path, bits: Bits, *, keeps_activations: bool) -> Iter
         yield "save_to takes layers over from an interrupted run, task.activations must see them; make two runs"
     if reason := unwritable(folder):
         yield f"save_to={folder}; allowed: {reason}"
-    elif folder.is_dir() and any(folder.iterdir()) and not _finished(folder):
+    elif folder.is_dir() and any(folder.iterdir()) and run_of(folder) is None:
         yield (
             f"save_to={folder}; allowed: a new or empty folder, or the finished checkpoint of this very run (it holds "
             "other things)"
         )
 
 
-def _finished(folder: Path) -> bool:
-    try:
-        return bool(read_json(folder / "config.json")["quantization_config"]["quant_method"] == QUANT_METHOD)
-    except (FileError, KeyError, TypeError):
-        return False
+def save_conflicts(wanted: Iterable[tuple[Path, str, str]]) -> Iterator[str]:
+    """Why runs cannot save to their folders: another run has a folder, or two of them have the same.
+
+    Args:
+        wanted: folder, run id and identity of each run that saves.
+    """
+    first: dict[Path, tuple[str, str]] = {}
+    for folder, name, identity in wanted:
+        if (found := run_of(folder)) is not None and found != identity:
+            holds = f"the checkpoint of run ...-{found[:8]}" if found else "a checkpoint that names no run"
+            yield f"save_to={folder} holds {holds}, and this is run {name}; remove it, or choose another folder"
+        other, its_identity = first.setdefault(folder, (name, identity))
+        if its_identity != identity:
+            yield f"save_to={folder} is wanted by two runs, {other} and {name}; give each a folder of its own"

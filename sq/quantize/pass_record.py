@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from sq.models.site_transform import SiteTransform
 from sq.nn.attention import AttentionInput, on_heads
 from sq.quantize.method import LayerPlan, LayerView
 from sq.rotation.transform import Transform
+
+_SIZES = ("packed_bytes", "full_bytes", "linear_weights", "linear_bytes")
+_COUNTED = ("sites", "layers", "seconds", *_SIZES)
 
 
 @dataclass
@@ -53,6 +57,29 @@ class PassRecord:
     def macs(self) -> int:
         """Online multiply-adds a token, all layers and sites."""
         return sum(int(site["multiply_adds"]) for site in self.sites)
+
+    def mark(self) -> dict[str, Any]:
+        """What was measured so far, for `since`."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in _COUNTED}
+
+    def since(self, mark: Mapping[str, Any]) -> dict[str, Any]:
+        """What was measured after a mark: a layer's report, JSON-ready."""
+        report: dict[str, Any] = {name: getattr(self, name)[len(mark[name]) :] for name in ("sites", "layers")}
+        report["seconds"] = {part: value - mark["seconds"][part] for part, value in self.seconds.items()}
+        report |= {name: getattr(self, name) - mark[name] for name in _SIZES}
+        return {**report, "peak_memory": self.peak_memory}
+
+    def add(self, report: Mapping[str, Any]) -> None:
+        """Take over the report of a layer that an interrupted pass measured."""
+        if not report:  # of a checkpoint that was made without a pass
+            return
+        self.sites += report["sites"]
+        self.layers += report["layers"]
+        for part, value in report["seconds"].items():
+            self.seconds[part] += value
+        for name in _SIZES:
+            setattr(self, name, getattr(self, name) + report[name])
+        self.peak_memory = max(self.peak_memory, report["peak_memory"])
 
     @contextmanager
     def timed(self, part: str, device: torch.device) -> Iterator[None]:

@@ -46,8 +46,12 @@ class Pipeline:
         sample: tokens a site that transforms are built from.
         log: of trainings; one that keeps nothing on disk unless given.
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
-        saved: index -> a packed layer that an interrupted run left, or None where there is none.
+        saved: index -> a packed layer that an interrupted run left, and its report; None where there is none.
         watch: is shown each layer as the method sees it, after its plan is made and before anything is changed.
+
+    Attributes:
+        record: what the pass measured so far.
+        layer_report: the part of it that the layer yielded last has.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Pipeline:
         sample: int = 4096,
         log: TrainingLog | None = None,
         packed: bool = False,
-        saved: Callable[[int], nn.Module | None] = lambda index: None,
+        saved: Callable[[int], tuple[nn.Module, Mapping[str, Any] | None] | None] = lambda index: None,
         watch: Callable[[LayerView], None] | None = None,
     ) -> None:
         self.packed, self.saved, self.watch = packed, saved, watch
@@ -69,6 +73,7 @@ class Pipeline:
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
         self.record = PassRecord()
+        self.layer_report: dict[str, Any] = {}
         return_freed()
         self.rotation: Transform | None = None
         self.propagate = method.propagates or recipe.propagate
@@ -98,7 +103,9 @@ class Pipeline:
             hidden = self._embedded()
             self.reference = list(hidden) if self._keeps_reference else None
         for index in range(self.stream.count):
+            mark = self.record.mark()
             layer, hidden = self._layer(index, hidden)
+            self.layer_report = self.record.since(mark)
             yield layer
 
     def _layer(self, index: int, hidden: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
@@ -112,7 +119,9 @@ class Pipeline:
                 return layer, hidden
             layer = self._folded(layer)
             if (found := self.saved(index)) is not None:
-                return found, self._resumed(index, found, layer, hidden)
+                kept, report = found
+                self.record.add(report or {})
+                return kept, self._resumed(index, kept, layer, hidden)
             statistics, outputs = self._collect(index, layer, hidden)
             full = outputs[0][:1].clone()
         reference = hidden if self.reference is None else self.reference

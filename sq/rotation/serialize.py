@@ -11,6 +11,22 @@ from torch import nn
 from sq.errors import CheckpointError
 from sq.rotation.transform import Transform
 
+# What a file may name: nothing else is imported. A new kind of transform that packed layers hold goes in here.
+CLASSES = frozenset(
+    {
+        *(f"sq.rotation.transform.{name}" for name in ("Identity", "Diagonal", "Dense", "PerHead", "Compose")),
+        "sq.rotation.kronecker.Kronecker",
+        "sq.rotation.block_kronecker.BlockKronecker",
+        "sq.rotation.low_rank.LowRank",
+        "sq.rotation.hadamard.Hadamard",
+        "sq.rotation.permutation.Permutation",
+        "sq.baselines.quarot.CrossHead",
+        "sq.learn.affine.AffineKronecker",
+        "sq.learn.affine.Scaling",
+    }
+)
+DEPTH = 8  # of compositions
+DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "bool")  # of factors
 _PLAIN = (bool, int, float, str, type(None))
 _MODULE_ATTRIBUTES = {*vars(nn.Module()), "_is_hf_initialized"}  # transformers marks with the last what it filled
 
@@ -31,25 +47,36 @@ def describe(transform: Transform) -> dict[str, Any]:
     }
 
 
-def empty_transform(description: dict[str, Any], device: torch.device | str = "meta") -> Transform:
-    """The transform of a description, its factors without values; CheckpointError for one that cannot be built."""
+def empty_transform(
+    description: dict[str, Any], device: torch.device | str = "meta", *, depth: int = DEPTH
+) -> Transform:
+    """The transform of a description, its factors without values; CheckpointError for one that cannot be built.
+
+    Only classes of `CLASSES` are made, and only attributes set that their own instances have.
+    """
     try:
-        module, _, name = str(description["class"]).rpartition(".")
-        if not module.startswith("sq."):
-            raise ImportError(f"{module} is not a module of this package")
+        if (named := description["class"]) not in CLASSES:
+            raise ValueError(f"{named!r} is none of the transforms that a checkpoint may hold")
+        if depth < 1:
+            raise ValueError(f"more than {DEPTH} compositions inside one another")
+        module, _, name = named.rpartition(".")
         kind = getattr(import_module(module), name)
-        if not (isinstance(kind, type) and issubclass(kind, Transform)):
-            raise ImportError(f"{name} is not a transform")
         made: Transform = kind.__new__(kind)
         nn.Module.__init__(made)
         made._casts = {}
         for key, value in description["attributes"].items():
+            if hasattr(made, key) or not _is_plain(value):  # a method or a part of torch's module
+                raise ValueError(f"{name} has no attribute {key!r} with the value {str(value)[:40]!r}")
             setattr(made, key, value)
         for key, (dtype, shape) in description["factors"].items():
+            if dtype not in DTYPES:
+                raise ValueError(f"factor {key!r} is {dtype}; allowed: {', '.join(DTYPES)}")
             made.register_buffer(key, torch.empty(shape, dtype=getattr(torch, dtype), device=device))
         if description["parts"]:
-            made.transforms = nn.ModuleList(empty_transform(part, device) for part in description["parts"])
-    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+            made.transforms = nn.ModuleList(
+                empty_transform(part, device, depth=depth - 1) for part in description["parts"]
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint describes a transform that cannot be built ({type(error).__name__}: {error}): it was "
             "written by another version of this package, or its config.json is damaged"

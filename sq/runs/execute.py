@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
 from sq.runs.build import build_method, load_model, recipe
 from sq.runs.results import ACTIVATIONS
-from sq.runs.runid import run_id
+from sq.runs.runid import identity, run_id
 
 
 @dataclass
@@ -77,7 +78,7 @@ def execute(
     if (shown := task.activations) is not None:
         record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
     if settings.save_to is not None:
-        writer = CheckpointWriter(settings.save_to, stream.config, what_made(settings))
+        writer = CheckpointWriter(settings.save_to, stream.config, what_made(settings), identity(settings))
     with progress_bar() as progress:
         log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
         ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
@@ -99,7 +100,7 @@ def execute(
         bar = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
         for index, layer in enumerate(pipeline.layers()):
             if writer is not None and not writer.has(index):
-                writer.write_layer(index, layer)
+                writer.write_layer(index, layer, pipeline.layer_report)
             evaluation.advance(index, layer)
             if keep:
                 kept.append(layer)
@@ -133,17 +134,25 @@ def execute(
 
 
 def what_made(settings: ExperimentSettings) -> dict[str, Any]:
-    """The settings in a packed checkpoint: all but the machine, the paths and the tasks."""
+    """The settings in a packed checkpoint: all but the machine and the tasks; of local files the names alone."""
     config = as_config(settings)
     parts = ("model", "method", "bits", "weights", "activations", "kv_cache", "calibration", "seed")
-    return {part: config[part] for part in parts}
+    made = {part: config[part] for part in parts}
+    for part, keys in (("model", ("path",)), ("calibration", ("path", "dataset_path"))):
+        for key in keys:
+            if (place := made[part].get(key)) is not None and Path(place).is_absolute():
+                made[part][key] = Path(place).name
+    return made
 
 
-def _saved_layer(writer: CheckpointWriter | None, stream: DecoderStream, index: int) -> torch.nn.Module | None:
-    """A layer that an interrupted run with the same settings wrote."""
+def _saved_layer(
+    writer: CheckpointWriter | None, stream: DecoderStream, index: int
+) -> tuple[torch.nn.Module, Mapping[str, Any] | None] | None:
+    """A layer that an interrupted run with the same settings wrote, and its report."""
     if writer is None or not writer.has(index):
         return None
-    return writer.read_layer(index, stream.meta_layer(index)).to(stream.device)
+    layer, report = writer.read_layer(index, stream.meta_layer(index))
+    return layer.to(stream.device), report
 
 
 def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokenizerBase | None) -> list[Windows]:

@@ -96,7 +96,7 @@ def _model_files(path: str, revision: str | None) -> list[Path] | None:
     """
     if path == EMBEDDED:
         folder = Path(sq.__file__).parent / "embedded"
-        return [folder / "planting.safetensors", *_in_folder(folder / "tiny")]
+        return [folder / "planting.safetensors", *(_in_folder(folder / "tiny") or [])]
     try:
         if (file := gguf_file(path)) is not None:
             return [file] if file.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from sq.nn.assemble import assemble
 from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
+from sq.rotation.serialize import describe, empty_transform
+from sq.rotation.transform import Compose, Dense
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +44,14 @@ def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
     return Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
 
 
-def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4) -> Path:
+def write(
+    original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4, run: str = "a"
+) -> Path:
     """Quantize a checkpoint to `folder`; `stop` ends it after so many layers, as a kill would."""
     stream = DecoderStream(original, dtype=torch.float32)
-    writer = CheckpointWriter(folder, stream.config, {"method": "test", "bits": bits})
+    writer = CheckpointWriter(folder, stream.config, {"method": "test", "bits": bits}, f"{run}{bits}")
 
-    def saved(index: int) -> torch.nn.Module | None:
+    def saved(index: int) -> tuple[torch.nn.Module, object] | None:
         return writer.read_layer(index, stream.meta_layer(index)) if writer.has(index) else None
 
     recipe = recipe_of(stream.dimensions.head_dim, bits)
@@ -56,7 +61,7 @@ def write(original: Path, folder: Path, method: Method = METHOD, *, stop: int | 
         if index == stop:
             return folder
         if not writer.has(index):
-            writer.write_layer(index, layer)
+            writer.write_layer(index, layer, pipeline.layer_report)
     return writer.finish(pipeline.embeddings_and_head)
 
 
@@ -68,7 +73,10 @@ def in_memory(original: Path, *, packed: bool) -> PreTrainedModel:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """All that is of the model: not what the pass measured, times among it, and not the run that made it."""
+    config = re.sub(rb'"(run|config_digest)": "\w*"', b"", (folder / "config.json").read_bytes())
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "quantization.json"}
+    return {**files, "config.json": config}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +150,7 @@ def test_a_layer_that_is_read_back_is_the_layer_that_was_written(saved: Path, tm
     writer = CheckpointWriter(tmp_path / "packed", stream.config, {})
     for index, layer in enumerate(model.model.layers):
         writer.write_layer(index, layer)
-        again = writer.read_layer(index, stream.meta_layer(index))
+        again, _ = writer.read_layer(index, stream.meta_layer(index))
         expected, found = layer.state_dict(), again.state_dict()
         assert set(found) == set(expected)
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -213,9 +221,94 @@ def test_another_recipe_does_not_take_over_what_was_left(saved: Path, tmp_path: 
     assert contents(write(original, tmp_path / "packed")) == contents(saved)
 
 
-def test_a_folder_that_holds_something_is_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="not empty"):
-        write(saved.parent / "original", saved)
+def test_a_folder_of_another_run_is_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not empty and holds the checkpoint of run a4, and this is run b4"):
+        write(saved.parent / "original", saved, run="b")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="not empty and holds something else"):
+        write(saved.parent / "original", tmp_path)
+
+
+def test_a_finished_folder_gives_its_layers_and_reports_to_the_run_that_made_it(saved: Path, tmp_path: Path) -> None:
+    folder, stream = tmp_path / "packed", DecoderStream(saved.parent / "original", dtype=torch.float32)
+    shutil.copytree(saved, folder)
+    (folder / "layer-00000.json").write_text("{}")  # a kill right behind the rename leaves these
+    writer = CheckpointWriter(folder, stream.config, {"method": "test", "bits": 4}, "a4")
+    assert writer.finished
+    assert not (folder / "layer-00000.json").exists()
+    recipe = recipe_of(stream.dimensions.head_dim)
+
+    def saved_layer(index: int) -> object:
+        return writer.read_layer(index, stream.meta_layer(index))
+
+    again = Pipeline(stream, METHOD, recipe, ids_of(), batch=2, packed=True, saved=saved_layer)  # type: ignore[arg-type]
+    again.prepare()
+    list(again.layers())
+    first = Pipeline(stream, METHOD, recipe, ids_of(), batch=2, packed=True)
+    first.prepare()
+    list(first.layers())
+    for name in ("sites", "layers", "packed_bytes", "full_bytes", "macs", "bits_per_weight"):
+        assert getattr(again.record, name) == getattr(first.record, name), name
+    assert again.record.seconds["weights"] > 0
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00004.safetensors", "quantization.json", "generation_config.json"])
+def test_a_finished_folder_that_lost_or_broke_a_file_is_made_again(saved: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "packed"
+    for damage in (Path.unlink, flip):
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
+        damage(folder / name)  # type: ignore[operator]
+        assert contents(write(saved.parent / "original", folder)) == contents(saved)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00004.safetensors", "layer-00001.json"])
+def test_what_is_damaged_of_an_interrupted_run_is_made_again(saved: Path, tmp_path: Path, name: str) -> None:
+    write(saved.parent / "original", tmp_path / "packed", stop=2)
+    flip(tmp_path / "packed.part" / name)
+    assert contents(write(saved.parent / "original", tmp_path / "packed")) == contents(saved)
+
+
+def test_other_weights_do_not_take_over_what_was_left(saved: Path, tmp_path: Path) -> None:
+    """The run's identity, which holds the content of the weights, is that of the folder."""
+    write(saved.parent / "original", tmp_path / "packed", stop=2, run="b")
+    kept = tmp_path / "packed.part" / "model-00001-of-00004.safetensors"
+    before = kept.stat().st_mtime_ns
+    folder = write(saved.parent / "original", tmp_path / "packed")
+    assert (folder / kept.name).stat().st_mtime_ns != before
+
+
+STEPS = ("_save", "_write_index", "_described", "_tidy")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_between_two_steps_of_finishing_is_completed_by_the_next_run(
+    saved: Path, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original, done = getattr(CheckpointWriter, step), []
+
+    def die(*args: object) -> object:
+        if step == "_save" and len(done) < 3:  # of the layers
+            done.append(1)
+            return original(*args)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(CheckpointWriter, step, die)
+        write(saved.parent / "original", tmp_path / "packed")
+    folder = write(saved.parent / "original", tmp_path / "packed")
+    assert contents(folder) == contents(saved)
+    assert not (tmp_path / "packed.part").exists()
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
 
 
 def _drop(folder: Path) -> None:
@@ -265,7 +358,7 @@ def integers(bits: int) -> dict[str, object]:
         (_reshape, r"weight_packed' has shape \(84, 29\), its config needs \(84, 30\)"),
         (_truncate, "truncated or not a safetensors file"),
         (_foreign, r"'model\.layers\.7\.extra' belongs to another model"),
-        (lambda folder: _edit(folder, {"format": 3, "version": "9.9"}), "format 3, written by version 9.9"),
+        (lambda folder: _edit(folder, {"format": 9, "version": "9.9"}), "format 9, written by version 9.9"),
         (lambda folder: _edit(folder, {"layers": []}), "describes 0 layers"),
         (
             lambda folder: _edit(folder, {"format": integers(8)}, layer=True),
@@ -280,9 +373,70 @@ def integers(bits: int) -> dict[str, object]:
     ],
     ids=["missing", "shape", "truncated", "foreign", "format", "layers", "other bits", "no bits", "no format", "sizes"],
 )
-def test_damage_is_refused_with_the_reason(saved: Path, tmp_path: Path, damage: object, said: str) -> None:
+def test_damage_is_refused_with_the_reason(
+    saved: Path, tmp_path: Path, damage: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests see it, and without them what is read does."""
     folder = tmp_path / "damaged"
     shutil.copytree(saved, folder)
     damage(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=r"is damaged: .*(was changed|not what was written)|format 9"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    monkeypatch.setenv("SINGLEQUANT_UNCHECKED", "1")
     with pytest.raises(CheckpointError, match=said):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_flipped_bit_of_any_file_and_a_changed_number_of_the_config_are_told(saved: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted(saved.glob("*.safetensors"))):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        flip(folder / file.name)
+        with pytest.raises(CheckpointError, match=f"{file.name} is not what was written"):
+            AutoModelForCausalLM.from_pretrained(folder)
+    for key, value in (("rms_norm_eps", 1e-4), ("rope_parameters", {"rope_type": "default", "rope_theta": 5e5})):
+        folder = tmp_path / key
+        shutil.copytree(saved, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, key: value}))
+        with pytest.raises(CheckpointError, match="config.json was changed"):
+            AutoModelForCausalLM.from_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({**config, "use_cache": False, "transformers_version": "9"}))
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("where", ["recipe", "files", "layers", "config_digest"])
+def test_a_config_that_lost_a_key_is_told(saved: Path, tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["x" + where] = config["quantization_config"].pop(where)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class": "sq.kernels.bench.__main__.X"},
+        {"class": "sq.rotation.transform.Transform"},
+        {"class": "os.system"},
+        {"attributes": {"forward": 1}},
+        {"attributes": {"__class__": "x"}},
+        {"factors": {"r1": ["complex64", [2, 2]]}},
+    ],
+)
+def test_a_transform_of_a_file_is_one_of_the_closed_list(change: dict[str, object]) -> None:
+    description = describe(Dense(torch.eye(3), orthogonal=True))
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        empty_transform({**description, **change})
+    deep = description
+    for _ in range(20):
+        deep = {**describe(Compose([Dense(torch.eye(3), orthogonal=True)])), "parts": [deep]}
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        empty_transform(deep)
+
+
+def test_no_path_of_the_machine_is_in_a_packed_config(saved: Path) -> None:
+    assert str(saved.parent) not in (saved / "config.json").read_text()
