@@ -39,18 +39,19 @@ def main() -> int:
 
 def run(args: Namespace, command: list[str]) -> int:
     """Check the whole command line, then let Hydra run its job or jobs; return the exit status."""
-    from sq.config.compose import check
-    from sq.errors import ConfigError
+    from sq.config.compose import compose_jobs
+    from sq.errors import SQError
     from sq.runs.environment import COMMAND
+    from sq.runs.preflight import check_jobs
     from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep
 
     os.environ[COMMAND] = shlex.join(["python", *command])
     interrupted = False
     try:
         if not (args.config_name or args.config_path or args.config_dir):
-            check(args.overrides, multirun=bool(args.multirun))
+            check_jobs(compose_jobs(args.overrides, multirun=bool(args.multirun)))
         hydra_main()
-    except ConfigError as error:
+    except SQError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -30,9 +30,12 @@ def expected(experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def with_missing(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
-    """All runs of the frame, then rows of status "missing" for the experiment's runs that were not made."""
+    """All runs of the frame, then rows of status "missing" for the experiment's runs that were not made, and of status
+    "damaged" for those whose result.json cannot be read."""
     wanted = expected(experiment, overrides)
-    missing = wanted[~wanted["run_id"].isin(frame["run_id"])]
+    missing = wanted[~wanted["run_id"].isin(frame["run_id"])].copy()
+    for name, reason in frame.attrs.get("unreadable", {}).items():
+        missing.loc[missing["run_id"] == name, ["status", "error"]] = ["damaged", reason]
     return pd.concat([frame, missing], ignore_index=True) if len(missing) else frame
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from sq.errors import DataError
 from sq.formats.labels import parse_bits
-from sq.runs.results import WINDOWS, read_result
+from sq.runs.results import WINDOWS, damage, read_result
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
 FIELDS = ("run_id", "status", "error", "model", "method", "bits", "weights", "activations", "seed", "created")
@@ -38,27 +40,38 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
     and "folder" is the run directory. A directory without result.json (a run that was cut off) gives no row;
     `sq.analysis.with_missing` adds rows for the runs that an experiment still lacks.
 
+    A run that is not what was written (`sq.runs.results.damage`) has the status "damaged", and the reason as its error;
+    one whose result.json cannot be read at all has no row, and is in frame.attrs["unreadable"], name -> reason.
+
     Raises:
         DataError: the folder does not exist or holds no run.
     """
     folder = Path(results)
     found = [(path, read_result(path)) for path in sorted(folder.glob("*")) if path.is_dir()]
+    damaged = {path: reason for path, _ in found if (reason := damage(path)) is not None}
     rows = [
         {
-            **{name: getattr(result, name) for name in (*FIELDS, "git_commit")},
+            **{name: getattr(result, name) for name in (*FIELDS, "arithmetic", "git_commit")},
             "folder": path,
             **result.metrics,
             "shown_method": result.shown_method,
             **_fingerprints(result.extras),
             **machine(result.environment),
             **settings(result.config),
+            **({"status": "damaged", "error": damaged[path]} if path in damaged else {}),
         }
         for path, result in found
         if result is not None
     ]
+    unreadable = {path.name: damaged[path] for path, result in found if result is None and path in damaged}
     if not rows:
-        raise DataError(f"{folder} holds no finished run; make some with `python run.py paths.results={folder}`")
-    return pd.DataFrame(rows).sort_values("created", kind="stable", ignore_index=True)
+        beside = "".join(f"; {name}: {reason}" for name, reason in unreadable.items())
+        raise DataError(
+            f"{folder} holds no finished run; make some with `python run.py paths.results={folder}`{beside}"
+        )
+    frame = pd.DataFrame(rows).sort_values("created", kind="stable", ignore_index=True)
+    frame.attrs["unreadable"] = unreadable
+    return frame
 
 
 def window_values(run: pd.Series, name: str) -> np.ndarray:
@@ -70,10 +83,15 @@ def window_values(run: pd.Series, name: str) -> np.ndarray:
     path = Path(run["folder"]) / WINDOWS
     if not path.is_file():
         raise DataError(f"{path} is missing: run {run['run_id']} kept no values by window")
-    with np.load(path) as arrays:
-        if name not in arrays:
-            raise DataError(f"{path} has no {name!r}; it has {', '.join(arrays)}")
-        values: np.ndarray = arrays[name]
+    try:
+        with np.load(path) as arrays:
+            if name not in arrays:
+                raise DataError(f"{path} has no {name!r}; it has {', '.join(arrays)}")
+            values: np.ndarray = arrays[name]
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}): make run {run['run_id']} again with force=true") from error
     return values
 
 

@@ -48,11 +48,12 @@ def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.D
 
 def _row(run: Any) -> dict[str, Any]:
     config = dict(run.config)
-    resolved = config.pop("resolved", None) or {}
+    resolved, packs = config.pop("resolved", None) or {}, config.pop("arithmetic", "fake")
     config |= config.pop("settings", {})  # of a W&B sweep's run, whose swept names are locked to what was swept
     logged: Mapping[str, Any] = dict(run.summary)
     metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
     first = {"run_id": config["run_id"], "status": logged["status"], "error": logged.get("error")}
     then = {"created": str(run.created_at), "git_commit": None, "folder": None, **metrics}
+    then["arithmetic"] = packs
     then["shown_method"] = shown_method(config["method"]["name"], resolved)
     return {**first, **summary(config), **then, **machine(config.get("environment") or {}), **settings(config)}

@@ -43,5 +43,9 @@ class TrainingError(SQError):
     """A training that diverged; the message names step, layer and setting."""
 
 
+class EvaluationError(SQError):
+    """A measurement that says nothing: NaN or inf in hidden states, logits or scores, or a model that knows nothing."""
+
+
 class QuantizationError(SQError):
     """A quantization that cannot be done, such as a Hessian that cannot be factored."""

@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} does not exist") from error
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # json.JSONDecodeError, UnicodeDecodeError, brackets without end
         raise FileError(f"{path} is not valid JSON ({error}): it is damaged; make it or fetch it again") from error
 
 

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from sq.config.parse import parse
-from sq.runs.runid import run_id
+from sq.digest import SEAL, sealed
+from sq.runs.results import SCHEMA, digests_of
+from sq.runs.runid import arithmetic, run_id
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "analysis" / "fixture"
@@ -59,10 +62,18 @@ def real_runs(folder: Path) -> Path:
     """Copy the fixture under the run ids that its settings have today; ids carry the version and the model."""
     for path in sorted(FIXTURE.glob("*/result.json")):
         result = json.loads(path.read_text())
-        result["run_id"] = run_id(parse(OmegaConf.create(result["config"])))
+        settings = parse(OmegaConf.create(result["config"]))
+        result |= {"run_id": run_id(settings), "arithmetic": arithmetic(settings)}
         shutil.copytree(path.parent, folder / result["run_id"])
-        (folder / result["run_id"] / "result.json").write_text(json.dumps(result))
+        write_record(folder / result["run_id"], result)
     return folder
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write a hand-made or changed result.json as a run of today would: with its schema, digests of files, and seal."""
+    record = {key: value for key, value in record.items() if key != SEAL}
+    record |= {"schema": SCHEMA, "files": digests_of(folder)}
+    (folder / "result.json").write_text(json.dumps(sealed(record)))
 
 
 def keep(run: Path, place: Path) -> None:

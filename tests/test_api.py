@@ -65,7 +65,7 @@ def test_task_measures_against_full_precision(folder: Path) -> None:
         task="perplexity",
         overrides=overrides(
             folder, "task.perplexity.texts=[local]", f"task.perplexity.path={folder / 'text.txt'}",
-            "task.perplexity.window=64", "task.perplexity.count=4",
+            "task.perplexity.window=64", "task.perplexity.count=4", "task.perplexity.untrained=true",
         ),
     )  # fmt: skip
     assert quantized.metrics["kl/local"] > 0

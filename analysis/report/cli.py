@@ -87,6 +87,7 @@ def write_report(
         steps.close()
     facts = {
         "runs": f"{(runs['status'] == 'finished').sum()} finished, {(runs['status'] == 'failed').sum()} failed",
+        "damaged": ", ".join([*runs.loc[runs["status"] == "damaged", "run_id"], *runs.attrs["unreadable"]]) or "none",
         "newest run": str(runs["created"].max()),
         "commits": ", ".join(sorted({str(commit)[:10] for commit in runs["git_commit"].dropna()})) or "unknown",
         "overrides": shlex.join(overrides) or "none",

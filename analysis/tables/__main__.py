@@ -46,6 +46,8 @@ def printed(arguments: Sequence[str]) -> str:
             "Write python -m sq.analysis.tables NAME [RESULTS] [column=value ...]"
         )
     frame = load(words[1] if len(words) > 1 else "runs")
+    for run, reason in frame.attrs["unreadable"].items():
+        print(f"{run} is damaged: {reason}", file=sys.stderr)
     if name == "published":
         return check_published(chosen(frame, columns)).text(form)
     options: dict[str, Any] = {key: columns.pop(key) for key in ("base", "metric") if key in columns}
@@ -57,15 +59,19 @@ def printed(arguments: Sequence[str]) -> str:
     return TABLES[name](frame, experiment=experiment, overrides=overrides, **options).text(form)
 
 
-def main() -> None:
-    """`python -m sq.analysis.tables`: print, or end with what is missing."""
+def main() -> int:
+    """`python -m sq.analysis.tables`: print; exit status 2 for a mistake and for runs that are missing, 1 for what
+    cannot be read."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        sys.exit(__doc__)
+        print(__doc__)
+        return 0 if len(sys.argv) > 1 else 2
     try:
         print(printed(sys.argv[1:]), end="")
-    except SQError as error:
-        sys.exit(str(error))
+    except (SQError, OSError) as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SQError) else 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -189,7 +189,8 @@ def _median(name: str, cell: Cell, unit: float = 1.0) -> Value:
     """The median of the finished runs; where there are none, whether they failed or are missing."""
     done = _finished(cell.row)
     if done.empty:
-        return "failed" if (cell.row["status"] == "failed").any() else "missing"
+        there = set(cell.row["status"])
+        return next((status for status in ("failed", "damaged") if status in there), "missing")
     return float(done[name].median()) / unit
 
 

@@ -86,16 +86,25 @@ def describe(runs: pd.DataFrame) -> str:
         _shared("at most {} questions a task", runs, "task.zeroshot.limit"),
         _shared("{} calibration tokens", quantized, "calibration.tokens"),
         _shared("{} activations", quantized, "activations"),
-        _shared("{} outliers", runs, "model.outliers").replace("none", "no planted"),
+        _outliers(runs),
+        _shared("{} arithmetic", quantized, "arithmetic").replace("fake arithmetic", ""),
         _shared("seed {}", quantized, "seed"),
     ]
-    failed = runs[runs["status"] == "failed"]
-    reasons = [
-        f"{run['row']} ({run['bits']}, {run['weights']}): {str(run['error']).splitlines()[0][:REASON]}"
-        for _, run in failed.iterrows()
-    ]
     common = ", ".join(part for part in parts if part)
-    return f"{common}. Failed: {'; '.join(reasons)}" if reasons else common
+    for status in ("failed", "damaged"):
+        reasons = [
+            f"{run['row']} ({run['bits']}, {run['weights']}): {str(run['error']).splitlines()[0][:REASON]}"
+            for _, run in runs[runs["status"] == status].iterrows()
+        ]
+        common += f". {status.capitalize()}: {'; '.join(reasons)}" if reasons else ""
+    return common
+
+
+def _outliers(runs: pd.DataFrame) -> str:
+    """What the embedded model had; nothing of models that have no planted outliers to leave out."""
+    embedded = runs[runs["model.path"] == "embedded"] if "model.path" in runs else runs
+    text = _shared("{} outliers", embedded, "model.outliers").replace("none", "no planted")
+    return text if len(embedded) == len(runs) else ""
 
 
 def _shared(text: str, runs: pd.DataFrame, name: str) -> str:

@@ -86,7 +86,7 @@ class Table:
         columns: dict[str, list[Any]] = {}
         for name in map(str, self.frame):
             cells = list(self.frame[name])
-            columns[name] = [cell.mean if isinstance(cell, Interval) else cell for cell in cells]
+            columns[name] = [cell.mean if isinstance(cell, Interval) else _no_formula(cell) for cell in cells]
             if any(isinstance(cell, Interval) for cell in cells):
                 for end in ("low", "high"):
                     columns[f"{name} {end}"] = [getattr(cell, end, None) for cell in cells]
@@ -121,6 +121,12 @@ def show(cell: Any, shape: str) -> str:
     if isinstance(cell, str):
         return cell
     return "" if pd.isna(cell) else shape.format(cell)
+
+
+def _no_formula(cell: Any) -> Any:
+    """A text that a spreadsheet would compute (it begins with = + - @) with an apostrophe in front, which shows it."""
+    computed = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) and len(cell) > 1
+    return f"'{cell}" if computed else cell
 
 
 def _escape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sq.errors import EvaluationError
+
 Floats = NDArray[np.float64]
+UNIFORM = 1e-3  # a share of the nats of guessing: what rounding leaves of a model that is no better
 CHUNK = 2**20  # logits a CPU scores at once: 4 MB in float32, and as much for each thing made of them
 CHUNK_ON_DEVICE = 2**26  # and another device: few launches
 
@@ -77,6 +81,28 @@ def scores_of_windows(tokens: list[Tensor]) -> Scores:
 def join_scores(parts: list[Scores]) -> Scores:
     """Scores of consecutive batches as one."""
     return Scores(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scores)))
+
+
+def refuse_non_finite(text: str, scores: Scores) -> None:
+    """Raise EvaluationError for NaN or inf among the scores of a text; all layers of both models were finite."""
+    for name, values in scores.arrays().items():
+        if not np.isfinite(values).all():
+            window = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise EvaluationError(
+                f"{name} of text {text}, window {window}, is NaN or inf although all layers are finite: the final norm "
+                "or the head overflows; run in a wider dtype (model.dtype=float32)"
+            )
+
+
+def refuse_guessing(text: str, scores: Scores, vocabulary: int) -> None:
+    """Raise EvaluationError for a full-precision model that is no better than guessing among `vocabulary` tokens."""
+    nats = float(scores.reference_nll.mean())
+    if nats >= (1 - UNIFORM) * math.log(vocabulary):
+        raise EvaluationError(
+            f"the full-precision model has perplexity {math.exp(min(nats, 700)):.6g} on text {text}, no better than "
+            f"guessing among its {vocabulary:,} tokens: weights, tokenizer and text do not belong together, or the "
+            "weights are damaged. task.perplexity.untrained=true measures all the same"
+        )
 
 
 def _of_chunk(logits: Tensor, reference: Tensor | None, targets: Tensor) -> Tensor:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from sq.data.windows import Windows
+from sq.errors import EvaluationError
 from sq.evaluate.reference import keep_states, kept_states
-from sq.evaluate.scores import Scores, join_scores, score_tokens, scores_of_windows
+from sq.evaluate.scores import Scores, join_scores, refuse_non_finite, score_tokens, scores_of_windows
+from sq.models.families import SITES
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
+from sq.nn.hooks import watched_sites
 
 POSITIONS = 1024  # whose logits are made at once: 0.5 GB for a vocabulary of 128k; a window of 2048 has twice as many
 
@@ -58,7 +63,11 @@ class StreamEvaluation:
 
     @torch.no_grad()
     def finish(self) -> dict[str, Scores]:
-        """Scores by text, after the last layer."""
+        """Scores by text, after the last layer.
+
+        Raises:
+            EvaluationError: scores that are not finite.
+        """
         if self._reference_runs:
             keep_states(self.stream, self._ids, self._reference)
         parts: list[Scores] = []
@@ -68,6 +77,7 @@ class StreamEvaluation:
         for text in self.windows:
             count = len(text.ids.split(self.batch))
             scores[text.text] = join_scores(parts[start : start + count])
+            refuse_non_finite(text.text, scores[text.text])
             start += count
         return scores
 
@@ -87,4 +97,24 @@ class StreamEvaluation:
 
     def _step(self, index: int, layer: nn.Module, hidden: list[Tensor]) -> None:
         for position, batch in enumerate(hidden):
-            hidden[position] = self.stream.forward(index, layer, batch)
+            out = self.stream.forward(index, layer, batch)
+            # One wait for the device a batch: a number that means nothing must name its layer.
+            if not bool(torch.isfinite(out).all()):
+                which = "full-precision" if hidden is self._reference else "quantized"
+                raise EvaluationError(
+                    f"the {which} model has NaN or inf in layer {index}, {self._broken_site(index, layer, batch)}, on "
+                    "the evaluation text: its numbers would mean nothing. Check the weights, or run in a wider dtype "
+                    "(model.dtype=float32)"
+                )
+            hidden[position] = out
+
+    def _broken_site(self, index: int, layer: nn.Module, batch: Tensor) -> str:
+        """Where a layer's NaN or inf appear first."""
+        broken: list[str] = []
+
+        def watch(site: str) -> Callable[[Tensor], None]:
+            return lambda x: None if bool(torch.isfinite(x).all()) else broken.append(site)
+
+        with watched_sites(self.stream.family, layer, {site: watch(site) for site in SITES}):
+            self.stream.forward(index, layer, batch)
+        return f"site {broken[0]!r}" if broken else "its output"

@@ -15,7 +15,8 @@ SpeedKind = Literal["bf16", "bf16_graph", "fake", "packed", "packed_graph"]
 
 @dataclass(frozen=True, config=t.CONFIG)
 class PerplexitySettings:
-    """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all."""
+    """Texts that perplexity, KL and top-1 agreement are measured on; `count` windows of each, None = all. `untrained`
+    lets a full-precision model pass that is no better than guessing."""
 
     texts: t.Names
     window: t.Pair
@@ -23,6 +24,7 @@ class PerplexitySettings:
     path: t.Place | None = None
     dataset_path: t.Place | None = None
     batch_size: t.Count = 8
+    untrained: bool = False
 
 
 @dataclass(frozen=True, config=t.CONFIG)

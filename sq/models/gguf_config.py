@@ -10,6 +10,7 @@ from typing import Any
 
 from sq.errors import CheckpointError
 from sq.models.gguf_header import BF16, F16, ArrayOf, GgufHeader
+from sq.models.limits import config_obstacles
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files call themselves llama
 ROPE_FREQUENCIES = "rope_freqs.weight"
@@ -50,7 +51,7 @@ def architecture_of(header: GgufHeader) -> dict[str, Any]:
         return own[key]
 
     hidden, heads = size("embedding_length"), size("attention.head_count")
-    head_dim = own.get("attention.key_length", hidden // heads)
+    head_dim = own.get("attention.key_length", hidden // max(1, heads))
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, head_dim) != head_dim:
             raise CheckpointError(
@@ -87,6 +88,8 @@ def architecture_of(header: GgufHeader) -> dict[str, Any]:
     for part in ("bos", "eos"):
         if (token := header.metadata.get(f"tokenizer.ggml.{part}_token_id")) is not None:
             found[f"{part}_token_id"] = token
+    if wrong := list(config_obstacles(found)):
+        raise CheckpointError(f"{header.path} {'; '.join(wrong)}. It is damaged; fetch it again.")
     return found
 
 

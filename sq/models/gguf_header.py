@@ -91,7 +91,7 @@ def _read(path: Path, size: int, mtime: int) -> GgufHeader:
             return _parse(path, cursor, size)
         except (struct.error, EOFError) as error:
             raise truncated(path, f"its header goes on behind byte {cursor.at}", size) from error
-        except (KeyError, UnicodeDecodeError, OverflowError) as error:
+        except (KeyError, TypeError, UnicodeDecodeError, ArithmeticError, MemoryError) as error:
             raise CheckpointError(
                 f"{path} has a damaged header near byte {cursor.at}: {type(error).__name__} {error}. Fetch it again."
             ) from error

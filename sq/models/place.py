@@ -14,9 +14,11 @@ from sq.errors import CheckpointError, FileError
 from sq.io import read_json
 from sq.models.gguf_config import architecture_of
 from sq.models.gguf_header import read_header
+from sq.models.limits import config_obstacles
 
 EMBEDDED, RANDOM = "embedded", "random"  # paths that are names: the model of sq/embedded, and random weights
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # weights in a model folder
+HUB_ID = r"[\w.-]+/[\w.-]+"
 PIP = "pip:"  # before the name of an installed distribution that carries a GGUF file
 
 
@@ -59,7 +61,7 @@ def local_folder(path: str, revision: str | None = None) -> Path | None:
     """
     if (folder := Path(path).expanduser()).is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
+    if not re.fullmatch(HUB_ID, path) or path.startswith("."):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -95,6 +97,12 @@ def model_obstacles(name: str, path: str, architecture: Mapping[str, Any] | None
         return
     if not (folder / "config.json").is_file():
         yield f"model.path={path} has no config.json; give the folder that `save_pretrained` or the hub wrote"
+    else:
+        try:
+            wrong = list(config_obstacles(read_json(folder / "config.json")))
+        except FileError as error:
+            wrong = [f"cannot be used: {error}"]
+        yield from (f"model.path={path}: config.json {one}" for one in wrong)
     if not any(folder.glob("*.safetensors")):
         other = sorted(item.name for item in folder.iterdir() if item.suffix in (".bin", ".pt", ".pth", ".gguf"))
         note = (
@@ -114,6 +122,8 @@ def known_widths(path: str, architecture: Mapping[str, Any] | None) -> tuple[lis
     try:
         config = architecture or read_json(folder / "config.json")
     except FileError:
+        return [], []
+    if list(config_obstacles(config)):  # `model_obstacles` tells of them
         return [], []
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     head_dim = config.get("head_dim") or (hidden // heads if hidden and heads else None)

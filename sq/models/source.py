@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from sq.digest import stat_of
 from sq.errors import CheckpointError
 from sq.io import read_json
+from sq.models.limits import config_obstacles
 from sq.models.place import INDEX, SINGLE
 
 
@@ -50,10 +51,18 @@ def model_folder(path: str, revision: str | None = None) -> Path:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The transformers config of a model folder; CheckpointError if there is none."""
+    """The transformers config of a model folder; CheckpointError if there is none, or one that no decoder has."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a transformers model folder")
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    try:
+        if wrong := list(config_obstacles(read_json(folder / "config.json"))):
+            raise CheckpointError(f"{folder / 'config.json'} {'; '.join(wrong)}. It is damaged; fetch it again.")
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used ({type(error).__name__}: {reason})") from error
     return config
 
 
@@ -65,6 +74,10 @@ def refuse_non_finite(name: str, tensor: Tensor, file: Path) -> None:
             f"tensor {name!r} in {file} has {bad} NaN or inf values of {tensor.numel()}. The file is damaged or was "
             "exported from a diverged run; fetch it again."
         )
+
+
+def _is_name(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file and file not in ("", "..")
 
 
 class TensorSource(Protocol):
@@ -127,6 +140,9 @@ class WeightSource:
                 files = dict(read_json(self.folder / INDEX)["weight_map"])
             except (ValueError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{self.folder / INDEX} is not a safetensors index: {error}") from error
+            outside = sorted({str(file) for file in files.values() if not _is_name(file)})
+            if outside:
+                raise CheckpointError(f"{self.folder / INDEX} names {outside[0]!r}, which is no file of its folder")
             absent = sorted({file for file in files.values() if not (self.folder / file).is_file()})
             if absent:
                 raise CheckpointError(

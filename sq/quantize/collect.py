@@ -73,10 +73,11 @@ class _Watcher:
         x = tokens.flatten(0, -2).float()  # (T, n)
         square, peak = x.square().sum(0, dtype=torch.float64), x.abs().amax(0)
         if not bool(torch.isfinite(square).all()):
-            bad = int((~torch.isfinite(x)).sum())
+            bad, largest = int((~torch.isfinite(x)).sum()), float(peak.max())
+            what = f"{bad} NaN or inf activations" if bad else f"activations of {largest:.3g}, whose squares overflow"
             raise CalibrationError(
-                f"calibration found {bad} NaN or inf activations at layer {self.index}, site {self.site!r}. Check the "
-                "checkpoint, or run in a wider dtype (model.dtype=float32)."
+                f"calibration found {what} at layer {self.index}, site {self.site!r}. Check the checkpoint, or run in "
+                "a wider dtype (model.dtype=float32)."
             )
         self.square = square if self.square is None else self.square + square
         self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)

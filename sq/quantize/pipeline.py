@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sq.errors import ConfigError, SQError
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
@@ -104,7 +105,8 @@ class Pipeline:
             self.reference = list(hidden) if self._keeps_reference else None
         for index in range(self.stream.count):
             mark = self.record.mark()
-            layer, hidden = self._layer(index, hidden)
+            with _named(index):
+                layer, hidden = self._layer(index, hidden)
             self.layer_report = self.record.since(mark)
             yield layer
 
@@ -305,3 +307,16 @@ class Pipeline:
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.record.timed(part, self.stream.device)
+
+
+@contextmanager
+def _named(index: int) -> Iterator[None]:
+    """Name the layer in an error that does not."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SQError as error:
+        if f"layer {index}" in str(error):
+            raise
+        raise type(error)(f"layer {index}: {error}") from error

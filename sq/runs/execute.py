@@ -18,6 +18,7 @@ from sq.config.settings import CalibrationSettings, ExperimentSettings
 from sq.data.sources import BUILT_IN
 from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
 from sq.errors import ConfigError
+from sq.evaluate.scores import refuse_guessing
 from sq.evaluate.stream import StreamEvaluation
 from sq.evaluate.task import SpeedSettings, ZeroShotSettings
 from sq.formats.labels import SIXTEEN
@@ -107,6 +108,8 @@ def execute(
             progress.advance(bar)
     result = Execution(tokenizer=tokenizer)
     for name, scores in evaluation.finish().items():
+        if task.perplexity is not None and not task.perplexity.untrained:
+            refuse_guessing(name, scores, stream.config.vocab_size)
         result.metrics |= scores.metrics(name)
         result.arrays |= {f"{key}/{name}": values for key, values in scores.arrays().items()}
     result.metrics |= _cost(pipeline.record, method)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import pkgutil
+import re
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from sq.checkpoint.manifest import damaged_files, run_of
 from sq.config.parse import as_config
-from sq.config.settings import ExperimentSettings
+from sq.config.settings import ExperimentSettings, ModelSettings
+from sq.errors import SQError
 from sq.io import jsonable, write_arrays, write_text
+from sq.models.place import HUB_ID, local_folder
 from sq.runs.environment import command, environment, git_commit
 from sq.runs.locks import lock
 from sq.runs.references import reference
-from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, read_result
-from sq.runs.runid import identity, run_id
+from sq.runs.results import ACTIVATIONS, RESULT, WINDOWS, Executor, Result, digests_of, lost_files, read_result
+from sq.runs.runid import arithmetic, identity, run_id
 from sq.runs.tracking import track, under_agent
 
 log = logging.getLogger(__name__)
@@ -59,6 +63,7 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
     Raises:
         OSError: the run directory cannot be written.
     """
+    _fetch(settings.model)
     name = run_id(settings)
     folder = settings.paths.results / name
     if (found := _finished(folder, settings, since)) is not None:
@@ -77,6 +82,15 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
     return result
 
 
+def _fetch(model: ModelSettings) -> None:
+    """Have a model from the hub on this machine: its content decides the run's id."""
+    if re.fullmatch(HUB_ID, model.path) and local_folder(model.path, model.revision) is None:
+        from sq.models.source import model_folder  # torch, which the check of a command line does not need
+
+        with suppress(SQError):  # the run that needs it fails with the reason
+            model_folder(model.path, model.revision)
+
+
 def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None) -> Result | None:
     result = read_result(folder)
     if result is None or result.identity != identity(settings):
@@ -84,12 +98,20 @@ def _finished(folder: Path, settings: ExperimentSettings, since: datetime | None
     fresh = since is not None and datetime.fromisoformat(result.created) >= since
     if not fresh and (settings.force or result.status != "finished"):
         return None
-    if settings.save_to is not None and not (settings.save_to / "config.json").is_file():
+    if settings.save_to is not None and not _saved(settings.save_to, result.identity, settings.paths.cache):
         return None  # the run was measured before, without this checkpoint
-    if result.status == "finished" and settings.task.activations and not (folder / ACTIVATIONS).is_file():
+    if result.status == "finished" and settings.task.activations and ACTIVATIONS not in result.files:
+        return None
+    if lost := lost_files(folder, result):
+        log.warning("%s: %s missing or damaged: measuring again", result.run_id, ", ".join(lost))
         return None
     log.info("%s: %s", result.run_id, "reused" if result.status == "finished" else "failed already")
     return result
+
+
+def _saved(folder: Path, identity: str, cache: Path) -> bool:
+    """Whether this very run finished a packed folder, which is whole."""
+    return run_of(folder) == identity and not damaged_files(folder, cache)
 
 
 def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
@@ -114,6 +136,7 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
         seed=settings.seed,
         config=config,
         metrics={},
+        arithmetic=arithmetic(settings),
     )
     start = time.perf_counter()
     with _log_file(folder / "log.txt"):
@@ -123,6 +146,7 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path) -> Result:
             if done.arrays:
                 write_arrays(folder / WINDOWS, done.arrays)
             result = replace(result, metrics=jsonable(dict(done.metrics)), extras=jsonable(dict(done.extras)))
+            result = replace(result, files=digests_of(folder))
         except Exception as error:
             text, reason = traceback.format_exc(), f"{type(error).__name__}: {error}"
             log.error("%s: failed: %s", name, reason)

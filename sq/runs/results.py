@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from sq.config.settings import ExperimentSettings
+from sq.digest import SEAL, content_digest, is_sealed, sealed
 from sq.errors import FileError
-from sq.io import read_json, write_json
+from sq.io import jsonable, read_json, write_json
 
-SCHEMA = 2  # raised when a field changes its meaning; readers refuse other schemas
+SCHEMA = 3  # raised when a field changes its meaning; readers refuse other schemas
 RESULT = "result.json"
 WINDOWS = "windows.npz"  # values by window
 TRAINING = "training.jsonl"  # numbers of a training, as sq.quantize.training_log writes them
@@ -41,18 +46,28 @@ Executor: TypeAlias = Callable[[ExperimentSettings, Path], Measured]
 """Measures one run, into its directory: `sq.runs.execute.execute` unless the config names another."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run's record; `metrics` may hold None where a number was NaN or infinite."""
+Word: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+"""A name that is part of a folder's name and leads nowhere else."""
 
-    run_id: str
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Result:
+    """One run's record; `metrics` may hold None where a number was NaN or infinite.
+
+    Attributes:
+        arithmetic: "packed" where products of integers were measured, "fake" where rounded weights and activations in
+            floating point were, "none" for full precision.
+        files: sha256 of the other files that tables read, by name.
+    """
+
+    run_id: Word
     identity: str
     status: Literal["finished", "failed"]
     created: str  # ISO 8601, UTC, when the run ended
     command: str
     git_commit: str | None
     environment: dict[str, Any]
-    model: str
+    model: Word
     method: str
     bits: str
     weights: str
@@ -64,11 +79,13 @@ class Result:
     seconds: float = 0.0  # wall clock of the whole run, loading and evaluation included
     error: str | None = None
     traceback: str | None = None
+    arithmetic: Literal["fake", "packed", "none"] = "fake"
+    files: dict[Word, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        """Write result.json into the run directory, atomically."""
-        write_json(folder / RESULT, asdict(self))
+        """Write result.json into the run directory, atomically and sealed (`sq.digest.sealed`)."""
+        write_json(folder / RESULT, sealed(jsonable(asdict(self))))
 
     @property
     def shown_method(self) -> str:
@@ -82,9 +99,54 @@ def shown_method(method: str, resolved: Mapping[str, str]) -> str:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The record of a run directory; None where it is absent, damaged or of another schema."""
+    """The record of a run directory; None where it is absent, damaged or of another schema (`damage` says which)."""
+    found = _read(folder)
+    return found if isinstance(found, Result) else None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a run directory that has a result.json: not readable, edited, or without a file that belongs
+    to it. None for a sound one, and for one without result.json (a run that was cut off)."""
+    if not (folder / RESULT).exists():
+        return None
+    found = _read(folder)
+    if isinstance(found, str):
+        return found
+    return f"{', '.join(lost)}: missing or not what was written" if (lost := lost_files(folder, found)) else None
+
+
+def lost_files(folder: Path, result: Result) -> list[str]:
+    """Files of a result that are missing or not what was written."""
+
+    def whole(name: str, digest: str) -> bool:
+        try:
+            return content_digest(folder / name) == digest
+        except FileError:
+            return False
+
+    return [name for name, digest in result.files.items() if not whole(name, digest)]
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """`Result.files` of a run directory as it is."""
+    return {name: content_digest(folder / name) for name in (WINDOWS, ACTIVATIONS) if (folder / name).is_file()}
+
+
+def _read(folder: Path) -> Result | str:
+    """A record, or why there is none."""
     try:
         content = read_json(folder / RESULT)
-        return Result(**content) if content.pop("schema") == SCHEMA else None
-    except (FileError, TypeError, KeyError, AttributeError):
-        return None
+        if not isinstance(content, dict):
+            return f"{RESULT} is no record"
+        if content.get("schema") != SCHEMA:
+            return f"{RESULT} has schema {content.get('schema')!r}, this version reads {SCHEMA}"
+        if not is_sealed(content):
+            return f"{RESULT} was changed after it was written"
+        content.pop(SEAL)
+        found: Result = TypeAdapter(Result).validate_json(json.dumps(content), strict=True)
+        return found
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return f"{RESULT}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except FileError as error:
+        return str(error)

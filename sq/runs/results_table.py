@@ -41,6 +41,8 @@ def results_table(rows: Sequence[Result], *, title: str | None = None) -> Table:
     columns.append(("method", "left", [row.shown_method for row in rows]))
     for name in ("bits", "weights", "activations"):
         columns.append((name, "left", [_dash(getattr(row, name)) for row in rows]))
+    if any(row.arithmetic == "packed" for row in rows):
+        columns.append(("arithmetic", "left", [_dash(row.arithmetic) for row in rows]))
     for key in varying_settings(rows):
         columns.append((key.removeprefix("method."), "right", [_setting(row, key) for row in rows]))
     for text in texts:

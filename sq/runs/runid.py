@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sq
 from sq.config.model_name import model_name
@@ -51,12 +51,21 @@ def identity(settings: ExperimentSettings) -> str:
         chosen["model"].pop(default)
     if settings.model.path != EMBEDDED and settings.model.name == model_name(settings.model.path):
         chosen["model"].pop("name")  # the path says it all
-    if settings.save_to is not None:
+    if arithmetic(settings) == "packed":
         chosen["packed"] = True  # products of integers: other sums than those of fake weights
     chosen["schema"] = SCHEMA
     _local_content(settings, chosen)
     text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def arithmetic(settings: ExperimentSettings) -> Literal["fake", "packed", "none"]:
+    """What is computed with: integers ("packed") where a checkpoint is saved or speed is measured, else rounded
+    numbers in floating point ("fake"); "none" for full precision."""
+    if not settings.method.quantizes:
+        return "none"
+    packs = settings.save_to is not None or (settings.task.speed is not None and settings.bits.packs)
+    return "packed" if packs else "fake"
 
 
 def run_id(settings: ExperimentSettings) -> str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from sq.config.parse import parse
 from sq.io import read_json, write_json
 from sq.runs.experiment import experiment
-from sq.runs.results import Result, read_result
+from sq.runs.results import Result, damage, read_result
 from sq.runs.results_table import print_results
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,11 @@ def finish_sweep(folder: Path, *, interrupted: bool) -> int:
     problems: list[str] = []
     for path in sorted(folder.glob("job-*.json")):
         record = read_json(path)
-        results.extend(result for place in record["runs"] if (result := read_result(Path(place))) is not None)
+        for place in map(Path, record["runs"]):
+            if (result := read_result(place)) is not None:
+                results.append(result)
+            else:
+                problems.append(f"{place}: {damage(place) or 'the result is gone'}")
         if record["error"]:
             problems.append(f"{' '.join(record['overrides'])}: {record['error']}")
     if interrupted:

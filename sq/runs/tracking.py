@@ -79,6 +79,7 @@ def _wandb_run(tracker: TrackerSettings, result: Result, group: str | None) -> I
 
         resolved = result.extras.get("resolved") or {}
         config = {**result.config, "run_id": result.run_id, "environment": result.environment, "resolved": resolved}
+        config["arithmetic"] = result.arithmetic
         if under_agent():
             config["settings"] = result.config  # W&B locks the keys of its sweep: there `method` is a name
         known = wandb.Settings.model_fields

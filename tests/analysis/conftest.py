@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from sq.config.compose import compose_jobs
 from sq.runs.experiment import experiment
 from sq.runs.results import SCHEMA
+from tests.run_files import write_record
 
 
 def _write_run(
@@ -28,7 +29,8 @@ def _write_run(
     **fields: Any,
 ) -> Path:
     """A run directory with KL by window (none: nothing is evaluated); `config` replaces groups, `fields` fields."""
-    run = folder / f"tiny-{method}-{weights}-{outliers}-{'-'.join(map(str, (*fields.values(), training, config)))[:99]}"
+    told = re.sub(r"\W+", "_", "-".join(map(str, (*fields.values(), training, config))))[:99]
+    run = folder / f"tiny-{method}-{weights}-{outliers}-{told}"
     run.mkdir(parents=True)
     own = {
         "order": ["hadamard", "urt"], "art_steps": 8, "urt_target": "kurtosis", "urt_sweeps": 2, "balance": True,
@@ -40,7 +42,7 @@ def _write_run(
         "created": "2026-01-01T00:00:00+00:00", "command": "", "git_commit": None, "environment": {}, "model": "tiny",
         "method": method, "bits": "W4A4KV16", "weights": weights, "activations": "symmetric", "seed": 0,
         "config": {
-            "seed": 0, "method": {**own, **(training or {})}, "model": {"outliers": outliers},
+            "seed": 0, "method": {**own, **(training or {})}, "model": {"path": "embedded", "outliers": outliers},
             "task": evaluated if kl or "error" in fields else {"name": "none"},
             "calibration": {"tokens": 4096}, **(config or {}),
         },
@@ -49,8 +51,8 @@ def _write_run(
     }  # fmt: skip
     if kl:
         record["metrics"]["kl/embedded"] = float(np.mean(kl))
-    (run / "result.json").write_text(json.dumps(record))
     np.savez(run / "windows.npz", **{"kl/embedded": np.array(kl), **(arrays or {})})
+    write_record(run, record)
     return run
 
 

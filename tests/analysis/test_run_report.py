@@ -8,22 +8,28 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from run_files import FIXTURE
+from run_files import real_runs, write_record
 
 from sq.analysis.report import main
 
 
-def run_of(method: str, task: str = "perplexity") -> Path:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fixture, as runs of today."""
+    return real_runs(tmp_path_factory.mktemp("runs"))
+
+
+def run_of(runs: Path, method: str, task: str = "perplexity") -> Path:
     """A run of the fixture."""
-    for path in sorted(FIXTURE.glob("*/result.json")):
+    for path in sorted(runs.glob("*/result.json")):
         result = json.loads(path.read_text())
         if result["method"] == method and result["config"]["task"]["name"] == task:
             return path.parent
-    raise LookupError(f"{FIXTURE} has no run of {method} with task={task}")
+    raise LookupError(f"{runs} has no run of {method} with task={task}")
 
 
-def test_page_and_pictures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = run_of("singlequant")
+def test_page_and_pictures_of_a_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(runs, "singlequant")
     result = json.loads((folder / "result.json").read_text())
     assert main(["--run", str(folder), "--out", str(tmp_path)]) == 0
     place = tmp_path / "runs" / result["run_id"]
@@ -43,19 +49,19 @@ def test_page_and_pictures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "capture" in capsys.readouterr().out
 
 
-def test_full_precision_has_quality_and_no_sites(tmp_path: Path) -> None:
-    folder = run_of("fp16")
+def test_full_precision_has_quality_and_no_sites(runs: Path, tmp_path: Path) -> None:
+    folder = run_of(runs, "fp16")
     assert main(["--run", str(folder), "--out", str(tmp_path)]) == 0
     place = next((tmp_path / "runs").iterdir())
     assert {path.name for path in place.iterdir()} == {"summary.md", "summary.html"}
     assert "## Outliers" not in (place / "summary.md").read_text()
 
 
-def test_a_failed_run_tells_its_error(tmp_path: Path) -> None:
-    folder = shutil.copytree(run_of("fp16"), tmp_path / "failed")
+def test_a_failed_run_tells_its_error(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_of(runs, "fp16"), tmp_path / "failed")
     result = json.loads((folder / "result.json").read_text())
     result |= {"status": "failed", "error": "TrainingError: diverged", "metrics": {}, "extras": {}}
-    (folder / "result.json").write_text(json.dumps(result))
+    write_record(folder, result)
     assert main(["--run", str(folder), "--out", str(tmp_path / "build")]) == 0
     text = next((tmp_path / "build" / "runs").glob("*/summary.md")).read_text()
     assert "**It failed:** TrainingError: diverged" in text

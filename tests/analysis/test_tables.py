@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from run_files import write_record
 
 from sq import analysis
 from sq.analysis import MissingRuns
@@ -252,7 +253,7 @@ def test_the_command_prints_a_real_sweep_and_says_what_it_lacks(sweep: Callable[
         [sys.executable, "-m", "sq.analysis.tables", "time", str(results), "experiment=none"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().endswith("`python run.py -m experiment=table_time` makes the runs")
 
 
@@ -285,12 +286,11 @@ def test_fp4_shows_each_format_over_plain_rounding_in_it(tmp_path: Path, write_r
             for weights in ("rtn", "gptq"):
                 kl[method, bits, weights] = list(random.exponential(0.1, 32))
                 write_run(tmp_path, method, weights, kl[method, bits, weights], bits=bits)
-    for file in tmp_path.glob(
-        "tiny-mrgptq-*/result.json"
-    ):  # a rotation inside the group costs as many as the group has
+    # A rotation inside the group costs as many as the group has.
+    for file in tmp_path.glob("tiny-mrgptq-*/result.json"):
         record = json.loads(file.read_text())
         record["metrics"]["transform/multiply_adds"] = cost[record["bits"]]
-        file.write_text(json.dumps(record))
+        write_record(file.parent, record)
     table = table_fp4(analysis.load(tmp_path), experiment=None)
     row = cells(table)["mrgptq"]
     for bits in cost:

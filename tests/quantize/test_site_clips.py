@@ -184,7 +184,7 @@ def test_packed_folder_keeps_the_clips_and_gives_the_fake_logits(scheme: Any, he
     writer = CheckpointWriter(tmp_path / "packed", packed.stream.config, {"method": "test"})
     for index, layer in enumerate(quantized(packed)):
         writer.write_layer(index, layer)
-        again = writer.read_layer(index, packed.stream.meta_layer(index))
+        again, _ = writer.read_layer(index, packed.stream.meta_layer(index))
         assert sorted(clips_of(again)) == sorted(clips_of(layers[index]))
     model = AutoModelForCausalLM.from_pretrained(writer.finish(packed.embeddings_and_head))
     found, logits = (one(windows()).logits for one in (model, expected))

@@ -173,7 +173,9 @@ def test_a_resumed_pass_goes_on_with_both_streams(propagate: str, tmp_path: Path
     weights = rounder("gptaq", weight_quantizer(4), alpha=1.0)
     whole = list(pipeline_of(tmp_path, folded(**ONLINE), weights, propagate=propagate).layers())
     kept = copy.deepcopy(whole[0])
-    again = pipeline_of(tmp_path, folded(**ONLINE), weights, propagate=propagate, saved=lambda i: None if i else kept)
+    again = pipeline_of(
+        tmp_path, folded(**ONLINE), weights, propagate=propagate, saved=lambda i: None if i else (kept, None)
+    )
     assert agreement(list(again.layers()), whole) > 0.99
 
 

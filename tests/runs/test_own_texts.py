@@ -15,7 +15,7 @@ from sq.runs.experiment import run
 from sq.runs.runid import identity
 
 SMALL = ["method=rtn", "model=custom", "model.window=64", "model.calibration_tokens=512", "task.perplexity.count=3",
-         "tracker=none", "reference_methods=[]"]  # fmt: skip
+         "task.perplexity.untrained=true", "tracker=none", "reference_methods=[]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
