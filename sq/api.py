@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def quantize(
     chosen = [f"model={model}"]
     file = str(model).endswith(".gguf") or str(model).startswith("pip:")
     if file or "/" in str(model) or Path(model).expanduser().is_dir():  # the defaults of checkpoints from the hub
-        chosen = ["model=custom", f"model.path='{model}'"]
+        chosen = ["model=custom", f"model.path={_quoted(str(model))}"]
     settings = compose(
         [
             *chosen,
@@ -81,3 +82,9 @@ def quantize(
     done = execute(settings, None, keep_model=True, packed=packed)
     assert done.model is not None
     return Quantized(done.model, done.tokenizer, done.metrics, done.extras["sites"])
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra's grammar takes it literally: quotes, the backslashes in front of them and ${ are escaped."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + escaped.replace("${", "\\${") + "'"

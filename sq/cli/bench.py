@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
+from sq.cli.status import Mistake, ended
 from sq.kernels.bench import cli
 
 
@@ -14,14 +16,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu", action="store_true", help="packed, fake-quantized and bfloat16 linears on this CPU")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch, with --cpu (default: torch's own choice)")
     given = parser.parse_args(arguments)
+    return ended("sq-bench", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     if not given.cpu:
         if given.threads is not None:
-            parser.error("--threads is of the CPU part; add --cpu")
+            raise Mistake("--threads is of the CPU part; add --cpu")
         return cli.run(given)
     if given.tune:
-        parser.error("--tune is of the GPU part; leave --cpu out")
+        raise Mistake("--tune is of the GPU part; leave --cpu out")
     if given.threads is not None and given.threads < 1:
-        parser.error(f"--threads is {given.threads}; use 1 or more")
+        raise Mistake(f"--threads is {given.threads}; use 1 or more")
     from sq.cli import bench_cpu
 
     return bench_cpu.run(given.only, quick=given.quick, threads=given.threads, listed=given.list, out=given.out)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sq.errors import CheckpointError, SQError
+from sq.cli.status import Mistake, ended
+
+DEVICE = r"auto|cpu|cuda(:\d+)?"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,15 +26,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     options = parser.parse_args(arguments)
-    try:
-        _stream(options)
-    except (SQError, OSError, ValueError) as error:
-        print(f"sq-generate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return ended("sq-generate", lambda: _stream(options))
+
+
+def _refuse_mistakes(options: argparse.Namespace) -> None:
+    """Raise Mistake for options that nothing can be made of."""
+    if not (Path(options.folder) / "config.json").is_file():
+        raise Mistake(f"{options.folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
+    if not options.prompt:
+        raise Mistake("the prompt is empty; give at least one word")
+    if not 0 <= options.temperature < math.inf:
+        raise Mistake(f"--temperature {options.temperature}; allowed: a number of at least 0")
+    if options.max_new_tokens < 1:
+        raise Mistake(f"--max-new-tokens {options.max_new_tokens}; allowed: at least 1")
+    if not 0 <= options.seed < 2**63:
+        raise Mistake(f"--seed {options.seed}; allowed: a whole number of 0 to 2^63 - 1")
+    if not re.fullmatch(DEVICE, options.device):
+        raise Mistake(f"--device {options.device}; allowed: auto, cpu, cuda, or one card such as cuda:0")
 
 
 def _stream(options: argparse.Namespace) -> None:
+    _refuse_mistakes(options)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
     from transformers.utils import logging
@@ -38,16 +54,18 @@ def _stream(options: argparse.Namespace) -> None:
     import sq  # noqa: F401  (registers the quantizer)
 
     folder = options.folder
-    if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
     logging.disable_progress_bar()
     device: str = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)  # typed for its mixin alone
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise Mistake(f"--device {options.device}, torch {torch.__version__} finds no CUDA; use cpu")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)  # typed for its mixin alone
     model.to(torch.device(device))
     torch.manual_seed(options.seed)
     inputs = tokenizer(options.prompt, return_tensors="pt").to(device)
     inputs.pop("token_type_ids", None)
+    if inputs["input_ids"].shape[1] == 0:
+        raise Mistake("the prompt has no token; give at least one word")
     sampling = (
         {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {"do_sample": False}
     )

@@ -17,8 +17,8 @@ import yaml  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 import sq
+from sq.cli.status import Mistake, ended
 from sq.data.windows import random_token_windows
-from sq.errors import SQError
 from sq.evaluate.speed import Speed, measure_speed
 from sq.evaluate.task import SpeedKind
 from sq.formats.activation import ActivationQuantizer
@@ -57,15 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="where the metrics and facts go")
     options = parser.parse_args(arguments)
-    try:
-        found = _measured(options)
-    except SQError as error:
-        print(f"sq.evaluate.speed: {error}", file=sys.stderr)
-        return 1
+    return ended("sq.evaluate.speed", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    numbers = {"--batches": min(options.batches), "--prompt": options.prompt, "--new-tokens": options.new_tokens}
+    numbers |= {"--repeats": options.repeats, "--layers": 1 if options.layers is None else options.layers}
+    for name, number in numbers.items():
+        if number < 1:
+            raise Mistake(f"{name} {number}; allowed: at least 1")
+    found = _measured(options)
     _print(found, options)
     if options.json is not None:
         write_json(options.json, {"metrics": found.metrics, "speed": found.facts})
-    return 0
 
 
 def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
@@ -77,7 +81,10 @@ def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def _measured(options: argparse.Namespace) -> Speed:
-    device = torch.device(options.device)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise Mistake(f"--device {options.device}; allowed: cpu, cuda, or one card such as cuda:0") from error
     source = RandomSource(architecture(options.model, options.layers), device=device)
     stream = DecoderStream(source, device=device)
     needs_packed = any(not kind.startswith("bf16") for kind in options.kinds)

@@ -21,6 +21,7 @@ from sq.config.rules import broken_rules
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.formats.labels import FULL_PRECISION
+from sq.models.place import EMBEDDED
 from sq.quantize.typed import read_keys
 
 # Left out of a config, and so of run ids, where they are null: adding a section leaves every other run's id as it was.
@@ -43,8 +44,11 @@ def parse(cfg: DictConfig) -> ExperimentSettings:
     values.pop(VARIANTS, None)
     if isinstance(values.get("method"), dict):
         values["method"] = _own_arguments(values["method"])
-    if isinstance(model := values.get("model"), dict) and model.get("name", "") is None:
-        model["name"] = model_name(str(model.get("path")))
+    if isinstance(model := values.get("model"), dict):
+        if model.get("name", "") is None:
+            model["name"] = model_name(str(model.get("path")))
+        if model.get("outliers") == "auto":
+            model["outliers"] = "planted" if model.get("path") == EMBEDDED else "none"
     found = read_keys(ExperimentSettings, values, "", problems)
     if "method" in found and not found["method"].quantizes:
         found["bits"] = FULL_PRECISION

@@ -13,7 +13,7 @@ from sq.config.choices import content, exists, options
 from sq.data.sources import RANDOM, source_obstacles
 from sq.formats.labels import Bits
 from sq.io import unwritable
-from sq.models.place import known_widths, model_obstacles
+from sq.models.place import EMBEDDED, known_widths, model_obstacles
 from sq.quantize.arguments import method_of, rounder_mistakes
 from sq.quantize.taken_formats import Grouping, refusals
 
@@ -25,7 +25,19 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
         found: the sections without mistakes of their own. A rule that reads another is left out, or takes its default.
     """
     problems: list[str] = []
-    for rule in (_model, _calibration, _perplexity, _places, _save_to, _random, _task, _method, _rounder, _formats):
+    for rule in (
+        _model,
+        _tracker,
+        _calibration,
+        _perplexity,
+        _places,
+        _save_to,
+        _random,
+        _task,
+        _method,
+        _rounder,
+        _formats,
+    ):
         wanted = signature(rule).parameters
         if all(name in found or one.default is not Parameter.empty for name, one in wanted.items()):
             problems.extend(rule(**{name: found[name] for name in wanted if name in found}))
@@ -33,7 +45,16 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
 
 
 def _model(model: of.ModelSettings) -> Iterator[str]:
-    return model_obstacles(model.name, model.path, model.architecture)
+    yield from model_obstacles(model.name, model.path, model.architecture)
+    if model.outliers != "none" and model.path != EMBEDDED:
+        yield f"model.outliers={model.outliers} is for the embedded model, {model.path} has its own; use none"
+
+
+def _tracker(tracker: of.TrackerSettings, paths: of.PathSettings) -> Iterator[str]:
+    """W&B itself would write to the system's temporary folder instead, and say nothing."""
+    folder = tracker.dir or Path.cwd()
+    if tracker.name != "none" and folder != paths.results and (reason := unwritable(folder)):
+        yield f"tracker.dir={folder}; allowed: {reason}, or tracker=none"
 
 
 def _calibration(calibration: of.CalibrationSettings) -> Iterator[str]:

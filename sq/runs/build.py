@@ -40,7 +40,7 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
         folder = model_folder(model.path, model.revision)
     stream = DecoderStream(folder, dtype=dtype, device=device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     return tokenizer, stream

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sq.config.parse import parse
+from sq.errors import ConfigError, SQError
 from sq.io import read_json, write_json
 from sq.runs.experiment import experiment
 from sq.runs.results import Result, damage, read_result
@@ -50,13 +51,16 @@ def job(cfg: DictConfig) -> None:
 def _single(cfg: DictConfig) -> int:
     results: list[Result] = []
     status = 0
-    settings = parse(cfg)
     try:
+        settings = parse(cfg)
         for result in experiment(settings, since=_started):
             results.append(result)
     except KeyboardInterrupt:
         print("interrupted: what is finished stays", file=sys.stderr)
         status = INTERRUPTED
+    except SQError as error:  # a file that cannot be read for the run's id: others are errors of a result
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:  # the run directory cannot be written: an error of the measurement does not arrive here
         print(f"{settings.paths.results}: {error}; choose another folder with paths.results=", file=sys.stderr)
         status = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,5 +52,39 @@ def test_a_loaded_model_holds_keys_and_values_in_int4(packed: Path) -> None:
 
 
 def test_a_folder_that_is_none_ends_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), "x"]) == 1
+    assert main([str(tmp_path), "x"]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["", "--seed", "1"], "the prompt is empty"),
+        (["x", "--device", "tpu"], "--device tpu; allowed: auto, cpu, cuda"),
+        (["x", "--device", "cuda:99"], "cuda"),
+        (["x", "--temperature", "nan"], "--temperature nan; allowed"),
+        (["x", "--temperature", "-1"], "--temperature -1.0; allowed"),
+        (["x", "--max-new-tokens", "0"], "--max-new-tokens 0; allowed: at least 1"),
+        (["x", "--seed", "-1"], "--seed -1; allowed"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    packed: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(packed), *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_damaged_folder_is_one_line_and_status_1(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tokenizer.json", "config.json", "model-00001-of-00009.safetensors"):
+        shutil.copytree(packed, tmp_path / name)
+        content = bytearray((tmp_path / name / name).read_bytes())
+        content[len(content) // 2] ^= 4
+        (tmp_path / name / name).write_bytes(content)
+        assert main([str(tmp_path / name), "x"]) == 1
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sq-generate: ")]
+        assert len(told) == 1

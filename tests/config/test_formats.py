@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sq.checkpoint.manifest import seal
 from sq.config.compose import compose
 from sq.errors import ConfigError
 
@@ -68,7 +70,9 @@ def test_an_unusable_save_to(tmp_path: Path) -> None:
     assert "finished checkpoint" in problems(f"save_to={tmp_path}")[0]
     (tmp_path / "empty").mkdir()
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "config.json").write_text('{"quantization_config": {"quant_method": "singlequant"}}')
+    config: dict[str, Any] = {"quantization_config": {"quant_method": "singlequant", "run": "a", "files": {}}}
+    config["quantization_config"]["config_digest"] = seal(config)
+    (tmp_path / "done" / "config.json").write_text(json.dumps(config))
     for name in ("empty", "new", "new/below", "done"):
         assert compose(["method=rtn", f"save_to={tmp_path / name}"]).save_to == tmp_path / name
     assert not (tmp_path / "new").exists(), "checking must not make the folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -274,3 +275,45 @@ def test_speed_runs_no_reference_methods_and_full_precision_alone_needs_no_integ
     assert settings.reference_methods == ()
     assert settings.task.speed is not None
     assert (settings.task.speed.kinds, settings.task.speed.batches) == (("bf16",), (2,))
+
+
+def test_planted_outliers_are_those_of_the_embedded_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    assert compose([RTN, f"model.path={tmp_path}"]).model.outliers == "none"
+    assert compose([RTN]).model.outliers == "planted"
+    (told,) = problems("model.outliers=planted", f"model.path={tmp_path}")
+    assert told == f"model.outliers=planted is for the embedded model, {tmp_path} has its own; use none"
+
+
+def test_a_tracker_that_cannot_write_is_told() -> None:
+    (told,) = problems("tracker=offline", "tracker.dir=/proc/wandb")
+    assert told.startswith("tracker.dir=/proc/wandb; allowed: a folder that can be written to")
+    assert compose([RTN, "tracker=none", "tracker.dir=/proc/wandb"]).tracker.name == "none"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: a whole number of 1 to 1000"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0; allowed"),
+        ({"hidden_size": "64"}, "hidden_size=64; allowed"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 heads that 3 key-value heads do not divide"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan; allowed"),
+        ([], "is no section of keys"),
+    ],
+)
+def test_a_model_that_claims_what_none_has(tmp_path: Path, config: object, said: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    (told,) = problems(f"model.path={tmp_path}")
+    assert said in told
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"a":' * 50 + "1" + "}" * 50, "{", "\x00"])
+def test_a_config_that_is_nested_or_no_json(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "model.safetensors").touch()
+    (told,) = problems(f"model.path={tmp_path}")
+    assert "config.json" in told
+    assert len(told) < 400

@@ -111,3 +111,36 @@ def test_index_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{broken")
     with pytest.raises(CheckpointError, match="not a safetensors index"):
         WeightSource(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 3])
+def test_an_index_that_leads_out_of_its_folder(tmp_path: Path, name: object) -> None:
+    save_random(tmp_path / "model", "llama")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"model.norm.weight": name}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="which is no file of its folder"):
+        WeightSource(tmp_path / "model")
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**9}, {"num_attention_heads": 0}, {"hidden_size": []},
+                                    {"rope_parameters": {"rope_type": "unknown"}}, {"model_type": 5}])  # fmt: skip
+def test_a_config_that_claims_what_no_decoder_has(tmp_path: Path, change: dict[str, object]) -> None:
+    save_random(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CheckpointError):
+        DecoderStream(tmp_path)
+
+
+def test_no_code_of_a_model_folder_is_run(tmp_path: Path) -> None:
+    save_random(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    auto = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C", "AutoTokenizer": "evil.C"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": auto}))
+    DecoderStream(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": auto, "model_type": "other"}))
+    with pytest.raises(CheckpointError):
+        DecoderStream(tmp_path)
+    assert not (tmp_path / "ran").exists()

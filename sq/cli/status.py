@@ -1,0 +1,38 @@
+"""How a command line ends: one clear line for a mistake or a failure, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from sq.errors import ConfigError, SQError
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+TRACEBACK = "SINGLEQUANT_TRACEBACK"  # an environment variable: 1 shows where an error came from
+
+
+class Mistake(SQError):
+    """A command line that cannot be meant."""
+
+
+def ended(program: str, run: Callable[[], int | None]) -> int:
+    """Run a command and return its exit status: 2 for a mistake in it, 1 for a failure, 130 for Ctrl-C.
+
+    The reason goes to stderr in one line; all mistakes of a config, one line each.
+    """
+    try:
+        return run() or DONE
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1":
+            traceback.print_exc()
+        mistake = isinstance(error, (Mistake, ConfigError))
+        text = str(error) if isinstance(error, ConfigError) else " ".join(str(error).split())
+        kind = "" if isinstance(error, (SQError, OSError)) else f"{type(error).__name__}: "
+        hint = "" if mistake or isinstance(error, (SQError, OSError)) else f" ({TRACEBACK}=1 shows where)"
+        print(f"{program}: {kind}{text or type(error).__name__}{hint}", file=sys.stderr)
+        return MISTAKE if mistake else FAILED
