@@ -65,10 +65,14 @@ class DecoderStream:
         self.dimensions = ModelDimensions.of(self.config)
         self.dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         self.device = torch.device(device)
-        with torch.device("meta"):
-            self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype, attn_implementation=ATTENTION
-            )
+        try:
+            with torch.device("meta"):
+                self.skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    self.config, dtype=self.dtype, attn_implementation=ATTENTION
+                )
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise CheckpointError(f"the config of {self.name} makes no model ({reason}); it is damaged") from error
         self.skeleton.eval()
         check_layer(self.family, self.meta_layer(0))
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
