@@ -46,6 +46,7 @@ def run(args: Namespace, command: list[str]) -> int:
     from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep
 
     os.environ[COMMAND] = shlex.join(["python", *command])
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors of Hydra's own files (a full disk) arrive here
     interrupted = False
     try:
         if not (args.config_name or args.config_path or args.config_dir):
@@ -54,6 +55,9 @@ def run(args: Namespace, command: list[str]) -> int:
     except SQError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"run.py: {error}; see that the disk has room and that its folders can be written to", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         interrupted = True
     except SystemExit:  # of a single run, or Hydra's when a launcher lost a worker: what the others finished is printed

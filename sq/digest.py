@@ -66,7 +66,10 @@ def is_sealed(record: Mapping[str, Any]) -> bool:
 
 def record_digest(record: Mapping[str, Any]) -> str:
     """sha256 (hex) of a JSON-ready record, whatever the order of its keys."""
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    except RecursionError:  # brackets without end in a damaged file
+        text = ""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

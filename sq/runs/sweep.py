@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sq.config.parse import parse
-from sq.errors import ConfigError, SQError
+from sq.errors import ConfigError, FileError, SQError
 from sq.io import read_json, write_json
 from sq.runs.experiment import experiment
 from sq.runs.results import Result, damage, read_result
@@ -91,7 +91,11 @@ def finish_sweep(folder: Path, *, interrupted: bool) -> int:
     results: list[Result] = []
     problems: list[str] = []
     for path in sorted(folder.glob("job-*.json")):
-        record = read_json(path)
+        try:
+            record = read_json(path)
+        except FileError as error:
+            problems.append(str(error))
+            continue
         for place in map(Path, record["runs"]):
             if (result := read_result(place)) is not None:
                 results.append(result)
@@ -112,6 +116,7 @@ def finish_sweep(folder: Path, *, interrupted: bool) -> int:
 
 def configure_logging() -> None:
     """Print this package's log messages to stderr, and none of other packages; a second call changes nothing."""
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no reason for a traceback
     package = logging.getLogger("sq")
     if not package.handlers:
         handler = logging.StreamHandler()

@@ -7,7 +7,9 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def judged(story: str, *dones: Done) -> Outcome | None:
         if done.status is None:
             return Outcome(STUCK, story)
         if done.traceback:
-            return Outcome(TRACEBACK, f"{story}: {(done.err + done.out).strip().splitlines()[-1][:200]}")
+            return Outcome(TRACEBACK, f"{story}: {(done.err + done.out).strip()[-1500:]}")
     return None
 
 
@@ -72,11 +74,33 @@ def killed(world: World, dice: random.Random, name: str) -> Outcome:
 
 
 def full_disk(world: World, dice: random.Random, name: str) -> Outcome:
-    """Files cannot grow beyond some bytes; with room again the same command completes the run."""
+    """A disk is full, or files cannot grow beyond some bytes; with room again the same command completes the run."""
     kind = dice.choice(("plain", "packed", "sweep"))
     place, size = fresh(world, name), int(10 ** dice.uniform(1, 5.7))
-    done = command(world.words(kind, place / "runs"), place, disk=size)
-    return completed(world, kind, place, f"{kind} with at most {size} bytes a file", done)
+    words = world.words(kind, place / "runs")
+    with small_disk(place, max(size, 4096)) as grow:
+        if grow is None:
+            done = command(words, place, disk=size)
+            return completed(world, kind, place, f"{kind} with at most {size} bytes a file", done)
+        done = command(words, place.with_name(f"{name}-said"))
+        grow()
+        return completed(world, kind, place, f"{kind} on a disk of {size} bytes", done)
+
+
+@contextmanager
+def small_disk(place: Path, size: int) -> Iterator[Callable[[], object] | None]:
+    """Mount a disk of `size` bytes at a folder, and yield what gives it room; None where this may not be done."""
+
+    def mount(*words: str) -> bool:
+        return subprocess.run(["mount", *words], capture_output=True).returncode == 0
+
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)):
+        yield None
+        return
+    try:
+        yield lambda: mount("-o", "remount,size=1g", str(place))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], capture_output=True)
 
 
 def damaged_result(world: World, dice: random.Random, name: str) -> Outcome:
@@ -185,8 +209,9 @@ MISTAKES = (
     "weights.clip=abc", "~method", "model={a:1}", "model.path=null", "task.perplexity.window=1", "method.seed=x",
 )  # fmt: skip
 OTHERS = (
-    ["sq-generate", "nowhere", "x"], ["sq-generate", "{packed}", ""], ["sq-generate", "{packed}", "x", "--device", "a"],
-    ["sq-generate", "{packed}", "x", "--temperature", "nan"], ["sq-generate", "{packed}", "x", "--max-new-tokens", "-3"],
+    ["sq-generate", "nowhere", "x"], ["sq-generate", "{packed}", ""],
+    ["sq-generate", "{packed}", "x", "--device", "a"], ["sq-generate", "{packed}", "x", "--temperature", "nan"],
+    ["sq-generate", "{packed}", "x", "--max-new-tokens", "-3"],
     ["sq-generate", "{runs}", "x"], ["sq-generate", "{packed}", "x", "--seed", "99999999999999999999"],
     ["tables", "nothing"], ["tables", "bits", "nowhere"], ["tables", "perplexity", "{runs}", "experiment=nope"],
     ["tables", "bits", "{runs}", "format=pdf"], ["tables", "time", "{runs}", "bits=w9a9"], ["tables"],

@@ -52,6 +52,7 @@ def flip(name: str) -> Callable[[Path], None]:
 DAMAGE = {
     "edited digit": edit(lambda record: record["metrics"].update({"kl/embedded": 0.0431})),
     "edited setting": edit(lambda record: record["config"]["calibration"].update(tokens=1)),
+    "NaN": edit(lambda record: record["config"]["calibration"].update(tokens=float("nan"))),
     "wrong type": edit(lambda record: record.update(metrics=[1])),
     "unknown field": edit(lambda record: record.update(more=1)),
     "lost field": edit(lambda record: record.pop("sha256")),
