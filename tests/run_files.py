@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from sq.config.parse import parse
+from sq.config.parse import as_config, parse
 from sq.digest import SEAL, sealed
 from sq.runs.results import SCHEMA, digests_of
 from sq.runs.runid import arithmetic, run_id
@@ -63,7 +63,7 @@ def real_runs(folder: Path) -> Path:
     for path in sorted(FIXTURE.glob("*/result.json")):
         result = json.loads(path.read_text())
         settings = parse(OmegaConf.create(result["config"]))
-        result |= {"run_id": run_id(settings), "arithmetic": arithmetic(settings)}
+        result |= {"run_id": run_id(settings), "arithmetic": arithmetic(settings), "config": as_config(settings)}
         shutil.copytree(path.parent, folder / result["run_id"])
         write_record(folder / result["run_id"], result)
     return folder

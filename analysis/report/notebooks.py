@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from sq.analysis.report.page import MISSING
 
 ANALYSIS = Path(__file__).resolve().parents[1]
-ORDER = ("quality", "ablation", "time", "outliers", "convergence", "speed", "published")
+ORDER = ("quality", "real", "ablation", "time", "outliers", "convergence", "speed", "published")
 RESET = "%reset -f"  # names of one notebook must not reach the next
 
 

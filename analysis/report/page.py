@@ -17,6 +17,7 @@ from sq.analysis.expected import command, of_experiment
 from sq.analysis.figures import save
 from sq.analysis.results import MissingRuns, load
 from sq.analysis.tables.table import Table
+from sq.errors import ConfigError
 
 RESULTS, OUT, OVERRIDES = "SQ_RESULTS", "SQ_OUT", "SQ_OVERRIDES"
 MISSING = "sq_missing"  # key of an output's metadata: the command that makes the runs
@@ -75,6 +76,8 @@ class Page:
             return make(self.runs, **options)
         except MissingRuns as error:
             return self._announce(str(error), error.command)
+        except ConfigError as error:  # overrides were checked: the experiment needs what is not installed here
+            return self._announce(error.problems[0], command(make.__name__, self.overrides))
 
     def _incomplete(self, experiment: str) -> None:
         """Show how many runs of the experiment are not there."""

@@ -29,7 +29,7 @@ def test_exit_statuses_are_those_of_the_help(capsys: pytest.CaptureFixture[str])
     [
         (["--results", "nowhere"], "python run.py paths.results=nowhere"),
         (["--run", "nowhere"], "give the directory of a run"),
-        (["--only", "qualty"], "allowed: quality, ablation"),
+        (["--only", "qualty"], "allowed: quality, real, ablation"),
         (["model=llama9"], "model=llama9; allowed"),
     ],
 )
