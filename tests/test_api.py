@@ -99,3 +99,12 @@ def test_a_whole_model_cannot_be_had_layer_by_layer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sq.runs.execute, "load_model", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(ConfigError, match=r"model\.placement=memory"):
         sq.quantize("tiny", overrides=["model.placement=stream"])
+
+
+@pytest.mark.parametrize("name", ["it's", "a\\b", "it\\'s", "end\\", "${seed}", "a,b", "{x}", "a b", "x=1", "[1]"])
+def test_any_path_is_taken_literally(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError) as caught:
+        sq.quantize(tmp_path / name)
+    assert f"model.path={tmp_path / name} has no config.json" in str(caught.value)
+    assert "cannot be read" not in str(caught.value)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sq.io import jsonable, write_atomic, write_json, write_text
+from sq.errors import FileError
+from sq.io import jsonable, read_json, write_atomic, write_json, write_text
 from sq.runs.results import read_result
 
 KILLED_BEFORE_RENAME = """
@@ -57,3 +58,12 @@ def test_json_holds_only_what_json_knows(tmp_path: Path) -> None:
 def test_a_damaged_or_foreign_result_is_no_result(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     assert read_result(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json_names_its_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(FileError, match=r"x\.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(FileError, match=r"gone\.json does not exist"):
+        read_json(tmp_path / "gone.json")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import sq
 from sq.config.compose import compose
 from sq.config.settings import ExperimentSettings
 from sq.runs import environment, runid
-from sq.runs.runid import identity, run_id
+from sq.runs.runid import arithmetic, identity, run_id
 
 BASE = ("method=rtn",)
 
@@ -104,3 +108,61 @@ def test_a_local_text_counts_by_content_and_not_by_place(tmp_path: Path) -> None
         for name in texts
     ]
     assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize("key", ["path", "dataset_path"])
+def test_a_change_in_the_middle_of_a_large_file_counts(tmp_path: Path, key: str) -> None:
+    """Of files above 128 kB once only the ends were read."""
+    model = make_model(tmp_path / "model")
+    (tmp_path / "text.jsonl").write_text('{"text": "word"}\n' * 20_000)
+    words = [*BASE, f"model.path={model}", "calibration.text=mine", f"calibration.{key}={tmp_path / 'text.jsonl'}"]
+    seen = {identity(compose(words))}
+    for file in (model / "model.safetensors", tmp_path / "text.jsonl"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        seen.add(identity(compose(words)))
+    assert len(seen) == 3
+
+
+def test_weights_in_other_shards_are_the_same_model(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(5.0), "b": torch.ones(3)}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    save_file(weights, tmp_path / "one" / "model.safetensors")
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    for tensor, file in shards.items():
+        save_file({tensor: weights[tensor]}, tmp_path / "two" / file)
+    (tmp_path / "two" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (tmp_path / "two" / "consolidated.safetensors").write_bytes(b"of another library")
+    one, two = (identity(compose([*BASE, f"model.path={tmp_path / name}"])) for name in ("one", "two"))
+    assert one == two
+    save_file({"a": weights["a"] + 1}, tmp_path / "two" / "model-1.safetensors")
+    assert identity(compose([*BASE, f"model.path={tmp_path / 'two'}"])) != one
+
+
+def test_the_arithmetic_counts(tmp_path: Path) -> None:
+    fake, packed = compose(BASE), compose([*BASE, f"save_to={tmp_path / 'packed'}"])
+    assert (arithmetic(fake), arithmetic(packed), arithmetic(compose(["method=fp16"]))) == ("fake", "packed", "none")
+    assert identity(fake) != identity(packed) == identity(compose([*BASE, f"save_to={tmp_path / 'other'}"]))
+
+
+def test_a_model_of_the_hub_counts_by_its_files_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    name = "owner/" + "Model-1"
+    missing = identity(compose([*BASE, f"model.path={name}"]))
+    model = make_model(tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(model))
+    first = identity(compose([*BASE, f"model.path={name}"]))
+    (model / "model.safetensors").write_bytes(b"1" * 300_001)
+    assert len({missing, first, identity(compose([*BASE, f"model.path={name}"]))}) == 3
+
+
+def test_an_id_costs_little_the_second_time() -> None:
+    settings = compose([*BASE, "calibration=pydoc"])
+    identity(settings)
+    start = time.perf_counter()
+    identity(settings)
+    assert time.perf_counter() - start < 0.5  # 0.035 s on an idle machine
