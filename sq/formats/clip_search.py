@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.formats.compiled import residual_sums
 from sq.formats.format import Format
 from sq.formats.grid import Grid, grid_from_range, row_grid, row_range
 
@@ -83,17 +84,7 @@ def best_clip(
     candidates = torch.tensor(clips, dtype=rows.dtype, device=rows.device)
     # costs in units of the unclipped step stay far from overflow and underflow
     unit = grid_from_range(low, high, format, second=second).step
-    nearest, error = torch.empty_like(rows), torch.empty_like(rows)
-    bound = rows.new_empty(len(clips), rows.shape[0])
-    for number, factor in enumerate(clips):
-        grid = grid_from_range(low, high, format, factor, second=second)
-        grid.residual(rows, nearest, error)
-        relative = (grid.step / unit).squeeze(1)
-        bound[number] = torch.linalg.vector_norm(error, dim=1).square_()
-        if norm > 2:
-            absolute = error.abs_().sum(1).clamp_min_(torch.finfo(rows.dtype).tiny)
-            bound[number].pow_(norm - 1).div_(absolute.pow_(norm - 2))
-        bound[number].mul_(relative.pow_(norm))
+    bound = _bounds(rows, low, high, clips, unit, format, norm, second)
     if norm == 2:
         return candidates[bound.argmin(0)].unsqueeze(1)
 
@@ -119,3 +110,36 @@ def best_clip(
     row, index = open_.T.nonzero(as_tuple=True)
     costs[index, row] = cost(index, row)
     return candidates[costs.argmin(0)].unsqueeze(1)
+
+
+def _bounds(
+    rows: Tensor,
+    low: Tensor,
+    high: Tensor,
+    clips: Sequence[float],
+    unit: Tensor,
+    format: Format,
+    norm: float,
+    second: Tensor | None,
+) -> Tensor:
+    """What the cost of each clip is at least, (C, R), in units of the unclipped step; the cost itself at norm 2."""
+
+    def bound_of(square: Tensor, magnitude: Tensor, relative: Tensor) -> Tensor:
+        if norm > 2:
+            least = torch.finfo(rows.dtype).tiny
+            square = square.pow(norm - 1).div_(magnitude.clamp_min(least).pow_(norm - 2))
+        return square * relative.pow(norm)
+
+    candidates = torch.tensor([clips], dtype=rows.dtype, device=rows.device)
+    grid = grid_from_range(low, high, format, candidates, second=second)
+    sums = residual_sums(rows, grid.step, grid.zero, format.element)
+    if sums is not None:
+        return bound_of(*sums, grid.step / unit).T.contiguous()
+    bound = rows.new_empty(len(clips), rows.shape[0])
+    nearest, error = torch.empty_like(rows), torch.empty_like(rows)
+    for number, factor in enumerate(clips):
+        grid = grid_from_range(low, high, format, factor, second=second)
+        grid.residual(rows, nearest, error)
+        square = torch.linalg.vector_norm(error, dim=1).square_()
+        bound[number] = bound_of(square, error.abs_().sum(1) if norm > 2 else square, (grid.step / unit).squeeze(1))
+    return bound

@@ -1,0 +1,88 @@
+"""The inner loop of the clip search compiled for the CPU: all candidates of a row in one read of it.
+
+numba compiles it when it is first needed (0.8 s, kept in its cache for the next process). Where numba is missing the
+search takes its steps in torch, with the same result, and says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sq.formats.elements import Element, Integers
+
+log = logging.getLogger(__name__)
+
+
+def residual_sums(rows: Tensor, step: Tensor, zero: Tensor | None, element: Element) -> tuple[Tensor, Tensor] | None:
+    """Sums of squares and of magnitudes of (x - its level) / step over each row, for each candidate step, float32.
+
+    Args:
+        rows: (R, n) float32.
+        step, zero: (R, C), a grid for each candidate.
+
+    Returns: two tensors (R, C); None for what is not compiled: other devices, levels that are no integers.
+    """
+    if rows.device.type != "cpu" or not isinstance(element, Integers) or (compiled := _compiled()) is None:
+        return None
+    x, inverse = rows.contiguous().numpy(), step.reciprocal().contiguous().numpy()
+    offset = (torch.zeros_like(step) if zero is None else zero.contiguous()).numpy()
+    squares, magnitudes = torch.empty_like(step), torch.empty_like(step)
+    low, high = element.code_range
+    bounds = torch.tensor([low, high], dtype=torch.float32).numpy()
+
+    def part(rows: slice) -> None:
+        of_rows = (array[rows] for array in (x, inverse, offset, squares.numpy(), magnitudes.numpy()))
+        compiled(*of_rows, bounds[0], bounds[1], element.scheme == "midrise")
+
+    workers = min(torch.get_num_threads(), max(1, len(x) // 64))
+    size = -(-len(x) // workers) if len(x) else 0
+    parts = [slice(start, start + size) for start in range(0, len(x), size)] if size else []
+    if workers == 1 or len(parts) < 2:
+        for one in parts:
+            part(one)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(part, parts))
+    return squares, magnitudes
+
+
+@cache
+def _compiled() -> Callable[..., Any] | None:
+    try:
+        import numba
+        import numpy as np
+    except ImportError:
+        log.info("numba is not installed: clip searches of weights run in torch, some ten times as long")
+        return None
+
+    # Sums in any order, or the loop over a row would not be vectorized; nothing else is relaxed.
+    @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
+    def sums(x, inverse, offset, squares, magnitudes, low, high, midrise):  # type: ignore[no-untyped-def]  # noqa: ANN
+        half = np.float32(0.5)
+        for r in range(x.shape[0]):
+            row = x[r]
+            for c in range(inverse.shape[1]):
+                scale, zero = inverse[r, c], offset[r, c]
+                square, magnitude = np.float32(0), np.float32(0)
+                if midrise:
+                    for j in range(row.shape[0]):
+                        v = row[j] * scale
+                        error = v - (min(max(np.floor(v), low), high) + half)
+                        square += error * error
+                        magnitude += abs(error)
+                else:
+                    for j in range(row.shape[0]):
+                        v = row[j] * scale + zero
+                        error = v - min(max(np.rint(v), low), high)
+                        square += error * error
+                        magnitude += abs(error)
+                squares[r, c], magnitudes[r, c] = square, magnitude
+
+    return sums

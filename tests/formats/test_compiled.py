@@ -1,0 +1,80 @@
+"""The compiled clip search finds what the search in torch finds."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sq.formats.catalog  # noqa: F401  (registers the formats)
+from sq.formats import clip_search, compiled
+from sq.formats.clip_search import searched_grid
+from sq.formats.compiled import residual_sums
+from sq.formats.format import Format, integer, named
+
+CLIPS = [1 - i / 100 for i in range(80)]
+
+
+def in_torch(rows: torch.Tensor, format: Format, norm: float) -> clip_search.Grid:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_search, "residual_sums", lambda *_: None)
+        return searched_grid(rows, format, CLIPS, norm=norm)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 70), n=st.integers(1, 200), bits=st.integers(2, 8), seed=st.integers(0, 999),
+    scheme=st.sampled_from(["symmetric", "asymmetric", "midrise"]), norm=st.sampled_from([2.0, 2.4, 3.0]),
+    tail=st.floats(0, 3),
+)  # fmt: skip
+def test_the_same_clips(rows: int, n: int, bits: int, seed: int, scheme: str, norm: float, tail: float) -> None:
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
+    x = x.sign() * x.abs().pow(1 + tail)
+    found, expected = (
+        searched_grid(x, integer(bits, scheme), CLIPS, norm=norm),
+        in_torch(x, integer(bits, scheme), norm),
+    )
+    if norm > 2:  # the exact cost decides
+        assert torch.equal(found.scale, expected.scale)
+        return
+    errors = [(x - grid.fake(x)).square().sum(1) for grid in (found, expected)]
+    torch.testing.assert_close(*errors, rtol=1e-5, atol=0)
+
+
+def test_rows_of_zeros_and_of_nan() -> None:
+    x = torch.randn(4, 9)
+    x[1], x[2, 3] = 0, float("nan")
+    found, expected = searched_grid(x, integer(4), CLIPS), in_torch(x, integer(4), 2.0)
+    for row in (0, 1, 3):
+        assert torch.equal(found.scale[row], expected.scale[row])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_are_those_of_float64(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, step = torch.randn(300, 37), torch.rand(300, 5) + 0.1
+    found = residual_sums(x, step, None, integer(4).element)
+    torch.set_num_threads(before)
+    assert found is not None
+    v = x.double()[:, None] / step.double()[..., None]
+    error = v - v.round().clamp(-8, 7)
+    torch.testing.assert_close(found[0].double(), error.square().sum(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1].double(), error.abs().sum(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_compiled_runs_in_torch_and_a_missing_library_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, step = torch.randn(3, 32), torch.ones(3, 2)
+    assert residual_sums(x, step, None, named("mxfp4").element) is None
+    compiled._compiled.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with caplog.at_level(logging.INFO, "sq"):
+        assert residual_sums(x, step, None, integer(4).element) is None
+    compiled._compiled.cache_clear()
+    assert "numba is not installed" in caplog.text
