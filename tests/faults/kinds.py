@@ -201,7 +201,7 @@ def _same_tensors(file: Path, world: World) -> bool:
 MISTAKES = (
     "method.rank=-1", "method=smoothquant method.alpha=abc", "+method.foo=1", "weights.group_size=7", "seed=1e99",
     "calibration.tokens=1", "calibration.tokens=-5", "bits=w99a1", "bits=[]", "model.device=tpu", "task=nothing",
-    "activations.clip=2", "save_to=/proc/x", "paths.results=/proc/x", "calibration.text=nowhere", "nothing=1", "=",
+    "activations.clip=2", "save_to=/proc/x", "paths.results=/proc/x", "calibration.path=/nowhere", "nothing=1", "=",
     "method=", "model.path=/nowhere", "model.path=../../etc", "model.dtype=int8", "task.perplexity.count=0",
     "task.perplexity.texts=[]", "weights=gptq weights.damping=-1", "activations=symmetric activations.scheme=odd",
     "bits=w4a4kv4 kv_cache.group_size=5", "-m method=rtn,nope", "method=rtn,quarot", "method._target_=os.system",
