@@ -5,6 +5,7 @@ Nothing here imports torch: the config check and the tables write files too.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ from sq.errors import FileError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+TENSORS = "tensors_sha256"  # in the metadata of a safetensors file
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -96,12 +100,12 @@ def jsonable(value: Any) -> Any:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as a whole or not at all."""
+    """Write a safetensors file as a whole or not at all; its metadata say the sha256 of its tensors too."""
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(metadata))
-    write_bytes(path, data)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(held, {**metadata, TENSORS: _tensors_digest(held)}))
 
 
 def read_safetensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -109,12 +113,28 @@ def read_safetensors(path: Path, device: torch.device | str = "cpu") -> tuple[di
 
     Raises:
         OSError, SafetensorError: it cannot be read.
+        FileError: its tensors are not those that `write_safetensors` wrote.
     """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt", device=str(device)) as stream:
-        names = list(stream.keys())
-        return {name: stream.get_tensor(name) for name in names}, dict(stream.metadata() or {})
+    with safe_open(path, framework="pt") as stream:
+        names, metadata = list(stream.keys()), dict(stream.metadata() or {})
+        tensors = {name: stream.get_tensor(name) for name in names}
+    written = metadata.pop(TENSORS, None)
+    if written is not None and written != _tensors_digest(tensors):
+        raise FileError(f"{path} is damaged: its tensors are not those that were written")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sq.errors import FileError
-from sq.io import jsonable, read_json, write_atomic, write_json, write_text
+from sq.io import jsonable, read_json, read_safetensors, write_atomic, write_json, write_safetensors, write_text
 from sq.runs.results import read_result
 
 KILLED_BEFORE_RENAME = """
@@ -67,3 +68,17 @@ def test_damaged_json_names_its_file(tmp_path: Path, content: bytes) -> None:
         read_json(tmp_path / "x.json")
     with pytest.raises(FileError, match=r"gone\.json does not exist"):
         read_json(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_a_flipped_bit_of_a_tensor_is_told(tmp_path: Path, dtype: torch.dtype) -> None:
+    file, tensors = tmp_path / "x.safetensors", {"a": torch.arange(40).to(dtype), "b": torch.ones((), dtype=dtype)}
+    write_safetensors(file, tensors, {"facts": "1"})
+    found, metadata = read_safetensors(file)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert metadata == {"facts": "1"}
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FileError, match=r"x\.safetensors is damaged"):
+        read_safetensors(file)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sq.io import write_bytes
+from sq.errors import FileError
+from sq.io import read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ def token_row(
     row = _tokenize(documents, tokenizer, end_of_text)
     if cached is not None:
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(cached, save({"ids": row}))
+            write_safetensors(cached, {"ids": row}, {})
         except OSError as error:
             logger.warning("token cache %s was not written (%s); the next run tokenizes again", cached, error)
     return row
@@ -77,8 +76,8 @@ def _read(path: Path) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        return load_file(path)["ids"]
-    except (SafetensorError, OSError, KeyError) as error:
+        return read_safetensors(path)[0]["ids"]
+    except (SafetensorError, OSError, FileError, KeyError) as error:
         logger.warning("token cache %s cannot be read (%s); tokenizing again", path, error)
         return None
 

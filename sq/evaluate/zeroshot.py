@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.digest import is_sealed, sealed
 from sq.errors import DataError, FileError
 from sq.io import read_json, write_json
 
@@ -192,9 +193,9 @@ def _read(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         result: dict[str, Any] = read_json(path)
-        if not isinstance(result["scores"], dict):
-            raise TypeError("scores is not an object")
-    except (FileError, KeyError, TypeError) as error:
+        if not is_sealed(result):
+            raise TypeError("it is not what was written")
+    except (FileError, TypeError, AttributeError) as error:
         logger.warning("cached zero-shot result %s cannot be used (%s); evaluating again", path, error)
         return None
     return result
@@ -205,7 +206,7 @@ def _write(path: Path | None, result: dict[str, Any] | None) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+        write_json(path, None if result is None else sealed(result))
     except OSError as error:
         logger.warning("zero-shot result %s was not written (%s); the next run evaluates again", path, error)
 

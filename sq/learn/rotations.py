@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sq.errors import CheckpointError
+from sq.errors import CheckpointError, FileError
 from sq.io import read_safetensors, write_safetensors
 from sq.learn.cayley import orthogonality_error
 from sq.models.families import ModelDimensions
@@ -55,7 +55,7 @@ def load_rotations(path: Path, dimensions: ModelDimensions) -> tuple[Rotations, 
         raise CheckpointError(f"there are no rotations at {path}")
     try:
         tensors, words = read_safetensors(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, FileError) as error:
         raise CheckpointError(f"the rotations of {path} cannot be read as safetensors: {error}") from error
     sizes = {RESIDUAL: dimensions.hidden} | {HEAD.format(i): dimensions.head_dim for i in range(dimensions.layers)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

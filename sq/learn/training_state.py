@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sq.errors import FileError
 from sq.io import read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TrainingStateFile:
         try:
             tensors, words = read_safetensors(self.path, device)
             saved, step, records = (json.loads(words[key]) for key in ("settings", "step", "records"))
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, FileError, KeyError, json.JSONDecodeError) as error:
             logger.warning("%s cannot be read (%s); the training starts anew", self.path, error)
             return None
         if saved != self.settings:

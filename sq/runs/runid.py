@@ -80,6 +80,9 @@ def _local_content(settings: ExperimentSettings, chosen: dict[str, Any]) -> None
         conversion = f" {CONVERSION}" if files[0].suffix == ".gguf" else ""
         one = content_digest(files[0], cache) if conversion else digest_of(files, cache)
         chosen["model"]["path"] = one + conversion
+    for key, value in chosen["method"].items():
+        if isinstance(value, str) and value.endswith(".safetensors") and Path(value).expanduser().is_file():
+            chosen["method"][key] = digest_of([Path(value).expanduser()], cache)  # learned rotations of another run
     texts = (
         (settings.calibration, chosen.get("calibration")),
         (settings.task.perplexity, chosen["task"].get("perplexity")),

@@ -141,6 +141,17 @@ def damaged_part(world: World, dice: random.Random, name: str) -> Outcome:
     return completed(world, "packed", place, f"interrupted, then {story}")
 
 
+def damaged_cache(world: World, dice: random.Random, name: str) -> Outcome:
+    """A file of the cache (tokens, digests) is damaged: it is not believed."""
+    kind = dice.choice(("plain", "packed"))
+    place = fresh(world, name, kind)
+    for made in ("runs", "packed"):
+        shutil.rmtree(place / made, ignore_errors=True)
+    files = sorted(path for path in (place / "cache").rglob("*") if path.is_file())
+    story = any_damage(dice.choice(files), dice)
+    return completed(world, kind, place, f"cache, {story}")
+
+
 def damaged_source(world: World, dice: random.Random, name: str) -> Outcome:
     """A file of the model changes between two runs: nothing of the first is taken for the second."""
     place = fresh(world, name, "plain")
@@ -352,11 +363,12 @@ def taken_folder(world: World, dice: random.Random, name: str) -> Outcome:
 
 Kind = Callable[[World, random.Random, str], Outcome]
 KINDS: dict[str, tuple[Kind, int]] = {  # with how many of 100 faults are of it
-    "kill -9": (killed, 22),
+    "kill -9": (killed, 18),
     "full disk": (full_disk, 8),
     "damaged run directory": (damaged_result, 12),
     "damaged packed folder": (damaged_packed, 16),
     "damaged interrupted folder": (damaged_part, 6),
+    "damaged cache": (damaged_cache, 4),
     "changed or damaged model": (damaged_source, 8),
     "NaN, inf, 0, 1e30 in weights": (senseless_weights, 8),
     "bad command": (bad_command, 10),
