@@ -77,7 +77,7 @@ class CheckpointWriter:
         prefix, tensors = f"{self.family.layers}.{index}.", {**layer.state_dict(), **self._guard(index)}
         self._save(self._name(index), {prefix + name: tensor for name, tensor in tensors.items()})
         file = content_digest(self.part / self._name(index))
-        data = {"layer": describe_layer(self.family, layer), "report": report, "file": file}
+        data = {"run": self.run, "layer": describe_layer(self.family, layer), "report": report, "file": file}
         write_json(self.part / _data_name(index), sealed(jsonable(data)))
 
     def read_layer(self, index: int, skeleton: nn.Module) -> tuple[nn.Module, Mapping[str, Any] | None]:
@@ -165,8 +165,8 @@ class CheckpointWriter:
             return {"layer": data, "report": read_json(self.folder / MEASURED)["layers"][index]}
         try:
             found: dict[str, Any] = read_json(self.part / _data_name(index))
-            whole = is_sealed(found) and content_digest(self.part / self._name(index)) == found["file"]
-            return found if whole else None
+            own = is_sealed(found) and found["run"] == self.run
+            return found if own and content_digest(self.part / self._name(index)) == found["file"] else None
         except (FileError, KeyError, TypeError, AttributeError):
             return None
 

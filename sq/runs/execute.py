@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from sq.quantize.pipeline import Pipeline
 from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
 from sq.runs.build import build_method, load_model, recipe
+from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS
 from sq.runs.runid import identity, run_id
 
@@ -65,6 +67,19 @@ def execute(
     Raises:
         SQError: with the reason, see sq.errors.
     """
+    with _owned(settings.save_to):
+        return _execute(settings, run_dir, keep_model=keep_model, packed=packed)
+
+
+def _owned(save_to: Path | None) -> AbstractContextManager[None]:
+    """One process at a time writes a packed folder, of whatever run."""
+    if save_to is None:
+        return nullcontext()
+    save_to.parent.mkdir(parents=True, exist_ok=True)
+    return lock(save_to.with_name(f".{save_to.name}.lock"))
+
+
+def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool, packed: bool) -> Execution:
     task = settings.task
     keep = keep_model or settings.model.placement == "memory" or task.zeroshot is not None or task.speed is not None
     packed = packed or (task.speed is not None and settings.bits.weights != SIXTEEN)

@@ -259,8 +259,10 @@ def bad_command(world: World, dice: random.Random, name: str) -> Outcome:
 
 def race(world: World, dice: random.Random, name: str) -> Outcome:
     """Two processes make the same run at the same time: both end well, with the same numbers."""
-    kind = dice.choice(("plain", "packed", "sweep"))
+    kind = dice.choice(("plain", "packed", "sweep", "one folder"))
     place = fresh(world, name)
+    if kind == "one folder":
+        return _race_for_a_folder(world, place)
     words = world.words(kind, place / "runs")
     children = [begin(words, place) for _ in range(2)]
     if dice.random() < 0.3:
@@ -271,6 +273,20 @@ def race(world: World, dice: random.Random, name: str) -> Outcome:
     if wrong and judged(story, *wrong) is None:
         return Outcome(WRONG, f"{story}: {wrong[0].status} {wrong[0].err.strip()[-300:]}")
     return completed(world, kind, place, story, *wrong)
+
+
+def _race_for_a_folder(world: World, place: Path) -> Outcome:
+    """Two runs save to one folder at the same time: one has it, the other is told."""
+    words = world.words("packed", place / "runs")
+    methods = ("method=quarot", "method=rtn")
+    commands = [[method if word == "method=quarot" else word for word in words] for method in methods]
+    dones = [ended(child, place) for child in [begin(command, place) for command in commands]]
+    story = f"two runs and one folder: {[done.status for done in dones]}"
+    if (bad := judged(story, *dones)) is not None:
+        return bad
+    said = generate(place / "packed", place)
+    held = sorted(done.status or 0 for done in dones) in ([0, 1], [0, 2]) and said.status == 0
+    return Outcome(HELD if held else WRONG, f"{story} {said.err.strip()[-200:]}")
 
 
 def hostile(world: World, dice: random.Random, name: str) -> Outcome:
