@@ -55,12 +55,18 @@ def run(args: Namespace, command: list[str]) -> int:
     except SQError as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"run.py: {error}; see that the disk has room and that its folders can be written to", file=sys.stderr)
+    except Exception as error:
+        full = isinstance(error, OSError)
+        if not full and SweepRecord.folder is None:
+            raise
+        hint = "see that the disk has room and its folders can be written to" if full else "a launcher lost a worker"
+        print(f"run.py: {type(error).__name__}: {' '.join(str(error).split())}; {hint}", file=sys.stderr)
+        if SweepRecord.folder is not None:  # what the others finished is printed
+            finish_sweep(SweepRecord.folder, interrupted=False)
         return 1
     except KeyboardInterrupt:
         interrupted = True
-    except SystemExit:  # of a single run, or Hydra's when a launcher lost a worker: what the others finished is printed
+    except SystemExit:  # of a single run, or Hydra's own
         if SweepRecord.folder is None:
             raise
         finish_sweep(SweepRecord.folder, interrupted=False)

@@ -38,11 +38,11 @@ def test_the_same_clips(rows: int, n: int, bits: int, seed: int, scheme: str, no
         searched_grid(x, integer(bits, scheme), CLIPS, norm=norm),
         in_torch(x, integer(bits, scheme), norm),
     )
-    if norm > 2:  # the exact cost decides
+    if n >= 16:
         assert torch.equal(found.scale, expected.scale)
-        return
-    errors = [(x - grid.fake(x)).square().sum(1) for grid in (found, expected)]
-    torch.testing.assert_close(*errors, rtol=1e-5, atol=0)
+    # Of short rows several clips may leave no error at all: one is as good as another.
+    costs = [(x.double() - grid.fake(x).double()).abs().pow(norm).sum(1) for grid in (found, expected)]
+    torch.testing.assert_close(*costs, rtol=1e-5, atol=1e-12)
 
 
 def test_rows_of_zeros_and_of_nan() -> None:

@@ -104,7 +104,12 @@ def test_a_file_is_quantized_like_a_folder(path: Path, tmp_path: Path) -> None:
         "calibration.window=64",
     ]
     overrides += [f"task.perplexity.path={text}", "task.perplexity.texts=[local]", "task.perplexity.window=64"]
-    overrides += ["task.perplexity.count=2", f"paths.cache={tmp_path}", f"paths.results={tmp_path / 'runs'}"]
+    overrides += [
+        "task.perplexity.untrained=true",
+        "task.perplexity.count=2",
+        f"paths.cache={tmp_path}",
+        f"paths.results={tmp_path / 'runs'}",
+    ]
     quantized = sq.quantize(path, method="rtn", task="perplexity", overrides=overrides)
     folder = tmp_path / "folder"
     random_model("qwen3", vocab_size=4096).save_pretrained(folder)
