@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sq.errors import ConfigError, SQError
+from sq.errors import ConfigError, QuantizationError, SQError
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
@@ -316,7 +316,8 @@ def _named(index: int) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except SQError as error:
+    except ValueError as error:  # SQError, and those of transforms
         if f"layer {index}" in str(error):
             raise
-        raise type(error)(f"layer {index}: {error}") from error
+        kind = type(error) if isinstance(error, SQError) else QuantizationError
+        raise kind(f"layer {index}: {error}") from error

@@ -1,0 +1,119 @@
+"""A pretend accelerator: tensors that say they live on device "pretend" and compute on the CPU.
+
+    with PretendDevice() as device:
+        torch.ones(3, 4, device="pretend") + torch.ones(3, 4)   # RuntimeError: aten::add.Tensor mixes devices
+    device.waits                                                # where the host waited for the device, how often
+
+It shows what a test without a GPU can show of one: an operation that mixes devices as CUDA would refuse it, a tensor
+that was made on the wrong one, and how often the host waits (`item`, `nonzero`, `tolist`, moves to the CPU). Speed,
+kernels and numerics of a real device it cannot show.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from typing import Any, ClassVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "pretend"
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::unique2"}
+MOVING = {"aten::_to_copy", "aten::copy_"}
+OURS = ("/sq/", "/kernels/", "/baselines/")
+
+_registered = False
+
+
+class PretendTensor(torch.Tensor):
+    """Wraps a CPU tensor, `inner`, and reports the pretend device."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> PretendTensor:
+        made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            device=torch.device(f"{NAME}:0"), requires_grad=inner.requires_grad,
+        )  # fmt: skip
+        made.inner = inner
+        return made
+
+    def __init__(self, inner: torch.Tensor) -> None: ...
+
+    def tolist(self) -> Any:
+        """The values, for which the host waits."""
+        _wait("tolist")
+        return self.inner.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class PretendDevice(TorchDispatchMode):
+    """Makes device="pretend" usable inside the block; `waits` counts file:line and operation."""
+
+    waits: ClassVar[Counter[str]] = Counter()
+
+    def __enter__(self) -> PretendDevice:
+        global _registered
+        if not _registered:
+            _setup_privateuseone_for_python_backend(NAME)
+            torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(data, device=...) is made on the CPU, then moved
+            _registered = True
+        PretendDevice.waits.clear()
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _wait(name: str) -> None:
+    frames = [frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)]
+    place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"
+    PretendDevice.waits[f"{place} {name}"] += 1
+
+
+def _is_pretend(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, PretendTensor):
+        return value.inner
+    return torch.device("cpu") if isinstance(value, torch.device) and _is_pretend(value) else value
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation on the wrapped tensors, after a look at where they are."""
+    name = func.name().partition(".")[0]
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    pretend = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
+    if pretend and name in WAITING:
+        _wait(name)
+    indexes = name.startswith("aten::index")  # CUDA takes indexes on the CPU, and scalars everywhere
+    strangers = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor) and tensor.dim() > 0]
+    if pretend and strangers and name not in MOVING and not indexes:
+        where = [(str(tensor.device), tuple(tensor.shape)) for tensor in tensors]
+        raise RuntimeError(f"{func.name()} mixes devices: {where}")
+    device = kwargs.get("device")
+    if device is None:
+        device = next((value for value in args if isinstance(value, torch.device)), None)
+    here = _is_pretend(device) if device is not None else bool(pretend)
+    if pretend and not here and name == "aten::_to_copy":
+        _wait("to the CPU")
+    on_cpu = {
+        key: torch.device("cpu") if key == "device" and _is_pretend(value) else value for key, value in kwargs.items()
+    }
+    out = func(*tree_map(_inner, args), **tree_map(_inner, on_cpu))
+    if name == "aten::copy_" or (args and isinstance(args[0], PretendTensor) and out is args[0].inner):  # in place
+        return args[0]
+    if isinstance(kwargs.get("out"), PretendTensor):
+        return kwargs["out"]
+    return tree_map(lambda value: PretendTensor(value) if here and type(value) is torch.Tensor else value, out)
