@@ -100,9 +100,9 @@ def _kept(file: Path, cache: Path | None, tensors: bool) -> dict[str, str] | Non
     """A digest that was made before of the file as it is now."""
     stat, place = stat_of(file), file.absolute()
     if (found := _known.get(place)) is None and cache is not None:
-        with suppress(FileError, KeyError, TypeError):
+        with suppress(FileError, KeyError, TypeError, AttributeError):
             content = read_json(_entry(place, cache))
-            found = content["stat"], content["parts"]
+            found = (content["stat"], content["parts"]) if is_sealed(content) else None
     if found is None or found[0] != stat or (_WHOLE in found[1]) == (tensors and _header(file) is not None):
         return None
     _known[place] = found
@@ -125,7 +125,7 @@ def _read(file: Path, cache: Path | None, tensors: bool) -> dict[str, str]:
         with suppress(OSError):  # the next process reads the file again
             entry = _entry(place, cache)
             entry.parent.mkdir(parents=True, exist_ok=True)
-            write_text(entry, json.dumps({"file": str(place), "stat": before, "parts": parts}))
+            write_text(entry, json.dumps(sealed({"file": str(place), "stat": before, "parts": parts})))
     return dict(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -74,8 +75,10 @@ def test_a_damaged_cache_is_not_believed_and_an_unwritable_one_does_no_harm(tmp_
     file.write_bytes(b"1")
     first = content_digest(file)
     (tmp_path / "cache" / "digests").mkdir(parents=True)
-    digest._entry(file.absolute(), tmp_path / "cache").write_text("{")
-    assert content_digest(file, tmp_path / "cache") == first
+    entry = digest._entry(file.absolute(), tmp_path / "cache")
+    for content in ("{", "[]", json.dumps({"stat": digest.stat_of(file), "parts": {"bytes": "0" * 64}})):
+        entry.write_text(content)
+        assert content_digest(file, tmp_path / "cache") == first
     assert content_digest(file, file) == first  # a cache that is a file
 
 
