@@ -64,7 +64,7 @@ def _compiled() -> Callable[..., Any] | None:
 
     # Sums in any order, or the loop over a row would not be vectorized; nothing else is relaxed.
     @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
-    def sums(x, inverse, offset, squares, magnitudes, low, high, midrise):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def sums(x, inverse, offset, squares, magnitudes, low, high, midrise):  # type: ignore[no-untyped-def]
         half = np.float32(0.5)
         for r in range(x.shape[0]):
             row = x[r]
