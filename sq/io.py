@@ -99,13 +99,18 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file as a whole or not at all; its metadata say the sha256 of its tensors too."""
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, digest: bool = True
+) -> None:
+    """Write a safetensors file as a whole or not at all; with `digest` its metadata say the sha256 of its tensors too.
+
+    safetensors writes metadata of several entries in an order of chance, so that equal files differ in bytes.
+    """
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(held, {**metadata, TENSORS: _tensors_digest(held)}))
+    write_bytes(path, save(held, {**metadata, TENSORS: _tensors_digest(held)} if digest else dict(metadata)))
 
 
 def read_safetensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
