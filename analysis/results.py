@@ -13,7 +13,7 @@ import pandas as pd
 
 from sq.errors import DataError
 from sq.formats.labels import parse_bits
-from sq.runs.results import WINDOWS, damage, read_result
+from sq.runs.results import WINDOWS, examine
 
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
 FIELDS = ("run_id", "status", "error", "model", "method", "bits", "weights", "activations", "seed", "created")
@@ -40,15 +40,14 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
     and "folder" is the run directory. A directory without result.json (a run that was cut off) gives no row;
     `sq.analysis.with_missing` adds rows for the runs that an experiment still lacks.
 
-    A run that is not what was written (`sq.runs.results.damage`) has the status "damaged", and the reason as its error;
-    one whose result.json cannot be read at all has no row, and is in frame.attrs["unreadable"], name -> reason.
+    A run that is not what was written (`sq.runs.results.examine`) has the status "damaged", and the reason as its
+    error; one whose result.json cannot be read at all has no row, and is in frame.attrs["unreadable"], name -> reason.
 
     Raises:
         DataError: the folder does not exist or holds no run.
     """
     folder = Path(results)
-    found = [(path, read_result(path)) for path in sorted(folder.glob("*")) if path.is_dir()]
-    damaged = {path: reason for path, _ in found if (reason := damage(path)) is not None}
+    found = {path: examine(path) for path in sorted(folder.glob("*")) if path.is_dir()}
     rows = [
         {
             **{name: getattr(result, name) for name in (*FIELDS, "arithmetic", "git_commit")},
@@ -58,12 +57,12 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
             **_fingerprints(result.extras),
             **machine(result.environment),
             **settings(result.config),
-            **({"status": "damaged", "error": damaged[path]} if path in damaged else {}),
+            **({} if wrong is None else {"status": "damaged", "error": wrong}),
         }
-        for path, result in found
+        for path, (result, wrong) in found.items()
         if result is not None
     ]
-    unreadable = {path.name: damaged[path] for path, result in found if result is None and path in damaged}
+    unreadable = {path.name: wrong for path, (result, wrong) in found.items() if result is None and wrong is not None}
     if not rows:
         beside = "".join(f"; {name}: {reason}" for name, reason in unreadable.items())
         raise DataError(

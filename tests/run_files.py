@@ -62,7 +62,9 @@ def real_runs(folder: Path) -> Path:
     """Copy the fixture under the run ids that its settings have today; ids carry the version and the model."""
     for path in sorted(FIXTURE.glob("*/result.json")):
         result = json.loads(path.read_text())
-        settings = parse(OmegaConf.create(result["config"]))
+        # Digests of the model are kept in the cache, which must not lie where the tests are started.
+        paths = {"results": str(folder), "cache": str(folder.parent / "cache")}
+        settings = parse(OmegaConf.create({**result["config"], "paths": paths}))
         result |= {"run_id": run_id(settings), "arithmetic": arithmetic(settings), "config": as_config(settings)}
         shutil.copytree(path.parent, folder / result["run_id"])
         write_record(folder / result["run_id"], result)

@@ -16,7 +16,7 @@ from sq.analysis.figures.one_run import figure_run_layers, figure_run_sites, fig
 from sq.analysis.report.html import markdown_html, page_html, picture
 from sq.errors import DataError
 from sq.io import write_text
-from sq.runs.results import RESULT, Result, damage, read_result
+from sq.runs.results import RESULT, Result, examine
 
 GROUPS = ("model", "method", "calibration", "activations", "kv_cache", "task")
 NAMED = {
@@ -31,9 +31,9 @@ def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
     Raises:
         DataError: the folder is no run directory.
     """
-    result = read_result(folder)
+    result, wrong = examine(folder)
     if result is None:
-        reason = f" ({broken})" if (broken := damage(folder)) else ""
+        reason = f" ({wrong})" if wrong else ""
         raise DataError(
             f"{folder} has no {RESULT} that can be read{reason}; give the directory of a run, such as runs/<run id>, "
             "or make one with `python run.py`"

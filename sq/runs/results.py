@@ -99,20 +99,23 @@ def shown_method(method: str, resolved: Mapping[str, str]) -> str:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The record of a run directory; None where it is absent, damaged or of another schema (`damage` says which)."""
+    """The record of a run directory; None where it is absent, damaged or of another schema (`examine` says which)."""
     found = _read(folder)
     return found if isinstance(found, Result) else None
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a run directory that has a result.json: not readable, edited, or without a file that belongs
-    to it. None for a sound one, and for one without result.json (a run that was cut off)."""
+def examine(folder: Path) -> tuple[Result | None, str | None]:
+    """The record of a run directory as `read_result` has it, and what is wrong with the directory.
+
+    It may be not readable, edited, or lack a file that belongs to it. Nothing is wrong with a run that was cut
+    off and has no result.json.
+    """
     if not (folder / RESULT).exists():
-        return None
+        return None, None
     found = _read(folder)
     if isinstance(found, str):
-        return found
-    return f"{', '.join(lost)}: missing or not what was written" if (lost := lost_files(folder, found)) else None
+        return None, found
+    return found, f"{', '.join(lost)}: missing or not what was written" if (lost := lost_files(folder, found)) else None
 
 
 def lost_files(folder: Path, result: Result) -> list[str]:

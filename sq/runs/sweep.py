@@ -20,7 +20,7 @@ from sq.config.parse import parse
 from sq.errors import ConfigError, FileError, SQError
 from sq.io import read_json, write_json
 from sq.runs.experiment import experiment
-from sq.runs.results import Result, damage, read_result
+from sq.runs.results import Result, examine
 from sq.runs.results_table import print_results
 
 log = logging.getLogger(__name__)
@@ -97,10 +97,11 @@ def finish_sweep(folder: Path, *, interrupted: bool) -> int:
             problems.append(str(error))
             continue
         for place in map(Path, record["runs"]):
-            if (result := read_result(place)) is not None:
+            result, wrong = examine(place)
+            if result is not None:
                 results.append(result)
             else:
-                problems.append(f"{place}: {damage(place) or 'the result is gone'}")
+                problems.append(f"{place}: {wrong or 'the result is gone'}")
         if record["error"]:
             problems.append(f"{' '.join(record['overrides'])}: {record['error']}")
     if interrupted:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sq.checkpoint.manifest import seal
-from tests.faults.damage import any_damage, flip
+from tests.faults.damage import any_damage
 from tests.faults.world import Done, World, begin, command, ended, fresh, generate
 
 HELD, WRONG, LOST, STUCK, TRACEBACK = "held", "wrong", "lost", "stuck", "traceback"
@@ -164,7 +164,7 @@ def damaged_source(world: World, dice: random.Random, name: str) -> Outcome:
         return bad
     made = set((place / "runs").iterdir()) - before
     if done.status == 0 and not made:
-        same = any(path.read_bytes() == file.read_bytes() for path in [world.folder / "model" / file.name])
+        same = (world.folder / "model" / file.name).read_bytes() == file.read_bytes()
         weights = file.name == "model.safetensors" and file.is_file() and _same_tensors(file, world)
         return Outcome(HELD if same or weights else WRONG, f"{story}: the old result was reused")
     return _sensible(story, done, place)
@@ -310,7 +310,7 @@ def hostile(world: World, dice: random.Random, name: str) -> Outcome:
             config = config | {"more": _nest(dice.choice((50, 5000)))}
         else:
             config[dice.choice(("num_hidden_layers", "hidden_size", "vocab_size"))] = dice.choice((10**9, -1, 2**62))
-        (model / "config.json").write_text(_dump(config))
+        (model / "config.json").write_text(json.dumps(config))
         done = command(world.words("plain", place / "new", model=model), place)
         fine = story == "code" and done.status == 0 and config["model_type"] == "llama"
     elif story == "result":
@@ -346,10 +346,6 @@ def _nest(depth: int) -> object:
     for _ in range(min(depth, 400)):
         value = [value]
     return value
-
-
-def _dump(config: object) -> str:
-    return json.dumps(config)
 
 
 def taken_folder(world: World, dice: random.Random, name: str) -> Outcome:
@@ -392,4 +388,3 @@ KINDS: dict[str, tuple[Kind, int]] = {  # with how many of 100 faults are of it
     "hostile file": (hostile, 4),
     "save_to a taken folder": (taken_folder, 2),
 }
-__all__ = ["HELD", "KINDS", "LOST", "STUCK", "TRACEBACK", "WRONG", "Outcome", "flip"]

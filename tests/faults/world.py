@@ -110,7 +110,7 @@ def make_world(folder: Path) -> World:
     return world
 
 
-def command(words: Sequence[str], place: Path, *, kill_at: int = 0, disk: int = 0, wait: bool = True) -> Done:
+def command(words: Sequence[str], place: Path, *, kill_at: int = 0, disk: int = 0) -> Done:
     """Run a command line in a fork of this process; its first word is the program.
 
     Args:
@@ -119,7 +119,7 @@ def command(words: Sequence[str], place: Path, *, kill_at: int = 0, disk: int = 
         disk: bytes that a file may have, as where a disk is full.
     """
     child = begin(words, place, kill_at=kill_at, disk=disk)
-    return ended(child, place) if wait else Done(None, "", "")
+    return ended(child, place)
 
 
 def begin(words: Sequence[str], place: Path, *, kill_at: int = 0, disk: int = 0) -> int:

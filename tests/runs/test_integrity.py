@@ -19,8 +19,13 @@ from sq.errors import ConfigError
 from sq.runs import preflight
 from sq.runs.experiment import run
 from sq.runs.preflight import check_jobs
-from sq.runs.results import damage, read_result
+from sq.runs.results import examine, read_result
 from sq.runs.runid import identity, run_id
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a run directory."""
+    return examine(folder)[1]
 
 
 @pytest.fixture

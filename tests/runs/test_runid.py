@@ -59,7 +59,10 @@ def test_what_determines_the_result_changes_the_id(override: str, base: Experime
     ["tracker=none", "tracker.tags=[a]", "paths.results=elsewhere", "paths.cache=elsewhere", "force=true",
      "reference_methods=[]", "calibration.name=other", "model.calibration_text=c4 calibration.text=embedded"],
 )  # fmt: skip
-def test_what_does_not_determine_the_result_leaves_the_id_alone(override: str, base: ExperimentSettings) -> None:
+def test_what_does_not_determine_the_result_leaves_the_id_alone(
+    override: str, base: ExperimentSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert identity(compose([*BASE, *override.split()])) == identity(base)
 
 
