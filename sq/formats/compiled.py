@@ -41,16 +41,24 @@ def residual_sums(rows: Tensor, step: Tensor, zero: Tensor | None, element: Elem
         of_rows = (array[rows] for array in (x, inverse, offset, squares.numpy(), magnitudes.numpy()))
         compiled(*of_rows, bounds[0], bounds[1], element.scheme == "midrise")
 
-    workers = min(torch.get_num_threads(), max(1, len(x) // 64))
-    size = -(-len(x) // workers) if len(x) else 0
-    parts = [slice(start, start + size) for start in range(0, len(x), size)] if size else []
-    if workers == 1 or len(parts) < 2:
-        for one in parts:
-            part(one)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(part, parts))
+    in_parts(part, len(x), 64)
     return squares, magnitudes
+
+
+def in_parts(call: Callable[[slice], None], rows: int, least: int) -> None:
+    """Call a function that releases the GIL on slices of rows, one for each thread of torch and at least `least` long.
+
+    Rows must not share what they compute; each slice has its own.
+    """
+    workers = min(torch.get_num_threads(), max(1, rows // least))
+    size = -(-rows // workers)
+    parts = [slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size))]
+    if len(parts) < 2:
+        for one in parts:
+            call(one)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(call, parts))
 
 
 @cache

@@ -44,6 +44,7 @@ from sq.rotation import (
     kronecker_factors,
     largest_block,
     low_rank_balance,
+    reads_samples,
 )
 
 StageName = Literal["art", "urt", "hadamard", "orthogonal"]
@@ -198,9 +199,11 @@ class SingleQuant(Method):
             moment = done.moment(statistics.second_moment, site, dimensions).double()
             online += self._balances(moment, columns, factors)
         if rotated:
-            tokens = done.tokens(statistics.tokens, site, dimensions)
-            for part in online:
-                tokens = part(tokens)
+            tokens = statistics.tokens
+            if any(map(reads_samples, self._stages()[:stages])):  # others take their shape alone
+                tokens = done.tokens(tokens, site, dimensions)
+                for part in online:
+                    tokens = part(tokens)
             rotation = self._rotation(tokens, stages, factors, seed, name)
             if self.mixing == "merged" and isinstance(blocks := online[-1], PerHead):
                 online[-1] = absorb(blocks, rotation) if isinstance(rotation, Kronecker) else blocks

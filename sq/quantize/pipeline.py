@@ -287,8 +287,16 @@ class Pipeline:
         quantizers = site_quantizers(inputs, plan, self.recipe)
         work = LayerRounding(family, layer, inputs, rounder, index, plan.weight_ranges, quantizers)
         if rounder.needs and not rounder.takes_collected_moments:
-            walk = work.site_by_site if rounder.sees_rounded_sites else work.at_once
-            outputs = walk(lambda batches: self._run(index, layer, batches), hidden, reference)
+            outputs: list[Tensor] | None = None
+
+            def run(batches: Sequence[Tensor]) -> list[Tensor]:
+                return self._run(index, layer, batches)
+
+            if rounder.sees_rounded_sites:
+                wanted = self.propagate == "quantized_weights"
+                outputs = work.site_by_site(run, hidden, reference, wants_outputs=wanted)
+            else:
+                work.at_once(run, hidden, reference)
             if self.reference is not None and not self.method.reads_reference:
                 self.reference = work.reference_outputs
             return work, outputs

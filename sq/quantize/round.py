@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -76,19 +76,26 @@ class LayerRounding:
             self._round(site, found.statistics(self._name(site)))
 
     def site_by_site(
-        self, run: Callable[[list[Tensor]], list[Tensor]], hidden: list[Tensor], reference: list[Tensor] | None = None
+        self,
+        run: Callable[[list[Tensor]], list[Tensor]],
+        hidden: list[Tensor],
+        reference: list[Tensor] | None = None,
+        *,
+        wants_outputs: bool = True,
     ) -> list[Tensor] | None:
         """Round each site on the activations that the sites before it, rounded already, give it.
 
         All windows go through the layer at once and each site is rounded when its input comes by: one forward, whose
         outputs are those of the rounded layer. Where that takes too much memory each site has a forward of its own,
-        batch by batch; the statistics are the same. The full-precision stream has a forward beside each of them,
-        through the unrounded layer; in the first case what all its sites see is kept until they are rounded.
+        batch by batch and up to that site; the statistics are the same. The full-precision stream has a forward beside
+        each of them, through the unrounded layer; in the first case what all its sites see is kept until they are
+        rounded.
 
         Args:
             run: forwards batches of hidden states (B, S, hidden) through the layer.
             hidden: of the quantized stream.
             reference: the same windows in the full-precision stream; left alone where the rounder does not read it.
+            wants_outputs: False ends the forward at the last site: a Llama's `down` is a fifth of its operations.
 
         Returns:
             Outputs of the layer with rounded weights; None where they were not computed.
@@ -98,9 +105,12 @@ class LayerRounding:
             full = self._seen(run, reference)
             sizes = [len(batch) for batch in hidden]
             watchers = {site: self._round_when_seen(site, sizes, full.get(site)) for site in self.family.linears}
-            with observed(self.inputs, watchers):
+            if not wants_outputs:
+                watchers = _up_to_the_last(watchers)
+            outputs: Tensor | None = None
+            with suppress(_SeenAll), observed(self.inputs, watchers):
                 (outputs,) = run([torch.cat(hidden)])
-            return list(outputs.split(sizes))
+            return None if outputs is None else list(outputs.split(sizes))
         unrounded = {} if reference is None else {name: weight_of(self.layer, name).clone() for name in self._names}
         for site in self.family.linears:
             moments = self._moments(site, hidden)
@@ -131,12 +141,14 @@ class LayerRounding:
         full: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
         of_reference = {site: lambda x, site=site: full.update({site: x}) for site in moments}
-        of_hidden = {site: lambda x, site=site: moments[site].update(x, full.get(site)) for site in moments}
+        of_hidden = _up_to_the_last(
+            {site: lambda x, site=site: moments[site].update(x, full.get(site)) for site in moments}
+        )
         for index, batch in enumerate(hidden):
             if reference is not None:
                 with observed(self.inputs, of_reference), self._with_weights(unrounded or {}):
                     outputs += run([reference[index]])
-            with observed(self.inputs, of_hidden):
+            with suppress(_SeenAll), observed(self.inputs, of_hidden):
                 run([batch])
         if reference is not None:
             self.reference_outputs = outputs
@@ -208,6 +220,21 @@ class LayerRounding:
                 self.rounded[name] = found
         if statistics.report:
             self.reports[site] = dict(statistics.report)
+
+
+class _SeenAll(Exception):
+    """Ends a forward whose outputs nobody needs."""
+
+
+def _up_to_the_last(observers: Mapping[str, Callable[[Tensor], None]]) -> dict[str, Callable[[Tensor], None]]:
+    """The same observers, by site in the order of a forward; the last one ends the forward by `_SeenAll`."""
+    *before, (last, see) = observers.items()
+
+    def see_and_end(x: Tensor) -> None:
+        see(x)
+        raise _SeenAll
+
+    return {**dict(before), last: see_and_end}
 
 
 def _tokens(batches: Sequence[Tensor]) -> int:

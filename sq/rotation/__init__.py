@@ -18,6 +18,15 @@ from sq.rotation.kronecker import Kronecker, kronecker_factors
 from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
 from sq.rotation.low_rank import LowRank
 from sq.rotation.permutation import Permutation
-from sq.rotation.stages import Art, RandomHadamard, RandomOrthogonal, Stage, Urt, build_rotation, orthonormalize
+from sq.rotation.stages import (
+    Art,
+    RandomHadamard,
+    RandomOrthogonal,
+    Stage,
+    Urt,
+    build_rotation,
+    orthonormalize,
+    reads_samples,
+)
 from sq.rotation.transform import Compose, Dense, Diagonal, Identity, PerHead, Transform
 from sq.rotation.urt import Target, urt_rotation

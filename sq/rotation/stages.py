@@ -18,14 +18,22 @@ from sq.rotation.urt import TARGETS, Target, urt_rotation
 
 
 class Stage(Protocol):
-    """One step of a rotation: samples in, orthogonal matrix out."""
+    """One step of a rotation: samples in, orthogonal matrix out.
+
+    A stage whose class attribute `reads_samples` is False takes from the samples their shape alone; none is computed
+    for it.
+    """
 
     @property
     def unit_tokens(self) -> bool:
         """Whether samples come from tokens divided by their rms."""
-
     def rotation(self, x: Tensor, seed: int) -> Tensor:
         """R, shape (m, m), float64, from samples x (S, m)."""
+
+
+def reads_samples(stage: Stage) -> bool:
+    """Whether a stage looks at the values of its samples."""
+    return bool(getattr(stage, "reads_samples", True))
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class RandomHadamard:
     """diag(random signs) H / sqrt(m), blind to the samples."""
 
     unit_tokens: ClassVar[bool] = False
+    reads_samples: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
         """R from the seed alone; ValueError for an m without a Hadamard matrix."""
@@ -82,6 +91,7 @@ class RandomOrthogonal:
     """A Haar rotation, blind to the samples."""
 
     unit_tokens: ClassVar[bool] = False
+    reads_samples: ClassVar[bool] = False
 
     def rotation(self, x: Tensor, seed: int) -> Tensor:
         """R from the seed alone."""
@@ -124,13 +134,19 @@ def build_rotation(
     rms = token_rms(x) if any(stage.unit_tokens for stage in stages) else None
     sizes = (n,) if factors is None else factors
     rotations = [torch.eye(size, dtype=torch.float64, device=x.device) for size in sizes]
-    for stage in stages:
-        for axis in range(len(sizes)):
-            tokens = x / rms if stage.unit_tokens and rms is not None else x
-            samples = tokens if factors is None else _axis_samples(tokens, factors, axis)
+    readers = [index for index, stage in enumerate(stages) if reads_samples(stage)]
+    last = readers[-1] if readers else -1  # behind it nothing looks at what the rotations leave of x
+    for index, stage in enumerate(stages):
+        for axis, size in enumerate(sizes):
+            if reads_samples(stage):
+                tokens = x / rms if stage.unit_tokens and rms is not None else x
+                samples = tokens if factors is None else _axis_samples(tokens, factors, axis)
+            else:
+                samples = x.new_empty(1, size)
             step = stage.rotation(samples, _draw(seeds)).to(x.device)
             rotations[axis] = rotations[axis] @ step
-            x = _apply(x, step, factors, axis)
+            if index <= last:
+                x = _apply(x, step, factors, axis)
     rotations = [orthonormalize(rotation) for rotation in rotations]
     return Dense(rotations[0], orthogonal=True) if factors is None else Kronecker(rotations[0], rotations[1])
 

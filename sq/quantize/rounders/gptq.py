@@ -6,7 +6,7 @@ Frantar et al. (2210.17323), Algorithm 1, in the form of the peers (QuaRot fake_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from sq.errors import QuantizationError
 from sq.formats.grid import Grid
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer, quantized
+from sq.quantize.rounders.block_walk import walk_block
 from sq.quantize.rounders.descent import descend
 from sq.quantize.rounders.hessian import inverse_factor, without_dead
 from sq.quantize.rounders.rounder import Need, RoundingStatistics, WeightRounder
@@ -140,7 +141,6 @@ def gptq(
         mismatch = None if mismatch is None else mismatch[order][:, order]
     factor = inverse_factor(hessian, damping, retries=retries, name=name)
     pull = None if mismatch is None else _pull(mismatch, factor)
-    pivot = factor.diagonal()
     group_of = (order // size).tolist()
     columns = weight.T[order].contiguous()  # (d_in, d_out): one column of w is contiguous
     codes = torch.empty(d_in, len(weight), dtype=format.element.code_dtype, device=weight.device)
@@ -148,23 +148,26 @@ def gptq(
     del hessian, mismatch
 
     step = block if static else _aligned(block, size)
+    inner = step if static else min(step, size)  # within which no scale changes
     for start in range(0, d_in, step):
         end = min(start + step, d_in)
         errors = torch.empty(end - start, len(weight), device=weight.device)
-        for j in range(start, end):
-            g = group_of[j]
-            if not static and j % size == 0:
-                fresh = quantizer.grid(columns[j : j + size].T, grid.second)
+        for first in range(start, end, inner):
+            last = min(first + inner, end)
+            if not static and first % size == 0:
+                g = group_of[first]
+                fresh = quantizer.grid(columns[first : first + size].T, grid.second)
                 grid.scale[:, g] = fresh.scale[:, 0]
                 if grid.zero is not None and fresh.zero is not None:
                     grid.zero[:, g] = fresh.zero[:, 0]
-            own = grid.column(g)
-            q = own.encode(columns[j])
-            codes[j] = q.to(codes.dtype)
-            error = torch.sub(columns[j], own.decode_(q), out=errors[j - start]).div_(pivot[j])
-            columns[j + 1 : end].addr_(factor[j, j + 1 : end], error, alpha=-1)
-            if pull is not None:
-                columns[j + 1 : end].addr_(pull[j, j + 1 : end], columns[j])
+                grid = replace(grid)  # a grid keeps the steps it was asked for
+            own, made = slice(first, last), errors[first - start : last - start]
+            within = None if pull is None else pull[own, own]
+            walk_block(columns[own], grid, group_of[own], factor[own, own], within, codes[own], made)
+            if last < end:
+                columns[last:end].addmm_(factor[own, last:end].T, made, alpha=-1)
+                if pull is not None:
+                    columns[last:end].addmm_(pull[own, last:end].T, columns[own])
         columns[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
         if pull is not None:
             columns[end:].addmm_(pull[start:end, end:].T, columns[start:end])
