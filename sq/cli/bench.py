@@ -1,4 +1,5 @@
-"""`sq-bench`: the kernels on a GPU beside yardsticks and floors; with --cpu, packed linears on this CPU."""
+"""`sq-bench`: the kernels on a GPU beside yardsticks and floors; with --cpu, packed linears on this CPU; `sq-bench
+quantize`: how long methods take to quantize."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from sq.kernels.bench import cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse a command line and run one of the two parts; return the exit status (sq/kernels/bench/cli.py)."""
+    """Parse a command line and run one of the three parts; return the exit status (sq/kernels/bench/cli.py)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "quantize":
+        from sq.cli import bench_quantize
+
+        return ended("sq-bench quantize", lambda: bench_quantize.main(arguments[1:]))
     parser = cli.parser()
     parser.add_argument("--cpu", action="store_true", help="packed, fake-quantized and bfloat16 linears on this CPU")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch, with --cpu (default: torch's own choice)")

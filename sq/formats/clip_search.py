@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
-from sq.formats.compiled import residual_sums
+from sq.formats.compiled import power_sums, residual_sums
 from sq.formats.format import Format
 from sq.formats.grid import Grid, grid_from_range, row_grid, row_range
 
@@ -90,6 +90,12 @@ def best_clip(
 
     def cost(index: Tensor, row: Tensor) -> Tensor:
         """Exact costs of (candidate, row) pairs."""
+        chosen = candidates[index, None]
+        grid = grid_from_range(low[row], high[row], format, chosen, second=None if second is None else second[row])
+        zero = None if grid.zero is None else grid.zero.squeeze(1)
+        sums = power_sums(rows, row, grid.step.squeeze(1), zero, format.element, norm)
+        if sums is not None:
+            return sums * (grid.step / unit[row]).squeeze(1).pow_(norm)
         result = torch.empty(row.shape, dtype=rows.dtype, device=rows.device)
         for part in row_chunks(row.shape[0], rows.shape[1], rows.device):
             r, clip = row[part], candidates[index[part], None]

@@ -141,9 +141,11 @@ class LayerRounding:
         full: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
         of_reference = {site: lambda x, site=site: full.update({site: x}) for site in moments}
-        of_hidden = _up_to_the_last(
-            {site: lambda x, site=site: moments[site].update(x, full.get(site)) for site in moments}
-        )
+
+        def adds(site: str) -> Callable[[Tensor], None]:
+            return lambda x: moments[site].update(x, full.get(site))
+
+        of_hidden = _up_to_the_last({site: adds(site) for site in moments})
         for index, batch in enumerate(hidden):
             if reference is not None:
                 with observed(self.inputs, of_reference), self._with_weights(unrounded or {}):

@@ -27,6 +27,7 @@ class Stage(Protocol):
     @property
     def unit_tokens(self) -> bool:
         """Whether samples come from tokens divided by their rms."""
+
     def rotation(self, x: Tensor, seed: int) -> Tensor:
         """R, shape (m, m), float64, from samples x (S, m)."""
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sq.config.settings import ExperimentSettings, MethodSettings, ModelSettings, TokenSettings, WeightSettings
+from sq.config.settings import (
+    CalibrationSettings,
+    ExperimentSettings,
+    MethodSettings,
+    ModelSettings,
+    TokenSettings,
+    WeightSettings,
+)
+from sq.data.windows import Windows, calibration_windows, random_token_windows
 from sq.errors import CheckpointError, ConfigError
 from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
@@ -44,6 +52,25 @@ def load_model(model: ModelSettings, cache: Path) -> tuple[PreTrainedTokenizerBa
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no tokenizer that transformers can load: {error}") from error
     return tokenizer, stream
+
+
+def calibration_of(
+    settings: CalibrationSettings, tokenizer: PreTrainedTokenizerBase | None, stream: DecoderStream, cache: Path
+) -> Windows:
+    """The calibration windows of a run; of random tokens for random weights, which have no tokenizer."""
+    if tokenizer is None:
+        size = stream.config.vocab_size
+        return random_token_windows(size, tokens=settings.tokens, window=settings.window, seed=settings.seed)
+    return calibration_windows(
+        settings.text,
+        tokenizer,
+        tokens=settings.tokens,
+        window=settings.window,
+        seed=settings.seed,
+        path=settings.path,
+        dataset_path=settings.dataset_path,
+        cache_dir=cache,
+    )
 
 
 def build_method(settings: MethodSettings) -> Method:

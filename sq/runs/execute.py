@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
 from sq.config.parse import as_config
-from sq.config.settings import CalibrationSettings, ExperimentSettings
+from sq.config.settings import ExperimentSettings
 from sq.data.sources import BUILT_IN
-from sq.data.windows import Windows, calibration_windows, evaluation_windows, random_token_windows
+from sq.data.windows import Windows, evaluation_windows
 from sq.errors import ConfigError
 from sq.evaluate.scores import refuse_guessing
 from sq.evaluate.stream import StreamEvaluation
@@ -31,7 +31,7 @@ from sq.quantize.pass_record import PassRecord
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
-from sq.runs.build import build_method, load_model, recipe
+from sq.runs.build import build_method, calibration_of, load_model, recipe
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS
 from sq.runs.runid import identity, run_id
@@ -89,7 +89,9 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
     method = build_method(settings.method)
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
     texts = _evaluation_texts(settings, tokenizer)
-    calibration = _calibration(settings.calibration, method, tokenizer, stream, settings.paths.cache)
+    calibration = None
+    if method.quantizes:
+        calibration = calibration_of(settings.calibration, tokenizer, stream, settings.paths.cache)
     kept, record, writer = [], None, None
     if (shown := task.activations) is not None:
         record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
@@ -192,30 +194,6 @@ def _evaluation_texts(settings: ExperimentSettings, tokenizer: PreTrainedTokeniz
         )
         for text in wanted.texts
     ]
-
-
-def _calibration(
-    settings: CalibrationSettings,
-    method: Method,
-    tokenizer: PreTrainedTokenizerBase | None,
-    stream: DecoderStream,
-    cache: Path,
-) -> Windows | None:
-    if not method.quantizes:
-        return None
-    if tokenizer is None:
-        size = stream.config.vocab_size
-        return random_token_windows(size, tokens=settings.tokens, window=settings.window, seed=settings.seed)
-    return calibration_windows(
-        settings.text,
-        tokenizer,
-        tokens=settings.tokens,
-        window=settings.window,
-        seed=settings.seed,
-        path=settings.path,
-        dataset_path=settings.dataset_path,
-        cache_dir=cache,
-    )
 
 
 def _cost(report: PassRecord, method: Method) -> dict[str, float]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.formats import clip_search, compiled
 from sq.formats.clip_search import searched_grid
-from sq.formats.compiled import residual_sums
-from sq.formats.format import Format, integer, named
+from sq.formats.compiled import power_sums, residual_sums
+from sq.formats.format import Format, Scheme, integer, named
 
 CLIPS = [1 - i / 100 for i in range(80)]
 
@@ -22,6 +22,7 @@ CLIPS = [1 - i / 100 for i in range(80)]
 def in_torch(rows: torch.Tensor, format: Format, norm: float) -> clip_search.Grid:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip_search, "residual_sums", lambda *_: None)
+        patch.setattr(clip_search, "power_sums", lambda *_: None)
         return searched_grid(rows, format, CLIPS, norm=norm)
 
 
@@ -78,3 +79,28 @@ def test_what_is_not_compiled_runs_in_torch_and_a_missing_library_is_told(
         assert residual_sums(x, step, None, integer(4).element) is None
     compiled._compiled.cache_clear()
     assert "numba is not installed" in caplog.text
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "midrise"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_powers_are_those_of_float64(threads: int, scheme: Scheme) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    x, row = torch.randn(50, 37), torch.arange(50).repeat(6)
+    x[3] = 0
+    step = torch.rand(300) * torch.logspace(-4, 2, 300) + 1e-4  # far inside and far outside the range of codes
+    zero = torch.randint(0, 16, (300,)).float() if scheme == "asymmetric" else None
+    element = integer(4, scheme).element
+    try:
+        sums = power_sums(x, row, step, zero, element, 2.4)
+    finally:
+        torch.set_num_threads(before)
+    assert sums is not None
+    v = (x[row] * step.reciprocal()[:, None]).double()
+    error = element.residual_(v, None if zero is None else zero[:, None].double(), torch.empty_like(v))
+    torch.testing.assert_close(sums.double(), error.abs().pow(2.4).sum(1), rtol=2e-5, atol=1e-12)
+
+
+def test_powers_of_other_norms_are_left_to_torch() -> None:
+    assert power_sums(torch.randn(2, 8), torch.tensor([0]), torch.ones(1), None, integer(4).element, 3.0) is None
+    assert power_sums(torch.randn(2, 8), torch.tensor([0]), torch.ones(1), None, named("nvfp4").element, 2.4) is None

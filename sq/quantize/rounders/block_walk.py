@@ -119,4 +119,4 @@ def _compiled() -> Callable[..., Any] | None:
                         for r in range(last - first):
                             later[r] -= u * e[r]
 
-    return walk  # type: ignore[no-any-return]
+    return walk
