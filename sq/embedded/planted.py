@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sq.digest import digest_of
 from sq.embedded.exact import exact_product, orthogonal_part
 from sq.errors import CalibrationError
+from sq.finite import all_finite
 from sq.io import read_json
 
 PLANTING_FILE = Path(__file__).parent / "planting.safetensors"
@@ -122,7 +123,7 @@ def measure_planting(folder: Path, *, tokens: int = 16_384, window: int = 256, s
         "embedded", AutoTokenizer.from_pretrained(folder), tokens=tokens, window=window, seed=seed
     )
     moment = _residual_moment(model, windows.ids)
-    if not moment.isfinite().all():
+    if not all_finite(moment):
         raise CalibrationError(f"{folder}: activations at the norms are not finite; train the model again")
     axes = torch.linalg.eigh(moment).eigenvectors.flip(1)
     # The sign of an eigenvector is free: its largest entry is made positive, so that a rerun writes the same file.

@@ -11,6 +11,7 @@ from sq.data.windows import Windows
 from sq.errors import EvaluationError
 from sq.evaluate.reference import keep_states, kept_states
 from sq.evaluate.scores import Scores, join_scores, refuse_non_finite, score_tokens, scores_of_windows
+from sq.finite import all_finite
 from sq.models.families import SITES
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
 from sq.nn.hooks import watched_sites
@@ -99,7 +100,7 @@ class StreamEvaluation:
         for position, batch in enumerate(hidden):
             out = self.stream.forward(index, layer, batch)
             # One wait for the device a batch: a number that means nothing must name its layer.
-            if not bool(torch.isfinite(out).all()):
+            if not all_finite(out):
                 which = "full-precision" if hidden is self._reference else "quantized"
                 raise EvaluationError(
                     f"the {which} model has NaN or inf in layer {index}, {self._broken_site(index, layer, batch)}, on "
@@ -113,7 +114,7 @@ class StreamEvaluation:
         broken: list[str] = []
 
         def watch(site: str) -> Callable[[Tensor], None]:
-            return lambda x: None if bool(torch.isfinite(x).all()) else broken.append(site)
+            return lambda x: None if all_finite(x) else broken.append(site)
 
         with watched_sites(self.stream.family, layer, {site: watch(site) for site in SITES}):
             self.stream.forward(index, layer, batch)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.finite import all_finite
 from sq.formats.format import Format
 from sq.formats.grid import Grid
 from sq.formats.packing import pack, packed_size, unpack
@@ -122,7 +123,7 @@ class QTensor:
             bad = 0 if scale is None else int((~(torch.isfinite(scale) & (scale > 0))).sum())
             if scale is not None and bad:
                 found.append(f"{bad} of {scale.numel()} {word} values are NaN, infinite, zero or negative")
-        if self.zero is not None and not bool(torch.isfinite(self.zero).all()):
+        if self.zero is not None and not all_finite(self.zero):
             found.append("zero points hold NaN or inf")
         if self.is_packed and self.format.element.fills_bytes:
             return found
@@ -132,7 +133,7 @@ class QTensor:
             least, most = int(plain.codes.min()), int(plain.codes.max())
             if least < low or most > high:
                 found.append(f"codes span {least}..{most}, the format has {low}..{high}")
-        if not found and not bool(torch.isfinite(plain.dequantize()).all()):
+        if not found and not all_finite(plain.dequantize()):
             found.append("some codes stand for no number")
         return found
 

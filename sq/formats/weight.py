@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.finite import all_finite
 from sq.formats.clip_search import codes_by_chunks, grid_by_chunks, searched_grid
 from sq.formats.format import Format
 from sq.formats.grid import Grid, second_scale
@@ -95,7 +96,7 @@ class WeightQuantizer:
         if w.ndim != 2 or w.shape[1] == 0:
             raise QuantizationError(f"the weight has shape {tuple(w.shape)}; use (d_out, d_in) with d_in at least 1")
         self.format.groups(w.shape[1])
-        if not torch.isfinite(w).all():
+        if not all_finite(w):
             count = int((~torch.isfinite(w)).sum())
             raise QuantizationError(f"{count} of the weight's {w.numel()} entries are NaN or inf; check its checkpoint")
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from sq.digest import stat_of
 from sq.errors import CheckpointError
+from sq.finite import all_finite
 from sq.io import read_json
 from sq.models.limits import config_obstacles
 from sq.models.place import INDEX, SINGLE
@@ -68,7 +69,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 def refuse_non_finite(name: str, tensor: Tensor, file: Path) -> None:
     """Raise CheckpointError for NaN or inf in a tensor that was read from `file`."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if not all_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
             f"tensor {name!r} in {file} has {bad} NaN or inf values of {tensor.numel()}. The file is damaged or was "

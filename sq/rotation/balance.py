@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import CalibrationError
+from sq.finite import all_finite
 from sq.rotation.low_rank import LowRank
 from sq.rotation.transform import Dense, PerHead
 
@@ -45,7 +46,7 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
     logs = []
     alive = torch.ones_like(activation_rms, dtype=torch.bool)
     for name, rms in (("activation", activation_rms), ("weight", weight_rms)):
-        if not bool(torch.isfinite(rms).all()) or bool((rms < 0).any()):
+        if not all_finite(rms) or bool((rms < 0).any()):
             raise CalibrationError(f"the {name} rms carries NaN, inf or negative values; every entry must be 0 or more")
         alive &= rms > 0
         exact = rms.detach().to(torch.float64)
@@ -135,7 +136,7 @@ def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
     if exact.dim() != 2 or exact.shape[0] != exact.shape[1]:
         raise ValueError(f"the {name} second moment has shape {tuple(exact.shape)}; it must be (n, n)")
     mean = exact.diagonal().mean()
-    if not bool(torch.isfinite(exact).all()) or not bool(mean > 0):
+    if not all_finite(exact) or not bool(mean > 0):
         raise CalibrationError(
             f"the {name} second moment has mean diagonal {float(mean):.3g} or carries NaN or inf; "
             "it must be finite and not zero"

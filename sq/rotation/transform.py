@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sq.finite import all_finite
 from sq.kernels.steps import DiagonalStep, Step
 
 Self = TypeVar("Self", bound="Transform")
@@ -81,7 +82,7 @@ class Transform(nn.Module, ABC):
 
     def _hold(self, name: str, value: Tensor) -> None:
         """Keep a float64 copy of a factor as a buffer; raises ValueError when it carries NaN or inf."""
-        if not bool(torch.isfinite(value).all()):
+        if not all_finite(value):
             raise ValueError(f"{type(self).__name__} got a {name} with NaN or inf; every entry must be finite")
         # A tensor made under inference_mode could not take part in training later.
         with torch.inference_mode(False), torch.no_grad():
@@ -302,7 +303,7 @@ def invert(owner: str, matrix: Tensor) -> Tensor:
     """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
     inverse: Tensor
     inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
-    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
+    if bool((info != 0).any()) or not all_finite(inverse):
         raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
     return inverse
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.finite import all_finite
 from sq.formats.grid import Grid
 from sq.formats.qtensor import QTensor
 from sq.formats.weight import WeightQuantizer, quantized
@@ -224,7 +225,7 @@ def check_mismatch(mismatch: Tensor | None, hessian: Tensor, what: str) -> None:
     if mismatch is not None and mismatch.shape != hessian.shape:
         got = f"the mismatch has shape {tuple(mismatch.shape)}, the Hessian {tuple(hessian.shape)}"
         raise QuantizationError(f"{what}: {got}; take both of one site")
-    if mismatch is not None and not torch.isfinite(mismatch).all():
+    if mismatch is not None and not all_finite(mismatch):
         raise QuantizationError(f"{what}: the mismatch holds NaN or inf; look for them in this site's activations")
 
 
@@ -240,7 +241,7 @@ def _check(weights: Sequence[Tensor], hessian: Tensor, quantizer: WeightQuantize
     if hessian.shape != (widths[0], widths[0]):
         needs = f"a weight {tuple(weights[0].shape)} needs {(widths[0], widths[0])}"
         raise QuantizationError(f"{what}: the Hessian has shape {tuple(hessian.shape)}; {needs}")
-    if not torch.isfinite(hessian).all():
+    if not all_finite(hessian):
         raise QuantizationError(f"{what}: the Hessian holds NaN or inf; look for them in this site's activations")
     if (hessian.diagonal() < 0).any():
         raise QuantizationError(f"{what}: the Hessian has a negative diagonal entry; pass a second moment, x^T x")

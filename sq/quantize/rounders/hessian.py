@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import CalibrationError, QuantizationError
+from sq.finite import all_finite
 from sq.quantize.gram import add_gram, add_product
 from sq.rotation.transform import Transform
 
@@ -95,7 +96,7 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, 
                 identity = torch.eye(n, dtype=dtype, device=hessian.device)
                 inverse: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
                 factor = inverse.to(torch.float32)
-                if torch.isfinite(factor).all():
+                if all_finite(factor):
                     if index:
                         logger.warning("%s: the Hessian needed damping %g (the setting is %g)", name, share, damping)
                     return factor
