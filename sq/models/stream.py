@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sq.models.attention import ATTENTION
 from sq.models.families import ModelDimensions, check_layer, family_of
 from sq.models.gguf_source import GgufSource
 from sq.models.place import is_gguf
+from sq.models.prefetch import Prefetch
 from sq.models.random_source import RandomSource
 from sq.models.source import TensorSource, WeightSource, read_config
 
@@ -76,6 +77,8 @@ class DecoderStream:
         self.skeleton.eval()
         check_layer(self.family, self.meta_layer(0))
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        reads_files = self.device.type != "cpu" and not isinstance(self.source, RandomSource)
+        self._ahead = Prefetch(self._read, self.count, self.device) if reads_files else None
 
     @property
     def count(self) -> int:
@@ -91,7 +94,7 @@ class DecoderStream:
         prefix = f"{self.family.layers}.{index}."
         layer = copy.deepcopy(self.meta_layer(index))
         names = [name for name, _ in layer.named_parameters()]
-        weights = self.source.read(prefix + name for name in names)
+        weights = self._read(index) if self._ahead is None else self._ahead.get(index)
         state = {name: self._place(weights[prefix + name]) for name in names}
         for name, parameter in layer.named_parameters():
             if state[name].shape != parameter.shape:
@@ -101,6 +104,11 @@ class DecoderStream:
                 )
         layer.load_state_dict(state, assign=True)
         return layer.requires_grad_(False).eval()
+
+    def _read(self, index: int) -> Mapping[str, Tensor]:
+        """Tensors of a layer by their full names, on the CPU."""
+        names = (name for name, _ in self.meta_layer(index).named_parameters())
+        return self.source.read(f"{self.family.layers}.{index}.{name}" for name in names)
 
     def embeddings_and_head(self) -> EmbeddingsAndHead:
         """Embedding, final norm and head; a tied head is copied."""
@@ -167,7 +175,8 @@ class DecoderStream:
         return model
 
     def _place(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self.device, dtype=self.dtype)
+        # From pinned memory the host goes on while the copy runs; from other memory this waits as usual.
+        return tensor.to(self.device, non_blocking=tensor.is_pinned()).to(self.dtype)
 
 
 class _Recorder(nn.Module):
