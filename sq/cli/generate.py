@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sq.cli.status import Mistake, ended
-
-DEVICE = r"auto|cpu|cuda(:\d+)?"
+from sq.cli.status import Mistake, ended, picked_device
+from sq.models.device import ALLOWED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token every time")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--device", default="auto", help=ALLOWED)
     options = parser.parse_args(arguments)
     return ended("sq-generate", lambda: _stream(options))
 
@@ -41,12 +39,11 @@ def _refuse_mistakes(options: argparse.Namespace) -> None:
         raise Mistake(f"--max-new-tokens {options.max_new_tokens}; allowed: at least 1")
     if not 0 <= options.seed < 2**63:
         raise Mistake(f"--seed {options.seed}; allowed: a whole number of 0 to 2^63 - 1")
-    if not re.fullmatch(DEVICE, options.device):
-        raise Mistake(f"--device {options.device}; allowed: auto, cpu, cuda, or one card such as cuda:0")
 
 
 def _stream(options: argparse.Namespace) -> None:
     _refuse_mistakes(options)
+    device = picked_device(options.device)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
     from transformers.utils import logging
@@ -55,12 +52,9 @@ def _stream(options: argparse.Namespace) -> None:
 
     folder = options.folder
     logging.disable_progress_bar()
-    device: str = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise Mistake(f"--device {options.device}, torch {torch.__version__} finds no CUDA; use cpu")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)  # typed for its mixin alone
-    model.to(torch.device(device))
+    model.to(device)
     torch.manual_seed(options.seed)
     inputs = tokenizer(options.prompt, return_tensors="pt").to(device)
     inputs.pop("token_type_ids", None)

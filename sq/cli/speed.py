@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 import sq
-from sq.cli.status import Mistake, ended
+from sq.cli.status import Mistake, ended, picked_device
 from sq.data.windows import random_token_windows
 from sq.evaluate.speed import Speed, measure_speed
 from sq.evaluate.task import SpeedKind
@@ -27,6 +27,7 @@ from sq.formats.weight import WeightQuantizer
 from sq.io import write_json
 from sq.methods.singlequant import SingleQuant
 from sq.methods.yardsticks import RoundToNearest
+from sq.models.device import ALLOWED
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for a first look")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help=ALLOWED)
     parser.add_argument("--json", type=Path, help="where the metrics and facts go")
     options = parser.parse_args(arguments)
     return ended("sq.evaluate.speed", lambda: _run(options))
@@ -81,10 +82,7 @@ def architecture(model: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def _measured(options: argparse.Namespace) -> Speed:
-    try:
-        device = torch.device(options.device)
-    except RuntimeError as error:
-        raise Mistake(f"--device {options.device}; allowed: cpu, cuda, or one card such as cuda:0") from error
+    device = picked_device(options.device)
     source = RandomSource(architecture(options.model, options.layers), device=device)
     stream = DecoderStream(source, device=device)
     needs_packed = any(not kind.startswith("bf16") for kind in options.kinds)

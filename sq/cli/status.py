@@ -6,8 +6,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sq.errors import ConfigError, SQError
+from sq.models.device import pick_device
+
+if TYPE_CHECKING:
+    import torch
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK = "SINGLEQUANT_TRACEBACK"  # an environment variable: 1 shows where an error came from
@@ -15,6 +20,14 @@ TRACEBACK = "SINGLEQUANT_TRACEBACK"  # an environment variable: 1 shows where an
 
 class Mistake(SQError):
     """A command line that cannot be meant."""
+
+
+def picked_device(name: str) -> torch.device:
+    """The torch device of a command's --device; Mistake for one that is not there."""
+    try:
+        return pick_device(name, "--device")
+    except ConfigError as error:
+        raise Mistake(error.problems[0]) from error
 
 
 def ended(program: str, run: Callable[[], int | None]) -> int:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from sq.errors import QuantizationError
 from sq.formats.labels import Bits, parse_bits
+from sq.models.device import ALLOWED, DEVICE
 
 CONFIG = ConfigDict(extra="forbid", defer_build=True)  # of every section's dataclass
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
@@ -91,9 +92,7 @@ Pair = Annotated[int, Ge(2)]
 Seed = Annotated[int, Ge(0), Lt(2**44)]
 Clip = Annotated[float, Gt(0), Le(1)] | Literal["search"]
 SiteClip = Annotated[float, Gt(0), Le(1)] | Literal["search", "site"]
-Device = Annotated[
-    str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d+)$"), Note("auto, cpu, cuda, or one card such as cuda:0")
-]
+Device = Annotated[str, Field(pattern=rf"^({DEVICE})$"), Note(ALLOWED)]
 Distinct = Annotated[
     tuple[int, ...],
     BeforeValidator(listed),

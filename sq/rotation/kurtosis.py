@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.rotation.compiled_sweep import compiled_sweeps
 from sq.rotation.givens import rotate_halves
 from sq.rotation.samples import channel_rows, fitting_threads, token_rms
 
@@ -34,7 +35,14 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     m = rows.shape[0]
     if m < 2:
         return torch.eye(m, dtype=torch.float64, device=x.device)
-    odd = m % 2 == 1
+    following = _round_robin(m + m % 2)
+    turned = compiled_sweeps(rows, sweeps, following)
+    return (_sweeps(rows, sweeps, following) if turned is None else turned).T.contiguous()
+
+
+def _sweeps(rows: Tensor, sweeps: int, following: Tensor) -> Tensor:
+    """R^T (m, m), float64, of rows (m, T): the form for any device and dtype, and the reference of the compiled one."""
+    odd = rows.shape[0] % 2 == 1
     if odd:  # a row of zeros at place 0, which the schedule never moves: its partner sits a step out
         rows = torch.cat([torch.zeros_like(rows[:1]), rows])
     size = rows.shape[0]
@@ -42,9 +50,9 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
     width = rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // size)
     slices = [part.clone() for part in torch.split(rows, width, dim=1)]
     scratch = [torch.empty_like(part) for part in slices]
-    rotation = torch.eye(size, dtype=torch.float64, device=x.device)  # rows of R^T: rotated exactly as those of x^T
+    rotation = torch.eye(size, dtype=torch.float64, device=rows.device)  # rows of R^T: rotated exactly as those of x^T
     rotated = torch.empty_like(rotation)
-    following = _round_robin(size).to(x.device)
+    following = following.to(rows.device)
     with fitting_threads(rows):
         for _ in range(sweeps * (size - 1)):
             theta = fourth_moment_angle(*_sums(slices))
@@ -57,7 +65,7 @@ def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> T
                 torch.index_select(out, 0, following, out=part)
             rotate_halves(rotation, c, s, rotated)
             torch.index_select(rotated, 0, following, out=rotation)
-    return (rotation[1:, 1:] if odd else rotation).T.contiguous()
+    return rotation[1:, 1:] if odd else rotation
 
 
 def fourth_moment_angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def channel_rows(x: Tensor) -> Tensor:
     """A checked copy of x (T, m) as (m, T), contiguous, float64 for float64 x, else float32: see check_samples."""
     check_samples(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.detach().T.to(dtype, copy=True).contiguous()
+    return x.detach().T.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def check_samples(x: Tensor, name: str = "the calibration activations") -> None:

@@ -21,6 +21,7 @@ from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
 from sq.formats.weight import WeightQuantizer
 from sq.models.gguf_tokenizer import gguf_tokenizer
+from sq.models.device import pick_device
 from sq.models.place import gguf_file
 from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
@@ -115,15 +116,6 @@ def activation_quantizer(settings: TokenSettings, part: str, head_dim: int | Non
     format = format_of(part, settings.scheme, group)
     clip: Clip = 1.0 if settings.clip == "site" else settings.clip
     return None if format is None else ActivationQuantizer(format, clip, settings.candidates)
-
-
-def pick_device(device: str) -> torch.device:
-    """The torch device of a setting; "auto" is CUDA where there is one. ConfigError for CUDA where there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError([f"model.device={device}, torch {torch.__version__} finds no CUDA; use cpu or auto"])
-    return torch.device(device)
 
 
 def torch_dtype(name: str) -> torch.dtype | None:

@@ -60,7 +60,7 @@ def test_a_folder_that_is_none_ends_with_the_reason(tmp_path: Path, capsys: pyte
     ("words", "said"),
     [
         (["", "--seed", "1"], "the prompt is empty"),
-        (["x", "--device", "tpu"], "--device tpu; allowed: auto, cpu, cuda"),
+        (["x", "--device", "tpu"], "--device=tpu; allowed: auto, cpu, cuda"),
         (["x", "--device", "cuda:99"], "cuda"),
         (["x", "--temperature", "nan"], "--temperature nan; allowed"),
         (["x", "--temperature", "-1"], "--temperature -1.0; allowed"),
