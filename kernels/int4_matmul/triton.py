@@ -37,7 +37,7 @@ def prefill_kernel(
         # fmt: off
         b_acc = accumulate(
             p_w, p_w_scale, p_w_zero, p_x, o_o, o_t, T, row_x, 0, BLOCKS, D_IN, D_OUT, GROUP_B,
-            BLOCK_O, BLOCK_T, BLOCK_D, X_PACKED, X_FLIP, X_ASM, W_FLIP, W_ASM, HAS_W_ZERO, "", "",
+            BLOCK_O, BLOCK_T, BLOCK_D, X_PACKED, X_FLIP, X_ASM, W_FLIP, W_ASM, HAS_W_ZERO, "", "", False,
         )
         finish(
             b_acc, p_w_scale, p_sums, p_x_scale, p_x_zero, p_bias, p_residual, p_y, o_o, o_t, T,
@@ -74,7 +74,7 @@ def decode_kernel(
     b_acc = accumulate(
         p_w, p_w_scale, p_w_zero, p_x, o_o, o_t, T, row_x, i_s * PART, tl.minimum(i_s * PART + PART, BLOCKS),
         D_IN, D_OUT, GROUP_B, BLOCK_O, BLOCK_T, BLOCK_D, X_PACKED, X_FLIP, X_ASM, W_FLIP, W_ASM, HAS_W_ZERO,
-        "evict_first", "evict_last",
+        "evict_first", "evict_last", True,
     )
     # fmt: on
     last = True

@@ -28,7 +28,7 @@ def accumulate(
     D_IN: tl.constexpr, D_OUT: tl.constexpr, GROUP_B: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
     X_PACKED: tl.constexpr, X_FLIP: tl.constexpr, X_ASM: tl.constexpr, W_FLIP: tl.constexpr, W_ASM: tl.constexpr,
-    HAS_W_ZERO: tl.constexpr, W_POLICY: tl.constexpr, X_POLICY: tl.constexpr,
+    HAS_W_ZERO: tl.constexpr, W_POLICY: tl.constexpr, X_POLICY: tl.constexpr, MASK_T: tl.constexpr,
 ):  # fmt: skip
     """Sum over the blocks i_first..i_last - 1 of BLOCK_D bytes of each row, [BLOCK_O, BLOCK_T], in units of 1 / 16 or
     (packed x) 1 / 256: int32; float32 where weights have zeros or groups, whose scales are then in it.
@@ -39,26 +39,33 @@ def accumulate(
     EVEN: tl.constexpr = GROUP_B % BLOCK_D == 0
     FLOAT: tl.constexpr = HAS_W_ZERO or GROUPS > 1
     o_d = tl.arange(0, BLOCK_D)
-    # rows beyond the end read row 0, and are not stored: the loop needs no mask for them
+    # weight rows beyond the end read row 0, and so do tokens without MASK_T; they are not stored
     o_row = tl.where(o_o < D_OUT, o_o, 0).to(tl.int64)
     o_token = tl.where(o_t < T, o_t, 0).to(tl.int64)
     p_rows = p_w + o_row[:, None] * D_B + o_d[None, :]
     p_tokens = p_x + o_token[:, None] * row_x + o_d[None, :]
+    m_t = (o_t < T)[:, None]
     b_acc = tl.zeros((BLOCK_O, BLOCK_T), tl.float32 if FLOAT else tl.int32)
     for i_d in range(i_first, i_last):
         if EVEN:
             b_packed = tl.load(p_rows + i_d * BLOCK_D, eviction_policy=W_POLICY)
-            b_x_even = tl.load(p_tokens + i_d * BLOCK_D, eviction_policy=X_POLICY)
-            if not X_PACKED:
-                b_x_odd = tl.load(p_tokens + i_d * BLOCK_D + D_B, eviction_policy=X_POLICY)
+            if MASK_T:
+                b_x_even = tl.load(p_tokens + i_d * BLOCK_D, mask=m_t, other=0, eviction_policy=X_POLICY)
+                if not X_PACKED:
+                    b_x_odd = tl.load(p_tokens + i_d * BLOCK_D + D_B, mask=m_t, other=0, eviction_policy=X_POLICY)
+            else:
+                b_x_even = tl.load(p_tokens + i_d * BLOCK_D, eviction_policy=X_POLICY)
+                if not X_PACKED:
+                    b_x_odd = tl.load(p_tokens + i_d * BLOCK_D + D_B, eviction_policy=X_POLICY)
         else:
             o_tail = (i_d % PER_GROUP) * BLOCK_D
             o_start = (i_d // PER_GROUP) * GROUP_B + o_tail
             m_d = (o_tail + o_d < GROUP_B)[None, :]
             b_packed = tl.load(p_rows + o_start, mask=m_d, other=0)
-            b_x_even = tl.load(p_tokens + o_start, mask=m_d, other=0)
+            m_x = m_d & m_t if MASK_T else m_d
+            b_x_even = tl.load(p_tokens + o_start, mask=m_x, other=0)
             if not X_PACKED:
-                b_x_odd = tl.load(p_tokens + o_start + D_B, mask=m_d, other=0)
+                b_x_odd = tl.load(p_tokens + o_start + D_B, mask=m_x, other=0)
         if X_PACKED:  # what was loaded holds both
             b_x_even, b_x_odd = halves(b_x_even, X_FLIP, X_ASM)
             if not EVEN:  # no byte stands for two levels 0 on the mid-rise grid
