@@ -302,7 +302,7 @@ def invert(owner: str, matrix: Tensor) -> Tensor:
     """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
     inverse: Tensor
     inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
-    if bool((info != 0).any()) or not bool(torch.isfinite(inverse).all()):
+    if not bool((info == 0).all() & torch.isfinite(inverse).all()):
         raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
     return inverse
 
