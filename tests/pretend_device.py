@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
-WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::unique2"}
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 MOVING = {"aten::_to_copy", "aten::copy_"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
 OURS = ("/sq/", "/kernels/", "/baselines/")
 
 _registered = False
@@ -90,23 +91,37 @@ def _inner(value: Any) -> Any:
     return torch.device("cpu") if isinstance(value, torch.device) and _is_pretend(value) else value
 
 
+def _by_mask(name: str, args: Any) -> bool:
+    """Whether an operation counts the True of a mask to know a size; filling by one with a host's number does not."""
+    if name not in INDEXING or not any(index is not None and index.dtype == torch.bool for index in args[1]):
+        return False
+    return name == "aten::index" or isinstance(args[2], PretendTensor) or args[2].numel() > 1
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operation on the wrapped tensors, after a look at where they are."""
     name = func.name().partition(".")[0]
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
     pretend = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
-    if pretend and name in WAITING:
+    if pretend and (name in WAITING or _by_mask(name, args)):
         _wait(name)
-    indexes = name.startswith("aten::index")  # CUDA takes indexes on the CPU, and scalars everywhere
-    strangers = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor) and tensor.dim() > 0]
-    if pretend and strangers and name not in MOVING and not indexes:
+    # CUDA takes indexes on the CPU for tensors of its own, and scalars everywhere.
+    indexes = name in INDEXING and isinstance(args[0], PretendTensor)
+    judged = [args[0], *args[2:]] if indexes else tensors
+    strangers = [
+        tensor
+        for tensor in judged
+        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, PretendTensor) and tensor.dim() > 0
+    ]
+    if pretend and strangers and name not in MOVING:
         where = [(str(tensor.device), tuple(tensor.shape)) for tensor in tensors]
         raise RuntimeError(f"{func.name()} mixes devices: {where}")
     device = kwargs.get("device")
     if device is None:
         device = next((value for value in args if isinstance(value, torch.device)), None)
     here = _is_pretend(device) if device is not None else bool(pretend)
-    if pretend and not here and name == "aten::_to_copy":
+    copied = name == "aten::copy_" and not isinstance(args[0], PretendTensor)
+    if pretend and (copied or (not here and name == "aten::_to_copy")):
         _wait("to the CPU")
     on_cpu = {
         key: torch.device("cpu") if key == "device" and _is_pretend(value) else value for key, value in kwargs.items()

@@ -28,8 +28,9 @@ def pack(codes: Tensor, signed: bool, bits: int = 4) -> Tensor:
     """
     _check_bits(bits)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if codes.numel() and not (low <= int(codes.min()) and int(codes.max()) <= high):
-        span = f"codes span {int(codes.min())}..{int(codes.max())}"
+    least, most = torch.stack(torch.aminmax(codes)).tolist() if codes.numel() else (low, high)
+    if not low <= least <= most <= high:
+        span = f"codes span {least}..{most}"
         raise QuantizationError(f"{span}; {bits} bits, {signed=}, hold {low}..{high}")
     # from 5 bits on the cast wraps modulo 256: two's complement
     return pack_nibbles(codes) if bits <= 4 else codes.to(torch.uint8, copy=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import CalibrationError
-from sq.finite import all_finite
+from sq.finite import finite
 from sq.rotation.low_rank import LowRank
 from sq.rotation.transform import Dense, PerHead
 
@@ -46,14 +46,14 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
     logs = []
     alive = torch.ones_like(activation_rms, dtype=torch.bool)
     for name, rms in (("activation", activation_rms), ("weight", weight_rms)):
-        if not all_finite(rms) or bool((rms < 0).any()):
+        if not bool((torch.isfinite(rms) & (rms >= 0)).all()):
             raise CalibrationError(f"the {name} rms carries NaN, inf or negative values; every entry must be 0 or more")
         alive &= rms > 0
         exact = rms.detach().to(torch.float64)
-        logs.append(exact.clamp(min=FLOOR * max(float(exact.max()), torch.finfo(torch.float32).tiny)).log())
+        logs.append(exact.clamp(min=FLOOR * exact.max().clamp(min=torch.finfo(torch.float32).tiny)).log())
     log_s = strength * logs[0] - (1 - strength) * logs[1]
-    if bool(alive.any()):
-        log_s -= log_s[alive].mean()
+    # Sums over all channels, the dead as zeros: a mask as index would make the host wait for the device.
+    log_s -= torch.where(alive, log_s, 0.0).sum() / alive.sum().clamp(min=1)
     return torch.where(alive, log_s, 0.0).exp()
 
 
@@ -136,7 +136,7 @@ def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
     if exact.dim() != 2 or exact.shape[0] != exact.shape[1]:
         raise ValueError(f"the {name} second moment has shape {tuple(exact.shape)}; it must be (n, n)")
     mean = exact.diagonal().mean()
-    if not all_finite(exact) or not bool(mean > 0):
+    if not bool(finite(exact) & (mean > 0)):
         raise CalibrationError(
             f"the {name} second moment has mean diagonal {float(mean):.3g} or carries NaN or inf; "
             "it must be finite and not zero"

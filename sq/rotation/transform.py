@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sq.finite import all_finite
+from sq.finite import all_finite, finite
 from sq.kernels.steps import DiagonalStep, Step
 
 Self = TypeVar("Self", bound="Transform")
@@ -303,7 +303,7 @@ def invert(owner: str, matrix: Tensor) -> Tensor:
     """Float64 inverse of matrix (..., n, n); raises ValueError when it is singular."""
     inverse: Tensor
     inverse, info = torch.linalg.inv_ex(matrix.detach().to(torch.float64))
-    if bool((info != 0).any()) or not all_finite(inverse):
+    if not bool((info == 0).all() & finite(inverse)):
         raise ValueError(f"{owner} got a singular matrix; it must be invertible (add damping where it was built)")
     return inverse
 

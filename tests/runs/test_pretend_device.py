@@ -72,4 +72,42 @@ def test_a_whole_run_with_packed_layers(models: Path, family: str) -> None:
     made, _ = on_device(models, family, *words, packed=True)
     assert_like(made, run(models, family, words, "cpu", packed=True))
     assert made.model is not None
-    assert {part.device.type for part in made.model.parameters()} == {"pretend"}
+    assert {part.device.type for part in [*made.model.parameters(), *made.model.buffers()]} == {"pretend"}
+    ids = torch.arange(24).reshape(2, 12)
+    with PretendDevice(), torch.no_grad():
+        logits = made.model(ids.to("pretend")).logits
+        assert bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("method", ["fp16", "smoothquant", "quarot", "duquant", "singlequant_folded"])
+def test_a_whole_run_of_other_methods(models: Path, method: str) -> None:
+    words = (f"method={method}", "weights=rtn", "bits=w4a4kv4")
+    made, _ = on_device(models, "llama", *words)
+    expected = run(models, "llama", words, "cpu", packed=False)
+    if method == "fp16":
+        np.testing.assert_allclose(made.metrics["ppl/pydoc"], expected.metrics["ppl/pydoc"], rtol=1e-4)
+    else:
+        assert_like(made, expected)
+
+
+def test_a_run_that_saves_and_one_that_resumes(models: Path, tmp_path: Path) -> None:
+    words = ("method=singlequant", "weights=rtn", "bits=w4a4kv4", f"save_to={tmp_path / 'packed'}")
+    made, _ = on_device(models, "llama", *words)
+    again, _ = on_device(models, "llama", *words)  # every layer comes from the folder
+    assert again.metrics["kl/pydoc"] == pytest.approx(made.metrics["kl/pydoc"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "packed", "a_layer"),
+    [
+        (("method=quarot", "weights=rtn", "bits=w4a4"), False, 31),
+        (("method=singlequant", "weights=gptq", "bits=w4a4kv4"), False, 212),
+        (("method=singlequant", "weights=gptq", "bits=w4a4kv4"), True, 220),
+    ],
+    ids=["quarot-rtn", "singlequant-gptq-kv4", "packed"],
+)
+def test_waits_of_a_whole_run_do_not_grow(models: Path, words: tuple[str, ...], packed: bool, a_layer: int) -> None:
+    """Each is a moment in which a GPU has nothing to do. Beside those of layers, a run has two: the hidden states that
+    are kept for the next run, and the scores."""
+    _, waits = on_device(models, "llama", *words, packed=packed)
+    assert sum(waits.values()) <= SIZES["num_hidden_layers"] * a_layer + 2, waits.most_common(12)

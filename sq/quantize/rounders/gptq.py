@@ -130,7 +130,7 @@ def gptq(
     hessian, dead = without_dead(hessian)
     parts = [w.to(torch.float32, copy=True) for w in weights]
     for part in parts:
-        part[:, dead] = 0
+        part.masked_fill_(dead, 0)
 
     static = act_order or format.group is None
     grid = _stacked([quantizer.grid(part) for part in parts], sizes)

@@ -62,7 +62,9 @@ def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:
     """A copy of H (n, n) whose zero diagonal entries are the mean of the others (1 if all are zero), and which they
     were, bool (n,)."""
     hessian, dead = hessian.clone(), hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1.0 if bool(dead.all()) else hessian.diagonal()[~dead].mean()
+    diagonal, alive = hessian.diagonal(), (~dead).sum()
+    mean = torch.where(alive > 0, diagonal.sum() / alive.clamp(min=1), 1.0)  # no mask as index: the host would wait
+    diagonal.copy_(torch.where(dead, mean, diagonal))
     return hessian, dead
 
 
