@@ -12,8 +12,8 @@ from sq.errors import CheckpointError, ConfigError
 from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.labels import format_of
 from sq.formats.weight import WeightQuantizer
-from sq.models.gguf_tokenizer import gguf_tokenizer
 from sq.models.device import pick_device
+from sq.models.gguf_tokenizer import gguf_tokenizer
 from sq.models.place import gguf_file
 from sq.models.random_source import RandomSource
 from sq.models.source import model_folder
