@@ -11,8 +11,9 @@ kernels and numerics of a real device it cannot show.
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -76,8 +77,10 @@ class PretendDevice(TorchDispatchMode):
 
 
 def _wait(name: str) -> None:
-    frames = [frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)]
-    place = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not any(part in frame.f_code.co_filename for part in OURS):
+        frame = frame.f_back
+    place = "?" if frame is None else f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
     PretendDevice.waits[f"{place} {name}"] += 1
 
 

@@ -37,8 +37,9 @@ def pick_device(name: str, key: str = "model.device") -> torch.device:
             [f"{key}={name}, torch {torch.__version__} finds no {device.type.upper()}; use {', '.join(found)} or auto"]
         )
     if device.index is not None and device.index >= count:
-        found_cards = f"{device.type}:0 to {device.type}:{count - 1}"
-        raise ConfigError([f"{key}={name}, torch {torch.__version__} finds {found_cards}"])
+        raise ConfigError(
+            [f"{key}={name}, torch {torch.__version__} finds {device.type}:0 to {device.type}:{count - 1}"]
+        )
     return device
 
 
