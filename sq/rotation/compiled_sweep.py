@@ -65,8 +65,10 @@ def _slices(rows: Tensor) -> Tensor:
     m, tokens = rows.shape
     count = -(-tokens // WIDTH)
     width = -(-tokens // count)
-    padded = torch.nn.functional.pad(rows, (0, count * width - tokens))
-    return padded.reshape(m, count, width).transpose(0, 1).contiguous()
+    slices, whole = rows.new_zeros(count, m, width), tokens // width
+    slices[:whole] = rows[:, : whole * width].unflatten(1, (whole, width)).transpose(0, 1)
+    slices[whole:, :, : tokens - whole * width] = rows[:, whole * width :]
+    return slices
 
 
 @cache
