@@ -17,6 +17,7 @@ from torch import Tensor
 from sq.errors import CalibrationError
 from sq.finite import finite
 from sq.rotation.low_rank import LowRank
+from sq.rotation.samples import fitting_threads
 from sq.rotation.transform import Dense, PerHead
 
 FLOOR = 1e-5  # of the largest rms; a quieter channel is treated as this loud, so that s stays within float16
@@ -81,9 +82,10 @@ def low_rank_balance(
         c = c.to(torch.float64) * diagonal * diagonal[:, None]
         m = m.to(torch.float64) / diagonal / diagonal[:, None]
     c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
-    basis = _leading_eigenvectors(c - m, rank)
-    t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake)
-    values, vectors = torch.linalg.eigh(t @ t.T)
+    with fitting_threads(c):
+        basis = _leading_eigenvectors(c - m, rank)
+        t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake)
+        values, vectors = torch.linalg.eigh(t @ t.T)
     return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
 
@@ -100,7 +102,8 @@ def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2, brake
     def cut(moment: Tensor) -> Tensor:
         return torch.stack([moment[i : i + block, i : i + block] for i in range(0, n, block)])
 
-    return PerHead(_balancer(cut(c), cut(m), brake), orthogonal=False)
+    with fitting_threads(c):
+        return PerHead(_balancer(cut(c), cut(m), brake), orthogonal=False)
 
 
 def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.0) -> Dense:
@@ -110,7 +113,8 @@ def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
     """
     normalized = (_normalize("activation", c, damping), _normalize("weight", m, damping))
-    return Dense(_balancer(*normalized, brake), orthogonal=False)
+    with fitting_threads(c):
+        return Dense(_balancer(*normalized, brake), orthogonal=False)
 
 
 def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
