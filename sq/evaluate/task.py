@@ -29,11 +29,11 @@ class PerplexitySettings:
 
 @dataclass(frozen=True, config=t.CONFIG)
 class ZeroShotSettings:
-    """lm-eval tasks; `limit` questions of each, None = all."""
+    """lm-eval tasks; `limit` questions of each, None = all. batch_size "auto": as many as fit, which lm-eval tries."""
 
     tasks: t.Names
     limit: t.Count | None = None
-    batch_size: t.Count = 8
+    batch_size: t.Count | Literal["auto"] = 8
 
 
 @dataclass(frozen=True, config=t.CONFIG)

@@ -84,12 +84,13 @@ def by_hand(
     return right / len(questions)
 
 
+@pytest.mark.parametrize("batch", [5, "auto"])
 def test_scores_agree_with_a_loop_over_choices(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+    batch: int | str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
     state = torch.random.get_rng_state()
     found = zeroshot(
-        model, tokenizer, ["first", "second"], batch_size=5, include_path=folder, metric={"second": "acc_norm"}
+        model, tokenizer, ["first", "second"], batch_size=batch, include_path=folder, metric={"second": "acc_norm"}
     )
     first = by_hand(model, tokenizer, QUESTIONS, normalize=False)
     second = by_hand(model, tokenizer, QUESTIONS[:6], normalize=True)
