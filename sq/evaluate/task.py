@@ -29,11 +29,13 @@ class PerplexitySettings:
 
 @dataclass(frozen=True, config=t.CONFIG)
 class ZeroShotSettings:
-    """lm-eval tasks; `limit` questions of each, None = all. batch_size "auto": as many as fit, which lm-eval tries."""
+    """lm-eval tasks; `limit` questions of each, None = all. batch_size "auto": as many as fit, which lm-eval tries.
+    device_map "auto" spreads a model that is larger than one device over all of them; None keeps it on model.device."""
 
     tasks: t.Names
     limit: t.Count | None = None
     batch_size: t.Count | Literal["auto"] = 8
+    device_map: Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, config=t.CONFIG)

@@ -25,6 +25,7 @@ from sq.evaluate.task import SpeedSettings, ZeroShotSettings
 from sq.formats.labels import SIXTEEN
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
+from sq.nn.spread import spread
 from sq.progress import progress_bar, shown_in
 from sq.quantize.method import Method
 from sq.quantize.pass_record import PassRecord
@@ -82,6 +83,7 @@ def _owned(save_to: Path | None) -> AbstractContextManager[None]:
 def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool, packed: bool) -> Execution:
     task = settings.task
     keep = keep_model or settings.model.placement == "memory" or task.zeroshot is not None or task.speed is not None
+    spreads = task.zeroshot is not None and task.zeroshot.device_map is not None
     packed = packed or (task.speed is not None and settings.bits.weights != SIXTEEN)
     if keep_model and settings.model.placement == "stream":
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
@@ -121,7 +123,7 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
                 writer.write_layer(index, layer, pipeline.layer_report)
             evaluation.advance(index, layer)
             if keep:
-                kept.append(layer)
+                kept.append(layer.to("cpu") if spreads else layer)
             progress.advance(bar)
     result = Execution(tokenizer=tokenizer)
     for name, scores in evaluation.finish().items():
@@ -144,6 +146,8 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
         writer.finish(pipeline.embeddings_and_head, tokenizer)
     if keep:
         result.model = assemble(stream, kept, pipeline.embeddings_and_head)
+        if spreads:
+            result.model = spread(result.model, stream.family)
     if result.model is not None and (packed or writer is not None):
         result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
     if task.zeroshot is not None:
