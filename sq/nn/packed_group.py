@@ -9,7 +9,10 @@ from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
 from sq.kernels.coded import Coded
+from sq.kernels.compiled import Prepared
+from sq.kernels.int4_matmul import CpuWeight
 from sq.nn.linear import PackedLinear, int4_product, kernel_takes
+from sq.nn.site_input import scheme_of
 
 
 class PackedGroup:
@@ -26,6 +29,7 @@ class PackedGroup:
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
         self.linears = tuple(linears)
         self._joined: tuple[Coded, Tensor | None] | None = None
+        self._prepared: Prepared[CpuWeight] = Prepared()
         self._kept: tuple[Tensor, dict[PackedLinear, Tensor]] | None = None
 
     def output(self, linear: PackedLinear, x: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ class PackedGroup:
 
     def forget(self) -> None:
         """The linears' tensors are about to change: join them again at the next call."""
-        self._joined = self._kept = None
+        self._joined = self._kept = self._prepared.value = None
 
     def _product(self, x: Tensor) -> Tensor:
         first = self.linears[0]
@@ -50,6 +54,13 @@ class PackedGroup:
         if self._joined is None or not self._views(self._joined[0].codes):
             self._joined = self._join()
         weight, bias = self._joined
+        if x.device.type == "cpu":
+            held = self._prepared.value
+            if held is None or not held.is_of((weight.codes, weight.scale, weight.zero, bias)):
+                held = self._prepared.value = CpuWeight(weight, scheme_of(first.format), bias)
+            if held.takes(activations, x.dtype):
+                assert isinstance(first.inputs.quantizer, ActivationQuantizer)
+                return held.product(activations, scheme_of(first.inputs.quantizer.format), x.dtype)
         return int4_product(activations, weight, first, bias, x.dtype)
 
     def _views(self, codes: Tensor) -> bool:
