@@ -81,6 +81,13 @@ class CpuWeight:
             in_parts(lambda first, last: finish(first, last, *given), tokens, _PART_TOKENS)
         return y
 
+    def constants(self) -> tuple[list[int], float]:
+        """What the compiled product of a few tokens reads besides them: integers and addresses, the level of zero."""
+        scale, zero, sums, bias = self._addresses
+        flip, offset = (0, 0) if self.scheme == "asymmetric" else (0x88, 8)
+        sizes = [self.d_out, self.groups, self.row_bytes, address(self.codes), flip, offset]
+        return [*sizes, scale, zero, sums, bias], self._level
+
     @property
     def prepacked_bytes(self) -> int:
         """Of the second copy; 0 before it is made."""

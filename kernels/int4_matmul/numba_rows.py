@@ -99,12 +99,38 @@ def _dot_of(vnni: bool):
     return dot
 
 
-@njit(inline="always")
-def bf16_bits(bits):
-    """The upper half of a float32's bits, rounded to nearest even; NaN as torch writes it."""
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-    return np.uint16(0x7FC0) if nan else np.uint16(rounded)
+@njit
+def epilogue(out, bits, token_sum, zeros, level, row_sums, token_zero, scales, token_scale, biases):
+    """(out - z_o sum x - z_t sum w) s_o s_t + bias, in place; all (count,), zeros and biases empty for none.
+
+    Slices come from the caller: an index such as start + i might be negative for all numba knows, and a loop over it
+    is not vectorized.
+    """
+    if len(zeros):
+        for i in range(len(out)):
+            out[i] -= token_sum * zeros[i]
+    elif level != np.float32(0):
+        for i in range(len(out)):
+            out[i] -= token_sum * level
+    if token_zero != np.float32(0):
+        for i in range(len(out)):
+            out[i] -= token_zero * row_sums[i]
+    for i in range(len(out)):
+        out[i] = out[i] * scales[i] * token_scale
+    if len(biases):
+        for i in range(len(out)):
+            out[i] += biases[i]
+
+
+@njit
+def to_bf16(bits, target):
+    """Bits of float32 to those of bfloat16, to nearest even; NaN as torch writes it."""
+    for i in range(len(bits)):
+        b = bits[i]
+        # numba widens sums of uint32 to 64 bits: what is shifted must be narrowed for 16 of them to share an instruction
+        rounded = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        target[i] = np.uint16(0x7FC0) if nan else np.uint16(rounded)
 
 
 def rows_of(vnni: bool):
@@ -126,7 +152,9 @@ def rows_of(vnni: bool):
         token_zeros = carray(pointer(x_zero), (tokens,), np.float32)
         wide = carray(pointer(y), (tokens, d_out), np.float32)
         narrow = carray(pointer(y), (tokens, d_out), np.uint16)
-        half = np.uint8(4)
+        half, none = np.uint8(4), np.float32(0)
+        out, ones = np.empty(64, np.float32), np.ones(64, np.float32)
+        bits = out.view(np.uint32)
         token_sums = np.zeros((tokens, groups), np.int32)
         for t in range(tokens):
             for g in range(groups):
@@ -139,19 +167,17 @@ def rows_of(vnni: bool):
         block = 64  # rows: their weights stay in the L1 cache for all tokens, and what follows is vectorized
         found_sums = np.empty(block, np.int32)
         totals = np.empty(block, np.float64)
-        out = np.empty(block, np.float32)
         for start in range(first, last, block):
             count = min(block, last - start)
+            part = slice(start, start + count)
             for t in range(tokens):
                 totals[:] = 0.0
                 for g in range(groups):
+                    here = x + t * 2 * b + g * size
                     for i in range(count):
-                        o = start + i
-                        at = w + o * b + g * size
-                        here = x + t * 2 * b + g * size
-                        value = dot(at, here, here + b, even, flip) if even else np.int32(0)
+                        value = dot(w + (start + i) * b + g * size, here, here + b, even, flip) if even else np.int32(0)
                         for j in range(g * size + even, (g + 1) * size):
-                            u = packed[o, j] ^ flip
+                            u = packed[start + i, j] ^ flip
                             value += np.int32(codes[t, 0, j]) * np.int32(u & np.uint8(15))
                             value += np.int32(codes[t, 1, j]) * np.int32(u >> half)
                         found_sums[i] = value - offset * token_sums[t, g]
@@ -164,34 +190,19 @@ def rows_of(vnni: bool):
                     for i in range(count):
                         out[i] = np.float32(totals[i])
                 else:
-                    token_sum = np.float32(token_sums[t, 0])
                     for i in range(count):
                         out[i] = np.float32(found_sums[i])
-                    if w_zero:
-                        for i in range(count):
-                            out[i] -= token_sum * zeros[start + i, 0]
-                    elif level != np.float32(0):
-                        for i in range(count):
-                            out[i] -= token_sum * level
-                zero32 = shift + (token_zeros[t] if x_zero else np.float32(0))
-                if zero32 != np.float32(0):
-                    for i in range(count):
-                        out[i] -= zero32 * row_sums[start + i]
-                if groups == 1:
-                    for i in range(count):
-                        out[i] *= scales[start + i, 0]
-                for i in range(count):
-                    out[i] *= token_scales[t]
-                if bias:
-                    for i in range(count):
-                        out[i] += biases[start + i]
+                token_zero = shift + (token_zeros[t] if x_zero else np.float32(0))
+                own = scales.reshape(-1)[part] if groups == 1 else ones[:count]
+                offsets = zeros.reshape(-1)[part] if w_zero and groups == 1 else zeros.reshape(-1)[:0]
+                epilogue(
+                    out[:count], bits[:count], np.float32(token_sums[t, 0]), offsets, level if groups == 1 else none,
+                    row_sums[part], token_zero, own, token_scales[t], biases[part] if bias else biases[:0],
+                )  # fmt: skip
                 if bf16:
-                    bits = out.view(np.uint32)
-                    for i in range(count):
-                        narrow[t, start + i] = bf16_bits(bits[i])
+                    to_bf16(bits[:count], narrow[t, part])
                 else:
-                    for i in range(count):
-                        wide[t, start + i] = out[i]
+                    wide[t, part] = out[:count]
 
     return rows
 
@@ -225,26 +236,14 @@ def finish(first, last, d_out, n, sums, w_scale, w_zero, level, row_sums, x, x_s
                 found += np.int32(codes[t, j])
             token_sum = np.float32(found)
         for start in range(0, d_out, block):
-            count = min(block, d_out - start)
-            for i in range(count):
-                out[i] = products[t, start + i]
-            if w_zero:
-                for i in range(count):
-                    out[i] -= token_sum * zeros[start + i]
-            elif level != np.float32(0):
-                for i in range(count):
-                    out[i] -= token_sum * level
-            if zero != np.float32(0):
-                for i in range(count):
-                    out[i] -= zero * of_rows[start + i]
-            for i in range(count):
-                out[i] = out[i] * scales[start + i] * scale
-            if bias:
-                for i in range(count):
-                    out[i] += biases[start + i]
+            part = slice(start, min(start + block, d_out))
+            count = part.stop - start
+            out[:count] = products[t, part]
+            epilogue(
+                out[:count], bits[:count], token_sum, zeros[part] if w_zero else zeros[:0], level, of_rows[part], zero,
+                scales[part], scale, biases[part] if bias else biases[:0],
+            )  # fmt: skip
             if bf16:
-                for i in range(count):
-                    narrow[t, start + i] = bf16_bits(bits[i])
+                to_bf16(bits[:count], narrow[t, part])
             else:
-                for i in range(count):
-                    wide[t, start + i] = out[i]
+                wide[t, part] = out[:count]

@@ -50,7 +50,7 @@ class SiteRows:
         order = ("symmetric", "asymmetric", "midrise").index(scheme)
         self.n, self.norm, self.form, self.asymmetric = n, norm, form, scheme == "asymmetric"
         self._kept = [None if part is None else part.contiguous() for part in form[:5]]
-        self._grid = (order, float(steps), clip, *ends, float(least), float(most))
+        self._grid: tuple[Any, ...] = (order, float(steps), clip, *ends, float(least), float(most))
         self._rank = 0 if form.basis is None else len(form.basis)
         self._block_step = 0 if form.blocks is None or form.blocks.dim() == 2 else form.blocks[0].numel()
 
@@ -68,6 +68,13 @@ class SiteRows:
         if x.numel() > FEW_TOKENS * self.n:
             return self._run(self._products(x, up), mixes=True).codes
         return self._run(x, up, first=True, middle=True, mixes=True).codes
+
+    def constants(self) -> tuple[list[int], float, tuple[float, ...]]:
+        """What the compiled pass of all steps reads besides the tokens: integers and addresses, eps, the grid."""
+        diagonal, basis, change, blocks, r1 = (address(part) for part in self._kept)
+        gain, eps = (0, 0.0) if self.norm is None else (address(self.norm.gain), self.norm.eps)
+        shape = self._rank, basis, change, self.form.n1, blocks, self._block_step, r1
+        return [self.n, gain, diagonal, *shape, int(self.asymmetric), self._grid[0]], eps, self._grid[1:]
 
     def _products(self, x: Tensor, up: Tensor | None) -> Tensor:
         """Everything in front of R1, products by torch."""

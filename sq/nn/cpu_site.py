@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
@@ -11,6 +12,7 @@ from sq.formats.scales import FLOAT32_SCALE
 from sq.kernels.coded import Coded
 from sq.kernels.rotate_quantize import Norm
 from sq.kernels.site_rows import RowForm, SiteRows, form_of, obstacle
+from sq.nn.unchanged import Unchanged
 from sq.rotation.transform import Transform
 
 if TYPE_CHECKING:
@@ -25,18 +27,22 @@ class CpuSite:
     """
 
     def __init__(self, site: SiteInput, x: Tensor) -> None:
-        self.transform, self.quantizer, self.norm = site.transform, site.quantizer, site.norm
-        assert isinstance(self.quantizer, ActivationQuantizer)
-        parts = [] if self.transform is None else self.transform.modules()
-        self._casts = [(part, part._casts) for part in parts if isinstance(part, Transform)]
-        self._gain = None if self.norm is None else self.norm.weight.data_ptr()
-        n, format, clip = x.shape[-1], self.quantizer.format, self.quantizer.clip
-        form = RowForm() if self.transform is None else form_of(self.transform.steps(x), n)
-        norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
+        transform, quantizer, own = site.transform, site.quantizer, site.norm
+        assert isinstance(quantizer, ActivationQuantizer)
+        self.quantizer = quantizer
+        n, format, clip = x.shape[-1], quantizer.format, quantizer.clip
+        form = RowForm() if transform is None else form_of(transform.steps(x), n)
+        norm = None if own is None else Norm(own.eps, own.weight.detach())
+        self.unchanged = Unchanged()
+        self.unchanged.watch(site, "transform", "quantizer", "norm", "observer", "fused")
+        for part in () if transform is None else transform.modules():
+            self.unchanged.watch(part, *(["_casts"] if isinstance(part, Transform) else []))
+        if own is not None:
+            self.unchanged.watch(own, "weight")
         plain = format.scale is FLOAT32_SCALE and len(format.spans) == 1 and not isinstance(clip, str)
         self.fits = norm is None or norm.gain is None or norm.gain.dtype == x.dtype
         self.encodes = plain and obstacle(format, n) is None
-        self.between = self.transform if form is None else None
+        self.between = transform if form is None else None
         if format.scheme is None or n % 2:
             self.fits = False
             return
@@ -46,21 +52,20 @@ class CpuSite:
         self.rows = SiteRows(n, norm, form or RowForm(), *settings)
         self.behind = self.rows if form is not None else SiteRows(n, None, RowForm(), *settings)
 
-    def holds(self, site: SiteInput) -> bool:
+    def holds(self) -> bool:
         """Whether the site is as it was."""
-        return (
-            self.transform is site.transform
-            and self.quantizer is site.quantizer
-            and self.norm is site.norm
-            and all(part._casts is casts for part, casts in self._casts)
-            and (self.norm is None or self.norm.weight.data_ptr() == self._gain)
-        )
+        return self.unchanged.holds()
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether the compiled pass computes everything, norm to codes."""
+        return self.fits and self.encodes and self.between is None
 
     def planes(self, x: Tensor, up: Tensor | None) -> Coded | None:
         """Codes of the site's input as int8 planes, float32 scales and zeros; None where the modules must make them."""
         if not self.fits:
             return None
-        if self.encodes and self.between is None:
+        if self.is_one_pass:
             return self.rows.codes(x, up)
         y = self.rows.transformed(x, up)
         if self.between is not None:
@@ -72,8 +77,6 @@ class CpuSite:
 
 def as_planes(quantizer: ActivationQuantizer, y: Tensor) -> Coded:
     """Codes of y (..., n), n even, by the quantizer's own steps, as int8 planes (..., 2, n / 2)."""
-    import torch
-
     made = quantizer.encode(y)
     planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
     return Coded(planes, made.scale, made.zero)

@@ -12,6 +12,7 @@ from sq.formats.qtensor import QTensor
 from sq.kernels.coded import Coded
 from sq.kernels.compiled import Prepared
 from sq.kernels.int4_matmul import CpuWeight, int4_matmul, obstacle, weight_sums
+from sq.nn.cpu_decode import CpuDecode, decode_of
 from sq.nn.integer_product import integer_linear, is_integer
 from sq.nn.site_input import SiteInput, scheme_of
 
@@ -79,6 +80,7 @@ class PackedLinear(nn.Module):
         packed = weight.pack()
         self._sums: Tensor | None = None
         self._prepared: Prepared[CpuWeight] = Prepared()
+        self._decode: Prepared[CpuDecode] = Prepared()
         self.__dict__["group"] = None
         self.register_buffer("weight_packed", packed.codes)
         self.register_buffer("weight_scale", packed.scale)
@@ -102,6 +104,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f and `up` are those of `SiteInput.forward`."""
+        if (decode := self._decode.value) is not None and (y := decode.output(x, up)) is not None:
+            return y
         quantizer = self.inputs.quantizer
         if self.group is not None and quantizer is not None and x.dtype != torch.float64:
             return self.group.output(self, x)
@@ -110,6 +114,7 @@ class PackedLinear(nn.Module):
         if x.dtype != torch.float64 and kernel_takes(self, quantizer):
             codes = self.inputs.packed(x, up)
             if x.device.type == "cpu" and (prepared := self._on_cpu()).takes(codes, x.dtype):
+                self._decode.value = decode_of(self.inputs, (self,), prepared, x)
                 return prepared.product(codes, scheme_of(quantizer.format), x.dtype)
             return int4_product(codes, self.packed_weight(), self, self.bias, x.dtype)
         y = integer_linear(self.inputs.encoded(x, up), self.qweight.unpack())
@@ -123,7 +128,7 @@ class PackedLinear(nn.Module):
         return held
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._sums = self._prepared.value = None
+        self._sums = self._prepared.value = self._decode.value = None
         if self.group is not None:
             self.group.forget()
         super()._load_from_state_dict(*args, **kwargs)

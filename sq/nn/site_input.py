@@ -96,6 +96,15 @@ class SiteInput(nn.Module):
         result: Coded = self._once(x, lambda: self._planes(x, up))
         return result
 
+    def on_cpu(self, x: Tensor, up: Tensor | None) -> CpuSite | None:
+        """The compiled passes of this site, made once; None for activations that they do not take."""
+        if self.fused is not None or self.observer is not None or not runs(x, up):
+            return None
+        site = self._prepared.value
+        if site is None or not site.holds():
+            site = self._prepared.value = CpuSite(self, x)
+        return site
+
     def _once(self, x: Tensor, quantize: Callable[[], Any]) -> Any:
         if self._kept is not None and self._kept[0] is x:
             source, result, left = self._kept
@@ -119,12 +128,8 @@ class SiteInput(nn.Module):
     def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
         quantizer = self.quantizer
         assert isinstance(quantizer, ActivationQuantizer)
-        if self.fused is None and self.observer is None and runs(x, up):
-            site = self._prepared.value
-            if site is None or not site.holds(self):
-                site = self._prepared.value = CpuSite(self, x)
-            if (planes := site.planes(x, up)) is not None:
-                return planes
+        if (site := self.on_cpu(x, up)) is not None and (planes := site.planes(x, up)) is not None:
+            return planes
         fused = x.is_cuda if self.fused is None else self.fused
         if not fused or obstacle(quantizer.format) is not None:
             return as_planes(quantizer, self._transformed(x, up))
