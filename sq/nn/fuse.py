@@ -23,7 +23,8 @@ class PackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
-        gate, up, down = (self.get_submodule(name) for name in self._names)
+        gate, up, down = (self._modules[name] for name in self._names)
+        assert gate is not None and up is not None and down is not None
         y: Tensor = down(gate(x), up(x))
         return y
 

@@ -104,11 +104,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f and `up` are those of `SiteInput.forward`."""
+        if (group := self.group) is not None and (y := group.kept(self, x)) is not None:
+            return y
         if (decode := self._decode.value) is not None and (y := decode.output(x, up)) is not None:
             return y
         quantizer = self.inputs.quantizer
-        if self.group is not None and quantizer is not None and x.dtype != torch.float64:
-            return self.group.output(self, x)
+        if group is not None and quantizer is not None and x.dtype != torch.float64:
+            return group.output(self, x)
         if not (isinstance(quantizer, ActivationQuantizer) and multiplies_integers(self, quantizer)):
             return torch.nn.functional.linear(self.inputs(x, up), self.qweight.dequantize(x.dtype), self.bias)
         if x.dtype != torch.float64 and kernel_takes(self, quantizer):

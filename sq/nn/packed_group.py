@@ -36,12 +36,19 @@ class PackedGroup:
         self._kept: tuple[Tensor, dict[PackedLinear, Tensor]] | None = None
 
     def output(self, linear: PackedLinear, x: Tensor) -> Tensor:
-        """The linear's (..., d_out), dtype of x: columns of the joint product."""
-        if self._kept is None or self._kept[0] is not x or linear not in self._kept[1]:
-            parts = self._product(x).split(self._sizes, dim=-1)
-            self._kept = (x, dict(zip(self.linears, parts, strict=True)))
-        results = self._kept[1]
+        """The linear's (..., d_out), dtype of x: columns of the joint product, which is taken now."""
+        parts = self._product(x).split(self._sizes, dim=-1)
+        results = dict(zip(self.linears, parts, strict=True))
         y = results.pop(linear)
+        self._kept = (x, results) if results else None
+        return y
+
+    def kept(self, linear: PackedLinear, x: Tensor) -> Tensor | None:
+        """What the joint product of this very x left for the linear, once; None where there is none."""
+        if self._kept is None or self._kept[0] is not x:
+            return None
+        results = self._kept[1]
+        y = results.pop(linear, None)
         if not results:
             self._kept = None
         return y
