@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 FEW_TOKENS = 8
 # Bytes of weights a thread should have: handing a part to another thread costs 30 us, in which it reads 256 KiB.
 _PART = 2**18
+# Sums of a block of tokens, float32, that should stay in a cache of 2 MB until they are scaled; at least so many tokens,
+# since the matrix units take the weights once for each block.
+_SUMS, _LEAST_TOKENS = 2**19, 256
 _PART_TOKENS = 64  # of the pass behind the product of many tokens
 
 
@@ -76,9 +79,15 @@ class CpuWeight:
             fixed = (*sizes, scale, zero, self._level, sums, *of_x, *of_y, self.d_out)
             in_parts(lambda first, last: rows(first, last, *fixed), self.d_out, 1 + _PART // self.row_bytes)
         else:
-            products = self._many(x.codes.view(tokens, -1))
-            given = self.d_out, 2 * self.row_bytes, address(products), scale, zero, self._level, sums, *of_x, *of_y
-            in_parts(lambda first, last: finish(first, last, *given), tokens, _PART_TOKENS)
+            rows_of_x = x.codes.view(tokens, -1)
+            step = max(_LEAST_TOKENS, _SUMS // self.d_out)
+            for start in range(0, tokens, step):
+                part = self._many(rows_of_x[start : start + step])
+                given = self.d_out, 2 * self.row_bytes, address(part), scale, zero, self._level, sums
+                own = [at and at + start * size for at, size in zip(of_x[:3], (2 * self.row_bytes, 4, 4), strict=True)]
+                target = address(y) + start * self.d_out * y.element_size()
+                tail = *own, of_x[3], bias, of_y[1], target
+                in_parts(lambda i, j, fixed=(*given, *tail): finish(i, j, *fixed), len(part), _PART_TOKENS)
         return y
 
     def constants(self) -> tuple[list[int], float]:

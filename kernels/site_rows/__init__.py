@@ -18,6 +18,8 @@ __all__ = ["RowForm", "SiteRows", "form_of", "obstacle", "runs"]
 
 # Up to these one pass takes all steps. From about 16 tokens on the matrix units make up for the passes between steps.
 FEW_TOKENS = 8
+# Entries that go from step to step at a time: in bfloat16 they and what becomes of them stay in a cache of 2 MB.
+_CHUNK = 2**19
 _PART_TOKENS = 16  # tokens a thread should have at least
 
 
@@ -59,15 +61,33 @@ class SiteRows:
 
         x and up are bfloat16 (..., n) on the CPU, rows contiguous.
         """
-        if x.numel() > FEW_TOKENS * self.n:
-            return self._run(self._products(x, up), last=True)
-        return self._run(x, up, first=True, middle=True, last=True)
+        shape = x.shape[:-1]
+        out = torch.empty(*shape, 2, self.n // 2, dtype=torch.int8)
+        scale = torch.empty(*shape, 1)
+        zero = torch.empty(*shape, 1) if self.asymmetric else None
+        self._fill(x, up, out, scale, zero)
+        return Coded(out, scale, zero)
 
     def transformed(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """f(x) T, bfloat16 (..., n)."""
-        if x.numel() > FEW_TOKENS * self.n:
-            return self._run(self._products(x, up), mixes=True).codes
-        return self._run(x, up, first=True, middle=True, mixes=True).codes
+        out = torch.empty(x.shape, dtype=torch.bfloat16)
+        self._fill(x, up, out, None, None)
+        return out
+
+    def _fill(self, x: Tensor, up: Tensor | None, out: Tensor, scale: Tensor | None, zero: Tensor | None) -> None:
+        """Codes, or values where there is no scale."""
+        x, up = x.reshape(-1, self.n), None if up is None else up.reshape(-1, self.n)
+        codes = scale is not None
+        targets = (0 if codes else address(out), address(out) if codes else 0, address(scale), address(zero))
+        if len(x) <= FEW_TOKENS:
+            self._run(x, up, *targets, first=True, middle=True)
+            return
+        step = max(FEW_TOKENS, _CHUNK // self.n)
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            bytes_ = (2 * self.n, self.n, 4, 4)  # of a token in each target
+            at = (target and target + start * size for target, size in zip(targets, bytes_, strict=True))
+            self._run(self._products(x[part], None if up is None else up[part]), None, *at)
 
     def constants(self) -> tuple[list[int], float, tuple[float, ...]]:
         """What the compiled pass of all steps reads besides the tokens: integers and addresses, eps, the grid."""
@@ -77,53 +97,42 @@ class SiteRows:
         return [self.n, gain, diagonal, *shape, int(self.asymmetric), self._grid[0]], eps, self._grid[1:]
 
     def _products(self, x: Tensor, up: Tensor | None) -> Tensor:
-        """Everything in front of R1, products by torch."""
+        """f(x) T of x (T, n), products by torch: (T, n), or (n1, T, n2) as products of blocks leave it."""
         form, n1 = self.form, self.form.n1
         if self.norm is not None or up is not None or form.diagonal is not None:
-            x = self._run(x, up, first=True).codes
-        rows = x.reshape(-1, self.n)
+            front = torch.empty(x.shape, dtype=torch.bfloat16)
+            self._run(x, up, address(front), 0, 0, 0, first=True)
+            x = front
         if form.basis is not None and form.change is not None:
-            rows = rows + (rows @ form.basis.T) @ form.change
-        if form.blocks is not None and form.blocks.dim() == 2:
-            rows = rows.reshape(-1, self.n // n1) @ form.blocks
-        elif form.blocks is not None:
-            rows = torch.bmm(rows.view(-1, n1, self.n // n1).transpose(0, 1), form.blocks).transpose(0, 1)
-        return rows.reshape(x.shape)
+            x = ((x @ form.basis.T) @ form.change).add_(x)
+        if form.blocks is None and form.r1 is None:
+            return x
+        if form.blocks is not None and form.blocks.dim() == 3:
+            pieces = torch.bmm(x.view(-1, n1, self.n // n1).transpose(0, 1), form.blocks)
+        else:
+            rows = x.view(-1, self.n // n1)
+            pieces = (rows if form.blocks is None else rows @ form.blocks).view(-1, n1, self.n // n1).transpose(0, 1)
+        if form.r1 is not None:
+            pieces = (form.r1.T @ pieces.reshape(n1, -1)).view(n1, -1, self.n // n1)
+        return pieces
 
     def _run(
-        self,
-        x: Tensor,
-        up: Tensor | None = None,
-        *,
-        first: bool = False,
-        middle: bool = False,
-        mixes: bool = False,
-        last: bool = False,
-    ) -> Coded:
-        """The compiled pass: `first` f and the diagonal, `middle` low rank and blocks, `last` R1 and the codes; with
-        `mixes` or neither, values in their place."""
+        self, x: Tensor, up: Tensor | None, out: int, codes: int, scale: int, zero: int, *,
+        first: bool = False, middle: bool = False,
+    ) -> None:  # fmt: skip
+        """The compiled pass over x (T, n) or (n1, T, n2), results to addresses: `first` f and the diagonal, `middle` low
+        rank, blocks and R1, then values or codes."""
         from .numba_site import site
 
-        diagonal, basis, change, blocks, r1 = self._kept
-        gain, eps = (self.norm.gain, self.norm.eps) if first and self.norm is not None else (None, 0.0)
-        rows = x.reshape(-1, self.n)
-        gates = None if up is None else up.reshape(-1, self.n)
-        shape, scale, zero = x.shape[:-1], None, None
-        if last:
-            out = torch.empty(*shape, 2, self.n // 2, dtype=torch.int8)
-            scale = torch.empty(*shape, 1)
-            zero = torch.empty(*shape, 1) if self.asymmetric else None
-        else:
-            out = torch.empty(x.shape, dtype=torch.bfloat16)
+        _, basis, change, blocks, r1 = (address(part) if middle else 0 for part in self._kept)
+        gain, eps = (address(self.norm.gain), self.norm.eps) if first and self.norm is not None else (0, 0.0)
+        pieces, piece_stride = (1, 0) if x.dim() == 2 else (len(x), x.stride(0))
         arguments: tuple[Any, ...] = (
-            self.n, address(rows), rows.stride(0), address(gates), 0 if gates is None else gates.stride(0),
-            address(gain), eps, address(diagonal) if first else 0, self._rank if middle else 0, address(basis),
-            address(change), self.form.n1, address(blocks) if middle else 0, self._block_step,
-            address(r1) if last or mixes else 0, 0 if last else address(out), *self._grid,
-            address(out) if last else 0, address(scale), address(zero),
+            self.n, address(x), x.stride(-2), pieces, piece_stride, address(up), 0 if up is None else up.stride(0), gain,
+            eps, address(self._kept[0]) if first else 0, self._rank if middle else 0, basis, change, self.form.n1, blocks,
+            self._block_step, r1, out, *self._grid, codes, scale, zero,
         )  # fmt: skip
-        in_parts(lambda start, stop: site(start, stop, *arguments), len(rows), _PART_TOKENS)
-        return Coded(out, scale, zero)  # type: ignore[arg-type]
+        in_parts(lambda start, stop: site(start, stop, *arguments), x.shape[-2], _PART_TOKENS)
 
 
 def runs(x: Tensor, up: Tensor | None) -> bool:

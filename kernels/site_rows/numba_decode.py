@@ -27,10 +27,11 @@ def _decode_of(*stamps: int):
         codes = np.empty(tokens * n, np.int8)
         scale, zero = np.empty(tokens, np.float32), np.empty(tokens, np.float32)
         q, s, z = np.int64(codes.ctypes.data), np.int64(scale.ctypes.data), np.int64(zero.ctypes.data) * i[10]
-        site(0, tokens, n, x, x_stride, up, up_stride, i[1], f[0], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], 0,
+        site(0, tokens, n, x, x_stride, 1, n, up, up_stride, i[1], f[0], i[2], i[3], i[4], i[5], i[6], i[7], i[8], i[9], 0,
              i[11], f[1], f[2], f[3], f[4], f[5], f[6], q, s, z)  # fmt: skip
         rows(0, i[12], tokens, i[13], i[14], i[15], i[16], i[17], i[18], i[19], f[7], i[20], q, s, z, f[8], i[21],
              bf16, y, i[12])  # fmt: skip
+        return len(codes) + len(scale) + len(zero)  # numba frees an array behind its last use, whatever has its address
 
     return decode
 

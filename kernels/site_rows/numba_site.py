@@ -35,29 +35,35 @@ def widened(half):
 
 
 @njit
+def nearest(value):
+    """The float32 as the nearest bfloat16, ties to even; NaN stays one."""
+    b = np.float32(value).view(np.uint32)
+    rounded = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return value_of(np.uint32(0x7FC00000) if value != value else rounded)
+
+
+@njit
 def round_to_bf16(values):
-    """Each float32 to the nearest bfloat16, ties to even, in place; NaN stays one."""
-    bits = values.view(np.uint32)
-    for j in range(len(bits)):
-        b = bits[j]
-        rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-        nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        bits[j] = np.uint32(0x7FC00000) if nan else rounded
+    """Each to its `nearest`, in place."""
+    for j in range(len(values)):
+        values[j] = nearest(values[j])
 
 
 @njit(fastmath=_SUMS)
-def rms_norm(v, gain, eps):
-    """v / sqrt(mean(v^2) + eps), rounded, times the gain, rounded; in place."""
+def sum_of_squares(v):
+    """Float32."""
     total = np.float32(0)
     for j in range(len(v)):
         total += v[j] * v[j]
-    factor = np.float32(1) / np.sqrt(total / np.float32(len(v)) + eps)
+    return total
+
+
+@njit
+def rms_norm(v, gain, eps):
+    """v / sqrt(mean(v^2) + eps), rounded, times the gain, rounded; in place."""
+    factor = np.float32(1) / np.sqrt(sum_of_squares(v) / np.float32(len(v)) + eps)
     for j in range(len(v)):
-        v[j] *= factor
-    round_to_bf16(v)
-    for j in range(len(v)):
-        v[j] *= widened(gain[j])
-    round_to_bf16(v)
+        v[j] = nearest(nearest(v[j] * factor) * widened(gain[j]))
 
 
 @njit
@@ -84,11 +90,7 @@ def exp(x):
 def gate(v, up):
     """silu(v), rounded, times up, rounded; in place."""
     for j in range(len(v)):
-        v[j] = v[j] / (np.float32(1) + exp(-v[j]))
-    round_to_bf16(v)
-    for j in range(len(v)):
-        v[j] *= widened(up[j])
-    round_to_bf16(v)
+        v[j] = nearest(nearest(v[j] / (np.float32(1) + exp(-v[j]))) * widened(up[j]))
 
 
 @njit(fastmath=_SUMS)
@@ -130,15 +132,22 @@ def low_rank(v, basis, change, coefficients, scratch):
 
 @njit(fastmath=_SUMS)
 def mix(out, v, first):
-    """out = R1^T V of V (n1, n2) and R1 (n1, n1), rounded."""
-    n1, n2 = v.shape
+    """out = R1^T V of V (n1, n2) and R1 (n1, n1); not rounded."""
+    n1 = len(v)
+    whole = n1 - n1 % 4
     for j in range(n1):
-        for c in range(n2):
-            out[j, c] = np.float32(0)
-        for i in range(n1):
-            factor = widened(first[i, j])
-            for c in range(n2):
-                out[j, c] += factor * v[i, c]
+        row = out[j]
+        row[:] = np.float32(0)
+        for i in range(0, whole, 4):  # four at a time, as in row_times
+            v0, v1, v2, v3 = v[i], v[i + 1], v[i + 2], v[i + 3]
+            f0, f1, f2, f3 = first[i, j], first[i + 1, j], first[i + 2, j], first[i + 3, j]
+            w0, w1, w2, w3 = widened(f0), widened(f1), widened(f2), widened(f3)
+            for c in range(len(row)):
+                row[c] += (w0 * v0[c] + w1 * v1[c]) + (w2 * v2[c] + w3 * v3[c])
+        for i in range(whole, n1):
+            factor, own = widened(first[i, j]), v[i]
+            for c in range(len(row)):
+                row[c] += factor * own[c]
 
 
 @njit
@@ -194,18 +203,23 @@ def codes_of(v, scheme, scale, zero, least, most, codes, planes):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def site(first, last, n, x, x_stride, up, up_stride, gain, eps, diagonal, rank, basis, change, n1, blocks, block_step,
+def site(first, last, n, x, x_stride, pieces, piece_stride, up, up_stride, gain, eps, diagonal, rank, basis, change, n1, blocks, block_step,
          r1, out, scheme, steps, clip, low_end, high_end, least, most, codes, scale, zero):  # fmt: skip
-    """`SiteRows.codes` and `SiteRows.front` of tokens first..last - 1; addresses of what is left out are 0."""
+    """The steps of `SiteRows` for tokens first..last - 1; addresses of what is left out are 0.
+
+    Token t lies in pieces of n / pieces entries: piece i begins x_stride t + piece_stride i entries behind x.
+    """
     n2 = n // n1
     eps, steps, clip = np.float32(eps), np.float32(steps), np.float32(clip)
     low_end, high_end, least, most = np.float32(low_end), np.float32(high_end), np.float32(least), np.float32(most)
     values, scratch = np.empty(n, np.float32), np.empty(n, np.float32)
     row_codes, coefficients = np.empty(n, np.int8), np.empty(max(rank, 1), np.float32)
     for t in range(first, last):
-        row = carray(pointer(x + 2 * t * x_stride), (n,), np.uint16)
-        for j in range(n):
-            values[j] = widened(row[j])
+        for i in range(pieces):
+            row = carray(pointer(x + 2 * (t * x_stride + i * piece_stride)), (n // pieces,), np.uint16)
+            own = values[i * len(row) : (i + 1) * len(row)]
+            for j in range(len(own)):
+                own[j] = widened(row[j])
         if gain:
             rms_norm(values, carray(pointer(gain), (n,), np.uint16), eps)
         if up:
