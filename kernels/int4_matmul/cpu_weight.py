@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 FEW_TOKENS = 8
 # Bytes of weights a thread should have: handing a part to another thread costs 30 us, in which it reads 256 KiB.
 _PART = 2**18
-# Sums of a block of tokens, float32, that should stay in a cache of 2 MB until they are scaled; at least so many tokens,
-# since the matrix units take the weights once for each block.
+# Sums of a block of tokens, float32, that should stay in a cache of 2 MB until they are scaled; at least so many
+# tokens, since the matrix units take the weights once for each block.
 _SUMS, _LEAST_TOKENS = 2**19, 256
 _PART_TOKENS = 64  # of the pass behind the product of many tokens
 
@@ -66,7 +67,7 @@ class CpuWeight:
 
     def product(self, x: Coded, scheme: Scheme, dtype: torch.dtype) -> Tensor:
         """x W^T + bias, (..., d_out) of dtype; x in planes, int8 (..., 2, d_in / 2), contiguous, as are its scales."""
-        from .numba_rows import finish, rows
+        from .numba_rows import rows
 
         tokens = x.scale.numel()
         y = torch.empty(*x.scale.shape[:-1], self.d_out, dtype=dtype)
@@ -87,7 +88,7 @@ class CpuWeight:
                 own = [at and at + start * size for at, size in zip(of_x[:3], (2 * self.row_bytes, 4, 4), strict=True)]
                 target = address(y) + start * self.d_out * y.element_size()
                 tail = *own, of_x[3], bias, of_y[1], target
-                in_parts(lambda i, j, fixed=(*given, *tail): finish(i, j, *fixed), len(part), _PART_TOKENS)
+                in_parts(partial(_finish, (*given, *tail)), len(part), _PART_TOKENS)
         return y
 
     def constants(self) -> tuple[list[int], float]:
@@ -114,6 +115,12 @@ class CpuWeight:
             codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return found
+
+
+def _finish(fixed: tuple[Any, ...], first: int, last: int) -> None:
+    from .numba_rows import finish
+
+    finish(first, last, *fixed)
 
 
 @cache

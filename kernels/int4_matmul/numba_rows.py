@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Products of packed rows and a few tokens, compiled for the CPU; imports numba, as nothing else here does.
 
 A row's nibbles u = 0..15 meet int8 codes in VNNI's product of unsigned and signed bytes; signed codes are u - 8 once
@@ -127,7 +126,7 @@ def to_bf16(bits, target):
     """Bits of float32 to those of bfloat16, to nearest even; NaN as torch writes it."""
     for i in range(len(bits)):
         b = bits[i]
-        # numba widens sums of uint32 to 64 bits: what is shifted must be narrowed for 16 of them to share an instruction
+        # numba widens sums of uint32 to 64 bits: narrowed again, 16 of them share an instruction
         rounded = np.uint32(b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         nan = (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
         target[i] = np.uint16(0x7FC0) if nan else np.uint16(rounded)

@@ -120,17 +120,17 @@ class SiteRows:
         self, x: Tensor, up: Tensor | None, out: int, codes: int, scale: int, zero: int, *,
         first: bool = False, middle: bool = False,
     ) -> None:  # fmt: skip
-        """The compiled pass over x (T, n) or (n1, T, n2), results to addresses: `first` f and the diagonal, `middle` low
-        rank, blocks and R1, then values or codes."""
+        """The compiled pass over x (T, n) or (n1, T, n2), results to addresses: `first` f and the diagonal,
+        `middle` low rank, blocks and R1, then values or codes."""
         from .numba_site import site
 
         _, basis, change, blocks, r1 = (address(part) if middle else 0 for part in self._kept)
         gain, eps = (address(self.norm.gain), self.norm.eps) if first and self.norm is not None else (0, 0.0)
         pieces, piece_stride = (1, 0) if x.dim() == 2 else (len(x), x.stride(0))
         arguments: tuple[Any, ...] = (
-            self.n, address(x), x.stride(-2), pieces, piece_stride, address(up), 0 if up is None else up.stride(0), gain,
-            eps, address(self._kept[0]) if first else 0, self._rank if middle else 0, basis, change, self.form.n1, blocks,
-            self._block_step, r1, out, *self._grid, codes, scale, zero,
+            self.n, address(x), x.stride(-2), pieces, piece_stride, address(up), 0 if up is None else up.stride(0),
+            gain, eps, address(self._kept[0]) if first else 0, self._rank if middle else 0, basis, change,
+            self.form.n1, blocks, self._block_step, r1, out, *self._grid, codes, scale, zero,
         )  # fmt: skip
         in_parts(lambda start, stop: site(start, stop, *arguments), x.shape[-2], _PART_TOKENS)
 

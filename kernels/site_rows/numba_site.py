@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """What stands in front of a packed linear, a token at a time, compiled for the CPU; imports numba."""
 
 from __future__ import annotations
@@ -203,8 +202,9 @@ def codes_of(v, scheme, scale, zero, least, most, codes, planes):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def site(first, last, n, x, x_stride, pieces, piece_stride, up, up_stride, gain, eps, diagonal, rank, basis, change, n1, blocks, block_step,
-         r1, out, scheme, steps, clip, low_end, high_end, least, most, codes, scale, zero):  # fmt: skip
+def site(first, last, n, x, x_stride, pieces, piece_stride, up, up_stride, gain, eps, diagonal, rank, basis, change,
+         n1, blocks, block_step, r1, out, scheme, steps, clip, low_end, high_end, least, most,
+         codes, scale, zero):  # fmt: skip
     """The steps of `SiteRows` for tokens first..last - 1; addresses of what is left out are 0.
 
     Token t lies in pieces of n / pieces entries: piece i begins x_stride t + piece_stride i entries behind x.

@@ -12,7 +12,7 @@ from ..steps import BlockStep, DiagonalStep, KroneckerStep, LowRankStep, Step
 
 
 class RowForm(NamedTuple):
-    """T as x -> x D -> x + (x U) C -> [x_i B_i]_i -> R1^T X, for a token viewed as n1 rows x_i; None for an identity."""
+    """T as x -> x D -> x + (x U) C -> [x_i B_i]_i -> R1^T X, for a token viewed as n1 rows x_i; None: an identity."""
 
     diagonal: Tensor | None = None  # D's, (n,)
     basis: Tensor | None = None  # U^T, (r, n)
@@ -26,20 +26,18 @@ def form_of(steps: Sequence[Step] | None, n: int) -> RowForm | None:
     """The form of a transform of n features by its steps; None for another form or no steps known."""
     if steps is None:
         return None
-    diagonal = basis = change = blocks = r1 = None
-    n1, rest = 1, list(steps)
-    if rest and isinstance(rest[0], DiagonalStep):
-        diagonal = rest.pop(0).t  # type: ignore[union-attr]
-    if rest and isinstance(rest[0], LowRankStep) and (diagonal is None or rest[0].diagonal is None):
-        own, basis, change = rest.pop(0)
-        diagonal = own if diagonal is None else diagonal
-    if rest and isinstance(rest[0], KroneckerStep):
-        r1, blocks = rest.pop(0)
-        n1 = len(r1) if r1 is not None else n // (n if blocks is None else len(blocks))
-    elif rest and isinstance(rest[0], BlockStep):
-        blocks, r1 = rest.pop(0)
-        n1 = len(blocks)
-    return None if rest else RowForm(diagonal, basis, change, blocks, r1, n1)
+    form, rest = RowForm(), list(steps)
+    if rest and isinstance(step := rest[0], DiagonalStep):
+        form, rest = form._replace(diagonal=step.t), rest[1:]
+    if rest and isinstance(step := rest[0], LowRankStep) and (form.diagonal is None or step.diagonal is None):
+        diagonal = step.diagonal if form.diagonal is None else form.diagonal
+        form, rest = form._replace(diagonal=diagonal, basis=step.basis, change=step.change), rest[1:]
+    if rest and isinstance(step := rest[0], KroneckerStep):
+        n2 = n // len(step.r1) if step.r1 is not None else n if step.r2 is None else len(step.r2)
+        form, rest = form._replace(blocks=step.r2, r1=step.r1, n1=n // n2), rest[1:]
+    elif rest and isinstance(step := rest[0], BlockStep):
+        form, rest = form._replace(blocks=step.blocks, r1=step.first, n1=len(step.blocks)), rest[1:]
+    return None if rest else form
 
 
 def obstacle(format: Format, n: int) -> str | None:

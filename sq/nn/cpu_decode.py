@@ -1,4 +1,4 @@
-"""A site and the packed linears that read it, for a few bfloat16 tokens on a CPU: one call, as long as neither changes."""
+"""A site and the packed linears that read it as one call, for a few bfloat16 tokens on a CPU."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ class PackedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
         gate, up, down = (self._modules[name] for name in self._names)
-        assert gate is not None and up is not None and down is not None
+        assert gate is not None
+        assert up is not None
+        assert down is not None
         y: Tensor = down(gate(x), up(x))
         return y
 

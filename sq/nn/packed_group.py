@@ -39,7 +39,7 @@ class PackedGroup:
         """The linear's (..., d_out), dtype of x: columns of the joint product, which is taken now."""
         parts = self._product(x).split(self._sizes, dim=-1)
         results = dict(zip(self.linears, parts, strict=True))
-        y = results.pop(linear)
+        y: Tensor = results.pop(linear)
         self._kept = (x, results) if results else None
         return y
 

@@ -12,8 +12,8 @@ _GONE = object()  # a name moves to another dictionary where None gives way to a
 class Unchanged:
     """Watches attributes of modules: plain ones, parameters, buffers and submodules.
 
-    `nn.Module.__getattr__` takes 0.5 us an attribute; what is read here are the dictionaries behind it. A tensor must be
-    the same object at the same address: moving a module gives its parameters new memory and keeps the objects.
+    `nn.Module.__getattr__` takes 0.5 us an attribute; what is read here are the dictionaries behind it. A tensor must
+    be the same object at the same address: moving a module gives its parameters new memory and keeps the objects.
     """
 
     def __init__(self) -> None:

@@ -61,9 +61,7 @@ def outputs(model: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
         if not isinstance(module, PackedLinear):
             continue
         generator = torch.Generator().manual_seed(len(name))
-        x, up = (
-            torch.randn(1, tokens, module.in_features, generator=generator).to(torch.bfloat16) for _ in range(2)
-        )
+        x, up = (torch.randn(1, tokens, module.in_features, generator=generator).to(torch.bfloat16) for _ in range(2))
         gates = (up,) if name.endswith("down_proj") else ()
         first, found[name] = module(x, *gates), module(x.clone(), *gates)
         torch.testing.assert_close(found[name], first, rtol=0, atol=0)
