@@ -30,7 +30,7 @@ def pointer(typing, address):
     return types.voidptr(types.int64), generate
 
 
-def _dot_of(vnni: bool):
+def dot_of(vnni: bool):
     """sum_j low(w_j) x_j + high(w_j) z_j over count bytes, int32; count a multiple of 32."""
 
     @intrinsic
@@ -132,81 +132,76 @@ def to_bf16(bits, target):
         target[i] = np.uint16(0x7FC0) if nan else np.uint16(rounded)
 
 
-def rows_of(vnni: bool):
-    """The compiled function; its arguments are `FewTokens.product`'s (few_tokens.py)."""
-    dot = _dot_of(vnni)
+dot = dot_of(HAS_VNNI)
 
-    @njit(nogil=True, cache=True, error_model="numpy")
-    def rows(first, last, tokens, groups, b, w, flip, offset, w_scale, w_zero, level, sums, x, x_scale, x_zero, shift,
-             bias, bf16, y, d_out):  # fmt: skip
-        size, level, shift = b // groups, np.float32(level), np.float32(shift)
-        even = size - size % 32
-        packed = carray(pointer(w), (d_out, b), np.uint8)
-        scales = carray(pointer(w_scale), (d_out, groups), np.float32)
-        zeros = carray(pointer(w_zero), (d_out, groups), np.float32)
-        row_sums = carray(pointer(sums), (d_out,), np.float32)
-        biases = carray(pointer(bias), (d_out,), np.float32)
-        codes = carray(pointer(x), (tokens, 2, b), np.int8)
-        token_scales = carray(pointer(x_scale), (tokens,), np.float32)
-        token_zeros = carray(pointer(x_zero), (tokens,), np.float32)
-        wide = carray(pointer(y), (tokens, d_out), np.float32)
-        narrow = carray(pointer(y), (tokens, d_out), np.uint16)
-        half, none = np.uint8(4), np.float32(0)
-        out, ones = np.empty(64, np.float32), np.ones(64, np.float32)
-        bits = out.view(np.uint32)
-        token_sums = np.zeros((tokens, groups), np.int32)
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rows(first, last, tokens, groups, b, w, flip, offset, w_scale, w_zero, level, sums, x, x_scale, x_zero, shift,
+         bias, bf16, y, d_out):  # fmt: skip
+    """`CpuWeight.product` of output features first..last - 1; addresses, 0 for what is left out."""
+    size, level, shift = b // groups, np.float32(level), np.float32(shift)
+    even = size - size % 32
+    packed = carray(pointer(w), (d_out, b), np.uint8)
+    scales = carray(pointer(w_scale), (d_out, groups), np.float32)
+    zeros = carray(pointer(w_zero), (d_out, groups), np.float32)
+    row_sums = carray(pointer(sums), (d_out,), np.float32)
+    biases = carray(pointer(bias), (d_out,), np.float32)
+    codes = carray(pointer(x), (tokens, 2, b), np.int8)
+    token_scales = carray(pointer(x_scale), (tokens,), np.float32)
+    token_zeros = carray(pointer(x_zero), (tokens,), np.float32)
+    wide = carray(pointer(y), (tokens, d_out), np.float32)
+    narrow = carray(pointer(y), (tokens, d_out), np.uint16)
+    half, none = np.uint8(4), np.float32(0)
+    out, ones = np.empty(64, np.float32), np.ones(64, np.float32)
+    bits = out.view(np.uint32)
+    token_sums = np.zeros((tokens, groups), np.int32)
+    for t in range(tokens):
+        for g in range(groups):
+            found = np.int32(0)
+            for p in range(2):
+                part = codes[t, p, g * size : (g + 1) * size]
+                for j in range(size):
+                    found += np.int32(part[j])
+            token_sums[t, g] = found
+    block = 64  # rows: their weights stay in the L1 cache for all tokens, and what follows is vectorized
+    found_sums = np.empty(block, np.int32)
+    totals = np.empty(block, np.float64)
+    for start in range(first, last, block):
+        count = min(block, last - start)
+        part = slice(start, start + count)
         for t in range(tokens):
+            totals[:] = 0.0
             for g in range(groups):
-                found = np.int32(0)
-                for p in range(2):
-                    part = codes[t, p, g * size : (g + 1) * size]
-                    for j in range(size):
-                        found += np.int32(part[j])
-                token_sums[t, g] = found
-        block = 64  # rows: their weights stay in the L1 cache for all tokens, and what follows is vectorized
-        found_sums = np.empty(block, np.int32)
-        totals = np.empty(block, np.float64)
-        for start in range(first, last, block):
-            count = min(block, last - start)
-            part = slice(start, start + count)
-            for t in range(tokens):
-                totals[:] = 0.0
-                for g in range(groups):
-                    here = x + t * 2 * b + g * size
-                    for i in range(count):
-                        value = dot(w + (start + i) * b + g * size, here, here + b, even, flip) if even else np.int32(0)
-                        for j in range(g * size + even, (g + 1) * size):
-                            u = packed[start + i, j] ^ flip
-                            value += np.int32(codes[t, 0, j]) * np.int32(u & np.uint8(15))
-                            value += np.int32(codes[t, 1, j]) * np.int32(u >> half)
-                        found_sums[i] = value - offset * token_sums[t, g]
-                    if groups > 1:
-                        for i in range(count):
-                            zero = np.float64(zeros[start + i, g]) if w_zero else np.float64(level)
-                            value64 = np.float64(found_sums[i]) - zero * np.float64(token_sums[t, g])
-                            totals[i] += value64 * np.float64(scales[start + i, g])
+                here = x + t * 2 * b + g * size
+                for i in range(count):
+                    value = dot(w + (start + i) * b + g * size, here, here + b, even, flip) if even else np.int32(0)
+                    for j in range(g * size + even, (g + 1) * size):
+                        u = packed[start + i, j] ^ flip
+                        value += np.int32(codes[t, 0, j]) * np.int32(u & np.uint8(15))
+                        value += np.int32(codes[t, 1, j]) * np.int32(u >> half)
+                    found_sums[i] = value - offset * token_sums[t, g]
                 if groups > 1:
                     for i in range(count):
-                        out[i] = np.float32(totals[i])
-                else:
-                    for i in range(count):
-                        out[i] = np.float32(found_sums[i])
-                token_zero = shift + (token_zeros[t] if x_zero else np.float32(0))
-                own = scales.reshape(-1)[part] if groups == 1 else ones[:count]
-                offsets = zeros.reshape(-1)[part] if w_zero and groups == 1 else zeros.reshape(-1)[:0]
-                epilogue(
-                    out[:count], bits[:count], np.float32(token_sums[t, 0]), offsets, level if groups == 1 else none,
-                    row_sums[part], token_zero, own, token_scales[t], biases[part] if bias else biases[:0],
-                )  # fmt: skip
-                if bf16:
-                    to_bf16(bits[:count], narrow[t, part])
-                else:
-                    wide[t, part] = out[:count]
-
-    return rows
-
-
-rows = rows_of(HAS_VNNI)
+                        zero = np.float64(zeros[start + i, g]) if w_zero else np.float64(level)
+                        value64 = np.float64(found_sums[i]) - zero * np.float64(token_sums[t, g])
+                        totals[i] += value64 * np.float64(scales[start + i, g])
+            if groups > 1:
+                for i in range(count):
+                    out[i] = np.float32(totals[i])
+            else:
+                for i in range(count):
+                    out[i] = np.float32(found_sums[i])
+            token_zero = shift + (token_zeros[t] if x_zero else np.float32(0))
+            own = scales.reshape(-1)[part] if groups == 1 else ones[:count]
+            offsets = zeros.reshape(-1)[part] if w_zero and groups == 1 else zeros.reshape(-1)[:0]
+            epilogue(
+                out[:count], bits[:count], np.float32(token_sums[t, 0]), offsets, level if groups == 1 else none,
+                row_sums[part], token_zero, own, token_scales[t], biases[part] if bias else biases[:0],
+            )  # fmt: skip
+            if bf16:
+                to_bf16(bits[:count], narrow[t, part])
+            else:
+                wide[t, part] = out[:count]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from types import FunctionType
 
 import pytest
 import torch
@@ -101,15 +102,18 @@ def test_nan_stays_in_its_token_and_its_feature() -> None:
 
 def test_without_vector_instructions_the_sums_are_the_same() -> None:
     """The form for processors without VNNI, compiled here."""
-    from sq.kernels.int4_matmul.numba_rows import rows_of
+    numba = pytest.importorskip("numba")
+    from sq.kernels.int4_matmul import numba_rows
 
+    names = {**vars(numba_rows), "dot": numba_rows.dot_of(vnni=False)}
+    rows = numba.njit(error_model="numpy")(FunctionType(numba_rows.rows.py_func.__code__, names))
     x, w = operands(40, 352, 1, 2, "symmetric", "symmetric")
     expected = int4_matmul(x, w, dtype=torch.float32)
     y = torch.empty(2, 40)
     assert w.sums is not None
     at = [part.data_ptr() for part in (w.codes, w.scale, w.sums, x.codes, x.scale, y)]
     head = (0, 40, 2, 1, 176, at[0], 0x88, 8, at[1], 0, 0.0, at[2], at[3], at[4], 0, 0.0, 0, False, at[5], 40)
-    rows_of(vnni=False)(*head)
+    rows(*head)
     assert torch.equal(y, expected)
 
 
