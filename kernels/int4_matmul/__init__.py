@@ -12,12 +12,13 @@ from ..backend import Backend, picks_triton
 from ..coded import Coded, HasCodes
 from ..schemes import Scheme
 from .blocked import int4_matmul_blocked
+from .cpu_weight import CpuWeight
 from .planes import int8_planes, weight_sums
 from .reference import int4_matmul_reference
 from .takes import LARGEST_D_IN, obstacle
 from .tiles import DECODE_TOKENS
 
-__all__ = ["Form", "int4_matmul", "int4_matmul_reference", "int8_planes", "obstacle", "weight_sums"]
+__all__ = ["CpuWeight", "Form", "int4_matmul", "int4_matmul_reference", "int8_planes", "obstacle", "weight_sums"]
 
 Form = Literal["auto", "prefill", "decode"]
 

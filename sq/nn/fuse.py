@@ -23,7 +23,10 @@ class PackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden) -> (..., hidden)."""
-        gate, up, down = (self.get_submodule(name) for name in self._names)
+        gate, up, down = (self._modules[name] for name in self._names)
+        assert gate is not None
+        assert up is not None
+        assert down is not None
         y: Tensor = down(gate(x), up(x))
         return y
 

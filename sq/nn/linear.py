@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.qtensor import QTensor
 from sq.kernels.coded import Coded
-from sq.kernels.int4_matmul import int4_matmul, obstacle, weight_sums
+from sq.kernels.compiled import Prepared
+from sq.kernels.int4_matmul import CpuWeight, int4_matmul, obstacle, weight_sums
+from sq.nn.cpu_decode import CpuDecode, decode_of
 from sq.nn.integer_product import integer_linear, is_integer
 from sq.nn.site_input import SiteInput, scheme_of
 
@@ -77,6 +79,8 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         packed = weight.pack()
         self._sums: Tensor | None = None
+        self._prepared: Prepared[CpuWeight] = Prepared()
+        self._decode: Prepared[CpuDecode] = Prepared()
         self.__dict__["group"] = None
         self.register_buffer("weight_packed", packed.codes)
         self.register_buffer("weight_scale", packed.scale)
@@ -100,18 +104,33 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """quantize(f(x) T) W^T + b, shape (..., d_out), dtype of x; f and `up` are those of `SiteInput.forward`."""
+        if (group := self.group) is not None and (y := group.kept(self, x)) is not None:
+            return y
+        if (decode := self._decode.value) is not None and (y := decode.output(x, up)) is not None:
+            return y
         quantizer = self.inputs.quantizer
-        if self.group is not None and quantizer is not None and x.dtype != torch.float64:
-            return self.group.output(self, x)
+        if group is not None and quantizer is not None and x.dtype != torch.float64:
+            return group.output(self, x)
         if not (isinstance(quantizer, ActivationQuantizer) and multiplies_integers(self, quantizer)):
             return torch.nn.functional.linear(self.inputs(x, up), self.qweight.dequantize(x.dtype), self.bias)
         if x.dtype != torch.float64 and kernel_takes(self, quantizer):
-            return int4_product(self.inputs.packed(x, up), self.packed_weight(), self, self.bias, x.dtype)
+            codes = self.inputs.packed(x, up)
+            if x.device.type == "cpu" and (prepared := self._on_cpu()).takes(codes, x.dtype):
+                self._decode.value = decode_of(self.inputs, (self,), prepared, x)
+                return prepared.product(codes, scheme_of(quantizer.format), x.dtype)
+            return int4_product(codes, self.packed_weight(), self, self.bias, x.dtype)
         y = integer_linear(self.inputs.encoded(x, up), self.qweight.unpack())
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
+    def _on_cpu(self) -> CpuWeight:
+        """The weight as a CPU multiplies by it, made once."""
+        parts = (self.weight_packed, self.weight_scale, self.weight_zero, self.bias)
+        if (held := self._prepared.value) is None or not held.is_of(parts):
+            held = self._prepared.value = CpuWeight(self.packed_weight(), scheme_of(self.format), self.bias)
+        return held
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._sums = None
+        self._sums = self._prepared.value = self._decode.value = None
         if self.group is not None:
             self.group.forget()
         super()._load_from_state_dict(*args, **kwargs)

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from sq.formats.activation import ActivationQuantizer
 from sq.kernels.coded import Coded
+from sq.kernels.compiled import Prepared
+from sq.kernels.int4_matmul import CpuWeight
+from sq.nn.cpu_decode import CpuDecode, decode_of
 from sq.nn.linear import PackedLinear, int4_product, kernel_takes
+from sq.nn.site_input import scheme_of
 
 
 class PackedGroup:
@@ -26,30 +30,49 @@ class PackedGroup:
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
         self.linears = tuple(linears)
         self._joined: tuple[Coded, Tensor | None] | None = None
+        self._prepared: Prepared[CpuWeight] = Prepared()
+        self._decode: Prepared[CpuDecode] = Prepared()
+        self._sizes = [linear.out_features for linear in self.linears]
         self._kept: tuple[Tensor, dict[PackedLinear, Tensor]] | None = None
 
     def output(self, linear: PackedLinear, x: Tensor) -> Tensor:
-        """The linear's (..., d_out), dtype of x: columns of the joint product."""
-        if self._kept is None or self._kept[0] is not x or linear not in self._kept[1]:
-            sizes = [member.out_features for member in self.linears]
-            parts = self._product(x).split(sizes, dim=-1)
-            self._kept = (x, dict(zip(self.linears, parts, strict=True)))
+        """The linear's (..., d_out), dtype of x: columns of the joint product, which is taken now."""
+        parts = self._product(x).split(self._sizes, dim=-1)
+        results = dict(zip(self.linears, parts, strict=True))
+        y: Tensor = results.pop(linear)
+        self._kept = (x, results) if results else None
+        return y
+
+    def kept(self, linear: PackedLinear, x: Tensor) -> Tensor | None:
+        """What the joint product of this very x left for the linear, once; None where there is none."""
+        if self._kept is None or self._kept[0] is not x:
+            return None
         results = self._kept[1]
-        y = results.pop(linear)
+        y = results.pop(linear, None)
         if not results:
             self._kept = None
         return y
 
     def forget(self) -> None:
         """The linears' tensors are about to change: join them again at the next call."""
-        self._joined = self._kept = None
+        self._joined = self._kept = self._prepared.value = self._decode.value = None
 
     def _product(self, x: Tensor) -> Tensor:
+        if (decode := self._decode.value) is not None and (y := decode.output(x, None)) is not None:
+            return y
         first = self.linears[0]
         activations = first.inputs.packed(x)
         if self._joined is None or not self._views(self._joined[0].codes):
             self._joined = self._join()
         weight, bias = self._joined
+        if x.device.type == "cpu":
+            held = self._prepared.value
+            if held is None or not held.is_of((weight.codes, weight.scale, weight.zero, bias)):
+                held = self._prepared.value = CpuWeight(weight, scheme_of(first.format), bias)
+            if held.takes(activations, x.dtype):
+                assert isinstance(first.inputs.quantizer, ActivationQuantizer)
+                self._decode.value = decode_of(first.inputs, self.linears, held, x)
+                return held.product(activations, scheme_of(first.inputs.quantizer.format), x.dtype)
         return int4_product(activations, weight, first, bias, x.dtype)
 
     def _views(self, codes: Tensor) -> bool:

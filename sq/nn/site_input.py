@@ -14,9 +14,12 @@ from sq.formats.qtensor import QTensor
 from sq.kernels.block_product import block_product
 from sq.kernels.block_product import form_of as block_form
 from sq.kernels.coded import Coded
+from sq.kernels.compiled import Prepared
 from sq.kernels.rms_norm import rms_norm
 from sq.kernels.rotate_quantize import Norm, form_of, obstacle, rotate_quantize
 from sq.kernels.schemes import Scheme
+from sq.kernels.site_rows import runs
+from sq.nn.cpu_site import CpuSite, as_planes
 from sq.rotation.transform import Transform
 
 
@@ -51,8 +54,9 @@ class SiteInput(nn.Module):
 
     Attributes:
         norm: computed in front of the transform, or None. A submodule of the decoder layer, not of this one.
-        fused: whether `packed` computes all steps in one kernel. None: on a GPU, where it saves passes over memory. On
-            a CPU it is no faster, and its float32 sums may put an activation into the neighbouring cell.
+        fused: whether `packed` computes all steps in one kernel of float32 sums, which may put an activation into the
+            neighbouring cell. None: on a GPU; on a CPU bfloat16 takes the compiled passes of sq/nn/cpu_site.py. False:
+            module by module.
     """
 
     norm: DeferredNorm | None
@@ -64,6 +68,7 @@ class SiteInput(nn.Module):
         self.observer: Callable[[Tensor], None] | None = None
         self.__dict__["norm"] = None
         self._kept: tuple[Tensor, Any, int] | None = None
+        self._prepared: Prepared[CpuSite] = Prepared()
 
     def defer(self, norm: DeferredNorm) -> None:
         """Compute this norm from now on; it stays where it is in the decoder layer, for state dicts and devices."""
@@ -91,6 +96,15 @@ class SiteInput(nn.Module):
         result: Coded = self._once(x, lambda: self._planes(x, up))
         return result
 
+    def on_cpu(self, x: Tensor, up: Tensor | None) -> CpuSite | None:
+        """The compiled passes of this site, made once; None for activations that they do not take."""
+        if self.fused is not None or self.observer is not None or not runs(x, up):
+            return None
+        site = self._prepared.value
+        if site is None or not site.holds():
+            site = self._prepared.value = CpuSite(self, x)
+        return site
+
     def _once(self, x: Tensor, quantize: Callable[[], Any]) -> Any:
         if self._kept is not None and self._kept[0] is x:
             source, result, left = self._kept
@@ -114,11 +128,11 @@ class SiteInput(nn.Module):
     def _planes(self, x: Tensor, up: Tensor | None) -> Coded:
         quantizer = self.quantizer
         assert isinstance(quantizer, ActivationQuantizer)
+        if (site := self.on_cpu(x, up)) is not None and (planes := site.planes(x, up)) is not None:
+            return planes
         fused = x.is_cuda if self.fused is None else self.fused
         if not fused or obstacle(quantizer.format) is not None:
-            made = quantizer.encode(self._transformed(x, up))
-            planes = made.codes.to(torch.int8).unflatten(-1, (-1, 2)).transpose(-1, -2).contiguous()
-            return Coded(planes, made.scale, made.zero)
+            return as_planes(quantizer, self._transformed(x, up))
         form = form_of(() if self.transform is None else self.transform.steps(x))
         norm = None if self.norm is None else Norm(self.norm.eps, self.norm.weight.detach())
         if form is None:  # a transform that the kernel has no form for: it quantizes behind

@@ -37,6 +37,7 @@ class Transform(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__} got {n} features; at least 1 is needed")
         self.n = n
         self.orthogonal = orthogonal
+        # Replaced, not cleared, where factors change: who holds the old one knows by it that they did.
         self._casts: dict[tuple[str, torch.dtype], Tensor] = {}
 
     @abstractmethod
@@ -77,7 +78,7 @@ class Transform(nn.Module, ABC):
                 if factor.is_floating_point():
                     module._buffers[name] = factor.to(dtype)
             if isinstance(module, Transform):
-                module._casts.clear()
+                module._casts = {}
         return self
 
     def _hold(self, name: str, value: Tensor) -> None:
@@ -119,12 +120,12 @@ class Transform(nn.Module, ABC):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        self._casts.clear()
+        self._casts = {}
         super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._casts.clear()
+        self._casts = {}
         super()._load_from_state_dict(*args, **kwargs)
 
 
