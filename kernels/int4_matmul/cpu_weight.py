@@ -99,6 +99,11 @@ class CpuWeight:
         return [*sizes, scale, zero, sums, bias], self._level
 
     @property
+    def splits(self) -> bool:
+        """Whether a few tokens' product is shared out to several threads, where torch has them."""
+        return self.codes.numel() >= 2 * _PART
+
+    @property
     def prepacked_bytes(self) -> int:
         """Of the second copy; 0 before it is made."""
         return 0 if self._prepacked is None else self._prepacked[0].numel()
