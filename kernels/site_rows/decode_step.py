@@ -22,6 +22,7 @@ class DecodeStep:
 
     def __init__(self, rows: SiteRows, weight: CpuWeight, scheme: Scheme) -> None:
         self.n, self.d_out, self._kept = rows.n, weight.d_out, (rows, weight)
+        self._small = not weight.splits
         numbers, eps, grid = rows.constants()
         own, level = weight.constants()
         of_rows = -0.5 if scheme == "midrise" else 0.0
@@ -36,7 +37,7 @@ class DecodeStep:
             and x.numel() <= FEW_TOKENS * self.n
             and x.is_contiguous()
             and (up is None or (up.dtype == torch.bfloat16 and up.is_contiguous()))
-            and torch.get_num_threads() == 1
+            and (self._small or torch.get_num_threads() == 1)
         )
 
     def product(self, x: Tensor, up: Tensor | None) -> Tensor:
