@@ -85,7 +85,7 @@ class _Watcher:
         if self.wants_moment:
             if self.moment is None:
                 self.moment = x.new_zeros(x.shape[1], x.shape[1])
-            add_gram(self.moment, x)
+            add_gram(self.moment, tokens.flatten(0, -2))
         first = -self.count % self.stride
         self.kept.append(x[first :: self.stride].clone())
         self.count += x.shape[0]

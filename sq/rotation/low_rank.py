@@ -68,8 +68,11 @@ class LowRank(Transform):
         return (LowRankStep(diagonal, self._factor("basis", x).T, self._factor("change", x)),)
 
     def _stretch(self, x: Tensor, change: Tensor) -> Tensor:
+        basis = self._factor("basis", x)
+        if x.dtype != torch.float32:  # in 16 bits the product is rounded before it is added, as kernels do
+            return x + (x @ basis) @ change
         rows = x.reshape(-1, x.shape[-1])
-        return torch.addmm(rows, rows @ self._factor("basis", x), change).view(x.shape)  # two passes over x, not four
+        return torch.addmm(rows, rows @ basis, change).view(x.shape)  # two passes over x, not four
 
     def _change_of_inverse(self, x: Tensor, *, transposed: bool) -> Tensor:
         """(P^-1 - I) U^T or (P^-T - I) U^T, in the dtype of x."""

@@ -22,13 +22,12 @@ _FLOAT64_FACTOR = 2048
 class HessianAccumulator:
     """Running H = (2 / N) sum_t x_t^T x_t over N tokens of n features; `tokens` is N so far.
 
-    With a left factor y it is the cross moment (2 / N) sum_t y_t^T x_t instead, with float32 products. Those of H are
-    `add_gram`'s, and float32 if `exact`, for rounders that take differences of H and a cross moment. The sum over
+    With a left factor y it is the cross moment (2 / N) sum_t y_t^T x_t instead. Products are float32; their sum over
     updates is float64 for n up to 1024, else float32.
     """
 
-    def __init__(self, n: int, device: torch.device | str | None = None, *, exact: bool = False) -> None:
-        self.n, self.tokens, self.exact = n, 0, exact
+    def __init__(self, n: int, device: torch.device | str | None = None) -> None:
+        self.n, self.tokens = n, 0
         self._sum = torch.zeros(n, n, dtype=torch.float64 if n <= _FLOAT64_SUM else torch.float32, device=device)
 
     @torch.no_grad()
@@ -37,10 +36,10 @@ class HessianAccumulator:
         if x.shape[-1] != self.n:
             raise CalibrationError(f"activations have {x.shape[-1]} features; this Hessian was made for {self.n}")
         rows = x.reshape(-1, self.n).to(device=self._sum.device)
-        if left is None and not self.exact:
+        if left is None:
             add_gram(self._sum, rows)
         else:
-            add_product(self._sum, rows if left is None else left.reshape(-1, self.n).to(rows), rows)
+            add_product(self._sum, left.reshape(-1, self.n).to(rows), rows)
         self.tokens += rows.shape[0]
 
     @property

@@ -80,7 +80,7 @@ class _Part:
     """The sums over a part of the tokens."""
 
     def __init__(self, n: int, mismatched: bool, device: torch.device | str | None) -> None:
-        self.hessian = HessianAccumulator(n, device, exact=mismatched)
+        self.hessian = HessianAccumulator(n, device)
         self._cross = HessianAccumulator(n, device) if mismatched else None
 
     def update(self, x: Tensor, difference: Tensor | None) -> None:
