@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return ended("sq-bench quantize", lambda: bench_quantize.main(arguments[1:]))
     parser = cli.parser()
+    parser.epilog = (
+        "sq-bench quantize [--case NAME] [--only TEXT] [--rounds N] [--layers N] [--threads N] [--out FILE] "
+        "[OVERRIDE ...] measures how long methods take to quantize; `sq-bench quantize --help` says more"
+    )
     parser.add_argument("--cpu", action="store_true", help="packed, fake-quantized and bfloat16 linears on this CPU")
     parser.add_argument("--threads", type=int, metavar="N", help="of torch, with --cpu (default: torch's own choice)")
     given = parser.parse_args(arguments)
