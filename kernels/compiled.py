@@ -19,15 +19,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@cache
-def compiles() -> bool:
-    """Whether numba is there; says so once where it is not."""
+def has_numba(otherwise: str) -> bool:
+    """Whether numba is there; where it is not, says what happens otherwise. Callers keep the answer."""
     try:
         import numba  # noqa: F401
     except ImportError:
-        log.info("numba is not installed: packed linears on a CPU take their steps in torch, several times as long")
+        log.info("numba is not installed: %s", otherwise)
         return False
     return True
+
+
+@cache
+def compiles() -> bool:
+    """Whether packed linears are compiled; says so once where they are not."""
+    return has_numba("packed linears on a CPU take their steps in torch, several times as long")
 
 
 def address(tensor: Tensor | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import statistics
 import sys
@@ -114,8 +113,9 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name}\n{table(results)}\n{note}\n")
     finally:
         torch.set_num_threads(before)
-    document["expected"] = {name: dataclasses.asdict(found) for name, found in extrapolated().items()}
-    print(expected_table(extrapolated()))
+    expected = extrapolated()
+    document["expected"] = {name: dataclasses.asdict(found) for name, found in expected.items()}
+    print(expected_table(expected))
     write_json(out, document)
     print(f"written to {out}")
     return 0
@@ -166,8 +166,7 @@ def floor(stream: DecoderStream, ids: Tensor, batch: int = 8) -> dict[str, float
 def quantized(settings: ExperimentSettings, stream: DecoderStream, ids: Tensor) -> dict[str, float]:
     """Seconds of one quantization in its three parts, and "total"."""
     torch.manual_seed(settings.seed)
-    of_row = copy.copy(stream)
-    pipeline = Pipeline(of_row, build_method(settings.method), recipe(settings, stream.dimensions.head_dim), ids)
+    pipeline = Pipeline(stream, build_method(settings.method), recipe(settings, stream.dimensions.head_dim), ids)
     pipeline.prepare()
     for _ in pipeline.layers():
         pass

@@ -6,9 +6,7 @@ search takes its steps in torch, with the same result, and says so once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -16,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sq.formats.elements import Element, Floats, Integers
+from sq.kernels.compiled import has_numba, in_parts
 
-log = logging.getLogger(__name__)
 EXPONENT = 0x7F800000  # bits of a float32's exponent
 ONE_TWICE = 0x7F000000  # twice the bits of 1.0: less those of a power of two it leaves those of the inverse
 FIFTHS = 2.4  # the norm of GPTQ's clip search: 12/5, a power that products and a fifth root make
@@ -39,8 +37,8 @@ def residual_sums(rows: Tensor, step: Tensor, zero: Tensor | None, element: Elem
     offset = (torch.zeros_like(step) if zero is None else zero.contiguous()).numpy()
     squares, magnitudes = torch.empty_like(step), torch.empty_like(step)
 
-    def part(rows: slice) -> None:
-        of_rows = (array[rows] for array in (x, inverse, offset, squares.numpy(), magnitudes.numpy()))
+    def part(first: int, last: int) -> None:
+        of_rows = (array[first:last] for array in (x, inverse, offset, squares.numpy(), magnitudes.numpy()))
         compiled(*of_rows, *levels)
 
     in_parts(part, len(x), 64)
@@ -69,8 +67,8 @@ def power_sums(
     x = rows.contiguous().numpy()
     of_pairs = tuple(part.contiguous().numpy() for part in (row, step.reciprocal(), offset, sums))
 
-    def part(pairs: slice) -> None:
-        compiled(x, *(array[pairs] for array in of_pairs), *levels)
+    def part(first: int, last: int) -> None:
+        compiled(x, *(array[first:last] for array in of_pairs), *levels)
 
     in_parts(part, len(row), 64)
     return sums
@@ -95,30 +93,12 @@ def _levels(element: Element) -> tuple[Any, ...] | None:
     return kind, bottom, top, torch.tensor(least).view(torch.int32).numpy()[()], fine, inverse_fine
 
 
-def in_parts(call: Callable[[slice], None], rows: int, least: int) -> None:
-    """Call a function that releases the GIL on slices of rows, one for each thread of torch and at least `least` long.
-
-    Rows must not share what they compute; each slice has its own.
-    """
-    workers = min(torch.get_num_threads(), max(1, rows // least))
-    size = -(-rows // workers)
-    parts = [slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size))]
-    if len(parts) < 2:
-        for one in parts:
-            call(one)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(call, parts))
-
-
 @cache
 def _compiled() -> Callable[..., Any] | None:
-    try:
-        import numba
-        import numpy as np
-    except ImportError:
-        log.info("numba is not installed: clip searches of weights run in torch, some ten times as long")
+    if not has_numba("clip searches of weights run in torch, some ten times as long"):
         return None
+    import numba
+    import numpy as np
 
     exponent, opposite = np.int32(EXPONENT), np.int32(ONE_TWICE)
 

@@ -8,7 +8,6 @@ compiles it when it is first needed (1.3 s, kept in its cache for the next proce
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sq.kernels.compiled import has_numba
 from sq.rotation.samples import ENTRIES_PER_THREAD
 
-log = logging.getLogger(__name__)
 WIDTH = 1024  # tokens of a slice: the six rows in use at a time then fill half of an L1 cache of 48 kB
 
 
@@ -73,12 +72,10 @@ def _slices(rows: Tensor) -> Tensor:
 
 @cache
 def _compiled() -> Callable[..., Any] | None:
-    try:
-        import numba
-        import numpy as np
-    except ImportError:
-        log.info("numba is not installed: fourth-moment rotations run in torch, some ten times as long")
+    if not has_numba("fourth-moment rotations run in torch, some ten times as long"):
         return None
+    import numba
+    import numpy as np
 
     # Sums in any order, or the loops over tokens would not be vectorized; nothing else is relaxed. It is one function:
     # numba finds no function in its cache that calls another one made here.

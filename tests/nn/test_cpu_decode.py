@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import SIZES, save_random
-from quantizers import activation_quantizer, rounder, weight_quantizer
-from recipes import folded
+from packed_sites import METHOD, QUANTIZERS
+from quantizers import rounder, weight_quantizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,13 +26,6 @@ from sq.nn.unchanged import Unchanged
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 
-METHOD = folded(order=("orthogonal", "urt"), rank=3)
-QUANTIZERS = {
-    "symmetric": activation_quantizer(4),
-    "searched": activation_quantizer(4, "midrise", clip="search"),
-    "clipped ends": activation_quantizer(4, "asymmetric", clip=(0.9, 0.8)),
-    "8 bits": activation_quantizer(8),
-}
 WEIGHTS: dict[str, dict[str, Any]] = {"plain": {}, "groups": {"group_size": 6}, "asymmetric": {"scheme": "asymmetric"}}
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]])
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import FAMILIES, SIZES, save_random
+from packed_sites import METHOD, QUANTIZERS
 from quantizers import activation_quantizer, rounder, weight_quantizer
-from recipes import folded
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,14 +23,6 @@ from sq.nn.packed_group import PackedGroup
 from sq.nn.site_input import DeferredNorm, SiteInput
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
-
-METHOD = folded(order=("orthogonal", "urt"), rank=3)
-QUANTIZERS = {
-    "symmetric": activation_quantizer(4),
-    "searched": activation_quantizer(4, "midrise", clip="search"),
-    "clipped ends": activation_quantizer(4, "asymmetric", clip=(0.9, 0.8)),
-    "8 bits": activation_quantizer(8),
-}
 
 OTHERS = tuple(QUANTIZERS)[1:]
 

@@ -6,7 +6,6 @@ integers, it takes nine torch calls a column, with the same result up to the las
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.formats.compiled import in_parts
 from sq.formats.elements import Integers
 from sq.formats.grid import Grid
+from sq.kernels.compiled import has_numba, in_parts
 
-logger = logging.getLogger(__name__)
 TILE = 128  # rows at a time: with 128 columns 64 KB, half of that in each of two caches
 
 
@@ -43,7 +41,14 @@ def walk_block(
     element = grid.format.element
     compiled = _compiled() if columns.device.type == "cpu" and isinstance(element, Integers) else None
     if compiled is None:
-        _walk(columns, grid, groups, factor, pull, codes, errors)
+        for j, group in enumerate(groups):
+            column = grid.column(group)
+            q = column.encode(columns[j])
+            codes[j] = q.to(codes.dtype)
+            error = torch.sub(columns[j], column.decode_(q), out=errors[j]).div_(factor[j, j])
+            columns[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)
+            if pull is not None:
+                columns[j + 1 :].addr_(pull[j, j + 1 :], columns[j])
         return
     assert isinstance(element, Integers)
     steps = grid.step.T.contiguous()
@@ -55,42 +60,19 @@ def walk_block(
     p = torch.empty(0, 0).numpy() if pull is None else pull.contiguous().numpy()
     arrays = (columns.numpy(), steps.numpy(), zeros.numpy(), found.numpy(), errors.numpy())
 
-    def part(rows: slice) -> None:
-        compiled(*(array[:, rows] for array in arrays), own, u, p, low, high, element.scheme == "midrise")
+    def part(first: int, last: int) -> None:
+        compiled(*(array[:, first:last] for array in arrays), own, u, p, low, high, element.scheme == "midrise")
 
     in_parts(part, columns.shape[1], TILE)
     codes.copy_(found)
 
 
-def _walk(
-    columns: Tensor,
-    grid: Grid,
-    groups: Sequence[int],
-    factor: Tensor,
-    pull: Tensor | None,
-    codes: Tensor,
-    errors: Tensor,
-) -> None:
-    """The same in torch."""
-    pivot = factor.diagonal()
-    for j, group in enumerate(groups):
-        own = grid.column(group)
-        q = own.encode(columns[j])
-        codes[j] = q.to(codes.dtype)
-        error = torch.sub(columns[j], own.decode_(q), out=errors[j]).div_(pivot[j])
-        columns[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)
-        if pull is not None:
-            columns[j + 1 :].addr_(pull[j, j + 1 :], columns[j])
-
-
 @cache
 def _compiled() -> Callable[..., Any] | None:
-    try:
-        import numba
-        import numpy as np
-    except ImportError:
-        logger.info("numba is not installed: GPTQ's columns are walked in torch, some four times as long")
+    if not has_numba("GPTQ's columns are walked in torch, some four times as long"):
         return None
+    import numba
+    import numpy as np
 
     @numba.njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
     def walk(columns, steps, zeros, codes, errors, groups, factor, pull, low, high, midrise):  # type: ignore[no-untyped-def]
