@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from sq.errors import CalibrationError
 from sq.models.families import Family
 from sq.models.parts import weight_of
 from sq.nn.attention import AttentionInput
-from sq.nn.hooks import watched_sites, with_attention_input
+from sq.nn.hooks import SeenAll, up_to_the_last, watched_sites, with_attention_input
 from sq.quantize.gram import add_gram
 from sq.quantize.method import SiteStatistics
 
@@ -27,6 +28,7 @@ def collect(
     second_moment: Iterable[str] = (),
     attention: bool = False,
     sample: int = 4096,
+    wants_outputs: bool = True,
 ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
     """Run a decoder layer on calibration batches: statistics of the inputs of its sites, and its outputs.
 
@@ -36,6 +38,7 @@ def collect(
         sites, second_moment: sites to watch, and those whose second moment is accumulated.
         attention: watch "keys" and "queries" after RoPE as well, each (T, heads * head_dim).
         sample: tokens kept a site, spread evenly over the batches.
+        wants_outputs: False ends every forward but the first at the last site and returns the first one's outputs.
 
     Raises:
         CalibrationError: NaN or inf at a site.
@@ -54,8 +57,12 @@ def collect(
             keys.see(key.transpose(1, 2).flatten(-2))
 
         observed.observer = see
-    with watched_sites(family, layer, of_sites), with_attention_input(family, layer, observed):
-        outputs = [forward(batch) for batch in hidden]
+    outputs: list[Tensor] = []
+    with with_attention_input(family, layer, observed):
+        for batch in hidden:
+            whole = wants_outputs or not outputs
+            with suppress(SeenAll), watched_sites(family, layer, of_sites if whole else up_to_the_last(of_sites)):
+                outputs.append(forward(batch))
     return {site: watcher.statistics() for site, watcher in watchers.items()}, outputs
 
 
@@ -72,7 +79,8 @@ class _Watcher:
 
     def see(self, tokens: Tensor) -> None:
         x = tokens.flatten(0, -2).float()  # (T, n)
-        square, peak = x.square().sum(0).double(), x.abs().amax(0)  # of a batch in float32, a third of the time
+        square = x.square().sum(0).double()  # of a batch in float32, a third of the time
+        peak = torch.maximum(x.amax(0), -x.amin(0))  # two reads, where abs() writes a copy
         if not bool(torch.isfinite(square).all()):
             bad, largest = int((~torch.isfinite(x)).sum()), float(peak.max())
             what = f"{bad} NaN or inf activations" if bad else f"activations of {largest:.3g}, whose squares overflow"

@@ -204,6 +204,7 @@ class Pipeline:
             second_moment=moments,
             attention=self.recipe.quantizes_scores,
             sample=self.sample,
+            wants_outputs=self.propagate == "full_precision",
         )
 
     def _residual_samples(self) -> Mapping[str, list[Tensor]]:

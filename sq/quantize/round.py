@@ -14,7 +14,7 @@ from sq.formats.qtensor import QTensor
 from sq.models.families import Family
 from sq.models.memory import total_memory
 from sq.models.parts import weight_of
-from sq.nn.hooks import observed
+from sq.nn.hooks import SeenAll, observed, up_to_the_last
 from sq.nn.site_input import SiteInput
 from sq.quantize.rounders.moments import SiteMoments
 from sq.quantize.rounders.rounder import RoundingStatistics, WeightRounder
@@ -106,9 +106,9 @@ class LayerRounding:
             sizes = [len(batch) for batch in hidden]
             watchers = {site: self._round_when_seen(site, sizes, full.get(site)) for site in self.family.linears}
             if not wants_outputs:
-                watchers = _up_to_the_last(watchers)
+                watchers = up_to_the_last(watchers)
             outputs: Tensor | None = None
-            with suppress(_SeenAll), observed(self.inputs, watchers):
+            with suppress(SeenAll), observed(self.inputs, watchers):
                 (outputs,) = run([torch.cat(hidden)])
             return None if outputs is None else list(outputs.split(sizes))
         unrounded = {} if reference is None else {name: weight_of(self.layer, name).clone() for name in self._names}
@@ -145,12 +145,12 @@ class LayerRounding:
         def adds(site: str) -> Callable[[Tensor], None]:
             return lambda x: moments[site].update(x, full.get(site))
 
-        of_hidden = _up_to_the_last({site: adds(site) for site in moments})
+        of_hidden = up_to_the_last({site: adds(site) for site in moments})
         for index, batch in enumerate(hidden):
             if reference is not None:
                 with observed(self.inputs, of_reference), self._with_weights(unrounded or {}):
                     outputs += run([reference[index]])
-            with suppress(_SeenAll), observed(self.inputs, of_hidden):
+            with suppress(SeenAll), observed(self.inputs, of_hidden):
                 run([batch])
         if reference is not None:
             self.reference_outputs = outputs
@@ -222,21 +222,6 @@ class LayerRounding:
                 self.rounded[name] = found
         if statistics.report:
             self.reports[site] = dict(statistics.report)
-
-
-class _SeenAll(Exception):
-    """Ends a forward whose outputs nobody needs."""
-
-
-def _up_to_the_last(observers: Mapping[str, Callable[[Tensor], None]]) -> dict[str, Callable[[Tensor], None]]:
-    """The same observers, by site in the order of a forward; the last one ends the forward by `_SeenAll`."""
-    *before, (last, see) = observers.items()
-
-    def see_and_end(x: Tensor) -> None:
-        see(x)
-        raise _SeenAll
-
-    return {**dict(before), last: see_and_end}
 
 
 def _tokens(batches: Sequence[Tensor]) -> int:

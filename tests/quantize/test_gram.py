@@ -10,16 +10,18 @@ from sq.quantize.gram import add_gram, add_product
 
 @pytest.mark.parametrize("total", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize(("tokens", "n"), [(1, 5), (700, 33), (1537, 96)])
+@pytest.mark.parametrize(("tokens", "n"), [(1, 5), (700, 33), (1537, 96), (600, 129), (513, 1100)])
 def test_products_are_exact_up_to_the_rounding_of_float32(
     tokens: int, n: int, dtype: torch.dtype, total: torch.dtype
 ) -> None:
     x = torch.randn(tokens, n, generator=torch.Generator().manual_seed(tokens)) * torch.logspace(-2, 2, n)
     x = x.to(dtype)
     found = torch.zeros(n, n, dtype=total)
-    add_gram(found, x)
-    norms = x.double().square().sum(0).sqrt()
-    error = (found.double() - x.double().T @ x.double()).abs() / norms / norms[:, None]
+    for part in (x, x[: tokens // 2]):  # the second one is added to what is mirrored already
+        add_gram(found, part)
+    seen = torch.cat([x, x[: tokens // 2]]).double()
+    norms = seen.square().sum(0).sqrt()
+    error = (found.double() - seen.T @ seen).abs() / norms / norms[:, None]
     assert float(error.max()) < 2e-6
 
 
