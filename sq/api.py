@@ -49,7 +49,7 @@ def quantize(
         model: a name from conf/model, a local folder, a GGUF file (FILE.gguf or pip:<distribution>), or a hub id
             (owner/name).
         method, weights, activations: names from the config groups.
-        bits: a label, w<format>a<format>[q<format>][kv<format>]: "w4a4", "w4a8kv4", "nvfp4".
+        bits: a label, `w<format>a<format>[q<format>][kv<format>]`: "w4a4", "w4a8kv4", "nvfp4".
         packed: integer weights and products of integers instead of fake quantization; `sq.save_packed` writes them.
         task: what is measured besides; "none" measures nothing, "perplexity" compares with full precision.
         overrides: anything else, as on the command line: ["calibration.tokens=8192", "method.rank=16"].
