@@ -1,4 +1,4 @@
-"""The activations of one site before its rotation, after ART and after URT, kept for figures."""
+"""The activations of one site before its transform and after each part of it, kept for figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
 from sq.rotation import art_step, plane_rotation
 
-STAGES = ("art", "urt")  # what figures show, the last two of a method's order
+STAGES = ("art", "urt")  # shown one by one where they are the last two of a method's order
 
 
 @runtime_checkable
@@ -36,7 +36,9 @@ class Staged(Protocol):
 
 
 class StageRecord:
-    """Keeps what one site of one layer reads, before and after the stages of its rotation.
+    """Keeps what one site of one layer reads, before its transform and after two parts of it.
+
+    The parts are ART and URT where the method's order ends with them; else the balance, and the rotation behind it.
 
     Args:
         method: the method of the run.
@@ -44,21 +46,20 @@ class StageRecord:
         layers: number of layers of the model.
 
     Attributes:
-        arrays: empty until the layer was seen. float32 `before`, `after_art`, `after_urt` (T, n), and of the first step
-            of ART at full width, on all calibration tokens: `givens_channels` (2,) int64, `givens_angle` (), and
-            `givens_before`, `givens_after` (T, 2), the two channels of `before` and the same rotated by the angle.
+        arrays: empty until the layer was seen. float32 (T, n): `before`, and `after_art`, `after_urt` or
+            `after_balance`, `after_rotation`. Of the first step of ART at full width, on all calibration tokens:
+            `givens_channels` (2,) int64, `givens_angle` (), and `givens_before`, `givens_after` (T, 2), the two
+            channels of `before` and the same rotated by the angle.
 
     Raises:
         ConfigError: the method has no such stages or leaves the site alone, or the model has no such layer.
     """
 
     def __init__(self, method: Method, layer: int, site: str, tokens: int, *, layers: int) -> None:
-        if not isinstance(method, Staged) or tuple(method.order[-2:]) != STAGES:
-            has = f"order=[{','.join(method.order)}]" if isinstance(method, Staged) else "no stages"
-            shows = f"task.activations shows a site after ART and after URT; method {method.name!r} has {has}"
-            raise ConfigError(
-                [f"{shows}. Use a method whose order ends with them, such as method=ablation/art_then_urt"]
-            )
+        if not isinstance(method, Staged):
+            shows = "task.activations shows a site after each part of its transform"
+            shows += f"; method {method.name!r} has no parts"
+            raise ConfigError([f"{shows}. Use method=singlequant, or method=ablation/art_then_urt for ART and URT"])
         if site not in method.sites:
             transformed = f"method {method.name!r} transforms {', '.join(method.sites)}"
             raise ConfigError([f"task.activations.site={site}; {transformed}"])
@@ -77,8 +78,11 @@ class StageRecord:
         if view.index != self._layer:
             return
         site, count = self._site, len(self._method.order)
-        with_art, with_urt = (self._method.site_after(view, site, stages) for stages in (count - 1, count))
-        if with_urt.online is None:
+        names, first = ("after_art", "after_urt"), count - 1
+        if tuple(self._method.order[-2:]) != STAGES:
+            names, first = ("after_balance", "after_rotation"), 0
+        parts = [self._method.site_after(view, site, stages) for stages in (first, count)]
+        if parts[-1].online is None:
             folded = f"task.activations.site={site} has no rotation of its own under method.placement=folded"
             raise ConfigError([f"{folded}; use task.activations.site=down, or method.placement=online"])
         seen = view.statistics[site].tokens
@@ -87,8 +91,7 @@ class StageRecord:
         plane = kept[:, [i, j]]
         found = {
             "before": kept,
-            "after_art": with_art.tokens(kept, site, view.dimensions),
-            "after_urt": with_urt.tokens(kept, site, view.dimensions),
+            **{name: part.tokens(kept, site, view.dimensions) for name, part in zip(names, parts, strict=True)},
             "givens_angle": theta,
             "givens_before": plane,
             "givens_after": plane @ plane_rotation(2, 0, 1, theta).to(plane),

@@ -68,6 +68,19 @@ def test_the_stages_one_by_one_are_the_transform_of_the_quantized_layer(
     assert rms_difference(arrays["after_art"], arrays["before"]) > 0.05, "ART does something"
 
 
+@pytest.mark.parametrize("site", ["qkv", "down"])
+@pytest.mark.parametrize("changes", [{}, {"mixing": "none", "rank": 0}, {"mixing": "block", "block": 4}])
+def test_other_methods_show_the_balance_and_the_rotation_behind_it(
+    tmp_path: Path, site: str, changes: dict[str, Any]
+) -> None:
+    method = SingleQuant(**{"block": 16, "rank": 2, "order": ("orthogonal",), **changes})
+    arrays, turned = recorded(tmp_path, method, site, tokens=1000)
+    assert rms_difference(arrays["after_rotation"], turned.numpy()) < 1e-4
+    assert rms_difference(arrays["after_balance"], arrays["before"]) > 0.05, "the balance does something"
+    norms = [np.square(arrays[name]).sum(1) for name in ("after_balance", "after_rotation")]
+    np.testing.assert_allclose(*norms, rtol=1e-3, err_msg="what stands behind the balance is orthogonal")
+
+
 def test_after_art_is_what_art_alone_gives(tmp_path: Path) -> None:
     arrays, _ = recorded(tmp_path, staged(kronecker=False), "down", tokens=1000)
     rotation = art_rotation(torch.from_numpy(arrays["before"]), 8)
@@ -105,9 +118,7 @@ def test_a_few_tokens_hold_the_massive_outlier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "layer", "site", "said"),
     [
-        (RoundToNearest(), 0, "qkv", r"'rtn' has no stages.*method=ablation/art_then_urt"),
-        (folded(), 0, "down", r"has order=\[hadamard,urt\]"),
-        (staged(order=("urt", "art")), 0, "down", r"has order=\[urt,art\]"),
+        (RoundToNearest(), 0, "qkv", r"'rtn' has no parts.*method=ablation/art_then_urt"),
         (staged(sites=("qkv",)), 0, "down", r"site=down; .* transforms qkv"),
         (staged(), 3, "down", r"layer=3; the model has layers 0 to 2"),
     ],
