@@ -19,7 +19,17 @@ from sq.errors import CalibrationError, QuantizationError
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
-from sq.rotation import Compose, Hadamard, PerHead, has_hadamard, random_signs
+from sq.rotation import (
+    Compose,
+    Hadamard,
+    OfMatrix,
+    OfRows,
+    PerHead,
+    SecondMoment,
+    as_moment,
+    has_hadamard,
+    random_signs,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Cat(Method):
         assert moment is not None, "the pipeline gathers what second_moments names"
         n = weights.shape[1]
         block = max(size for size in range(1, min(self.block, n) + 1) if n % size == 0)
-        blocks = balanced_blocks(moment, weights.T @ weights / len(weights), block, self.damping, where)
+        blocks = balanced_blocks(OfMatrix(moment), OfRows(weights), block, self.damping, where)
         seed = self.seed + 1 + len(SITES) * layer.index + SITES.index(site)
         if not has_hadamard(n):
             raise QuantizationError(
@@ -70,19 +80,20 @@ class Cat(Method):
         return SiteTransform(online=Compose([PerHead(blocks, orthogonal=False), hadamard]))
 
 
-def balanced_blocks(s_x: Tensor, s_w: Tensor, block: int, damping: float, where: str = "cat") -> Tensor:
-    """M of each block, (n / block, block, block), float64, from second moments (n, n), damped.
+def balanced_blocks(
+    s_x: Tensor | SecondMoment, s_w: Tensor | SecondMoment, block: int, damping: float, where: str = "cat"
+) -> Tensor:
+    """M of each block, (n / block, block, block), float64, from second moments, damped.
 
     CalibrationError is raised for moments that are not positive definite then. Channels that calibration never saw
     alive, or that no weight reads, are given the mean of the others.
     """
     cuts = []
-    for moment in (s_x, s_w):
-        exact = moment.detach().to(torch.float64)
-        exact = exact / exact.diagonal().mean()
-        diagonal = exact.diagonal()
+    for moment in map(as_moment, (s_x, s_w)):
+        exact = moment.blocks(block) / moment.mean()
+        diagonal = exact.diagonal(dim1=-2, dim2=-1)
         diagonal.add_(torch.where(diagonal > 0, damping * diagonal, torch.ones_like(diagonal)))
-        cuts.append(torch.stack([exact[i : i + block, i : i + block] for i in range(0, len(exact), block)]))
+        cuts.append(exact)
     a, b = cuts
     values = torch.linalg.eigvalsh(torch.cat(cuts))
     if not bool((values > 0).all()):

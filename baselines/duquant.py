@@ -151,7 +151,7 @@ def greedy_rotation(x: Tensor, base: Tensor, steps: int) -> Tensor:
     rotation = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
     best, smallest = rotation, torch.inf
     rows = x[order[:count]]
-    with fitting_threads(x):
+    with fitting_threads(x.numel()):
         for step in range(steps + 1):
             while True:
                 low, high = (float(extreme) for extreme in rows.aminmax())

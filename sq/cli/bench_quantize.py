@@ -22,6 +22,7 @@ from sq.io import write_json
 from sq.kernels.bench import cli
 from sq.kernels.bench.progress import tracked
 from sq.models.extrapolate import Card, ExpectedSeconds, expected_seconds
+from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.quantize.pipeline import Pipeline
 from sq.runs.build import build_method, calibration_of, load_model, recipe
@@ -65,8 +66,8 @@ CASES = {
 NOTE = (
     "capture, transform, weights: seconds of `quantize/..._seconds`, for {layers}; floor: one calibration forward and "
     "one read of the same layers. Rows run in turn, {rounds} times; seconds are medians, ratios medians of each turn's "
-    "own. A learned method takes the share of its published steps that its row names; `published` scales its transform "
-    "to all of them. {threads}."
+    "own; peak: the most memory in use, of the process where there is no GPU. A learned method takes the share of its "
+    "published steps that its row names; `published` scales its transform to all of them. {threads}."
 )
 
 
@@ -164,14 +165,15 @@ def floor(stream: DecoderStream, ids: Tensor, batch: int = 8) -> dict[str, float
 
 
 def quantized(settings: ExperimentSettings, stream: DecoderStream, ids: Tensor) -> dict[str, float]:
-    """Seconds of one quantization in its three parts, and "total"."""
+    """Seconds of one quantization in its three parts, and "total"; "peak", the most bytes that were in use."""
     torch.manual_seed(settings.seed)
+    memory = PeakMemory(stream.device)
     pipeline = Pipeline(stream, build_method(settings.method), recipe(settings, stream.dimensions.head_dim), ids)
     pipeline.prepare()
     for _ in pipeline.layers():
         pass
     spent = {part: pipeline.record.seconds[part] for part in PARTS}
-    return {**spent, "total": sum(spent.values())}
+    return {**spent, "total": sum(spent.values()), "peak": float(memory.peak())}
 
 
 def _summary(
@@ -201,17 +203,17 @@ def _is_learned(settings: ExperimentSettings) -> bool:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """A line a row."""
-    lines = [
-        f"{'':20}{'capture':>9}{'transform':>11}{'weights':>9}{'total':>9}{'published':>11}  over floor  over ours"
-    ]
+    heads = zip((*PARTS, "total", "published"), (9, 11, 9, 9, 11), strict=True)
+    lines = [" " * 20 + "".join(f"{head:>{width}}" for head, width in heads) + "  over floor  over ours  peak GB"]
     for name, row in results.items():
         seconds = row["seconds"]
         shown = "".join(f"{seconds[part]:>{width}.2f}" if part in seconds else " " * width for part, width in
                         zip((*PARTS, "total"), (9, 11, 9, 9), strict=True))  # fmt: skip
         scaled = f"{row['published']:>11.1f}" if row["effort"] != 1 else " " * 11
         label = name if row["effort"] == 1 else f"{name} x{row['effort']:g}"
-        ours = f"{row['over_ours']:>10.2f}x" if "over_ours" in row else ""
-        lines.append(f"{label:20}{shown}{scaled}  {row['over_floor']:>9.2f}x{ours}")
+        ours = f"{row['over_ours']:>10.2f}x" if "over_ours" in row else " " * 11
+        peak = f"{seconds['peak'] / 1e9:>9.2f}" if "peak" in seconds else ""
+        lines.append(f"{label:20}{shown}{scaled}  {row['over_floor']:>9.2f}x{ours}{peak}".rstrip())
     return "\n".join(lines)
 
 

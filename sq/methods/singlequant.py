@@ -25,12 +25,16 @@ from sq.rotation import (
     Compose,
     Diagonal,
     Kronecker,
+    OfMatrix,
+    OfRows,
     Partner,
     PerHead,
     RandomHadamard,
     RandomOrthogonal,
+    SecondMoment,
     Stage,
     Statistic,
+    Stretched,
     Target,
     Transform,
     Urt,
@@ -194,10 +198,8 @@ class SingleQuant(Method):
         factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
         if self.second_moments:
             assert statistics.second_moment is not None
-            folded_weights = done.weights(weights, site, dimensions)
-            columns = (folded_weights.T @ folded_weights / len(folded_weights)).double()
-            moment = done.moment(statistics.second_moment, site, dimensions).double()
-            online += self._balances(moment, columns, factors)
+            moment = OfMatrix(done.moment(statistics.second_moment, site, dimensions))
+            online += self._balances(moment, OfRows(done.weights(weights, site, dimensions)), factors)
         if rotated:
             tokens = statistics.tokens
             if any(map(reads_samples, self._stages()[:stages])):  # others take their shape alone
@@ -243,13 +245,15 @@ class SingleQuant(Method):
                 hint = "set method.across_blocks=false, method.order=[orthogonal] or method.mixing=block"
             raise QuantizationError(f"{name}: {error}. For this method: {hint}") from error
 
-    def _balances(self, activations: Tensor, weights: Tensor, factors: tuple[int, int] | None) -> list[Transform]:
+    def _balances(
+        self, activations: SecondMoment, weights: SecondMoment, factors: tuple[int, int] | None
+    ) -> list[Transform]:
         """Low rank in front, then blocks or all channels; each balances what those before it leave."""
         parts: list[Transform] = []
         if self.rank:
-            low_rank = low_rank_balance(activations, weights, min(self.rank, len(activations)), brake=self.brake)
-            activations = low_rank(low_rank(activations).T.contiguous())
-            weights = low_rank.inverse_transpose(low_rank.inverse_transpose(weights).T.contiguous())
+            low_rank = low_rank_balance(activations, weights, min(self.rank, activations.n), brake=self.brake)
+            activations = Stretched(activations, low_rank)
+            weights = Stretched(weights, low_rank, of_weights=True)
             parts.append(low_rank)
         if self.mixing == "merged" and factors is not None:
             parts.append(block_balance(activations, weights, factors[1], brake=self.brake))

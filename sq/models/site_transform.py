@@ -39,7 +39,9 @@ class SiteTransform:
 
     def moment(self, m: Tensor, site: str, dimensions: ModelDimensions) -> Tensor:
         """T^T m T, the second moment (n, n) of the transformed activations."""
-        return self.tokens(self.tokens(m, site, dimensions).T.contiguous(), site, dimensions)
+        half = self.tokens(m, site, dimensions).T  # each is 3 GB at a 70B model's `down`: one less at a time
+        half = half.contiguous()
+        return self.tokens(half, site, dimensions)
 
 
 def on_values(x: Tensor, apply: Callable[[Tensor], Tensor], dimensions: ModelDimensions) -> Tensor:

@@ -105,7 +105,7 @@ class _Watcher:
             tokens=torch.cat(self.kept),
             rms=(self.square / self.count).sqrt().float(),
             peak=self.peak,
-            second_moment=None if self.moment is None else self.moment / self.count,
+            second_moment=None if self.moment is None else self.moment.div_(self.count),  # 3 GB at a 70B model's `down`
             count=self.count,
         )
 

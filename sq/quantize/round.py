@@ -72,8 +72,8 @@ class LayerRounding:
         reference = reference if self.rounder.reads_reference else None
         moments = {site: self._moments(site, hidden) for site in self.family.linears}
         self._gather(moments, run, hidden, reference)
-        for site, found in moments.items():
-            self._round(site, found.statistics(self._name(site)))
+        for site in self.family.linears:
+            self._round(site, moments.pop(site).statistics(self._name(site)))
 
     def site_by_site(
         self,
@@ -115,7 +115,9 @@ class LayerRounding:
         for site in self.family.linears:
             moments = self._moments(site, hidden)
             self._gather({site: moments}, run, hidden, reference, unrounded)
-            self._round(site, moments.statistics(self._name(site)))
+            statistics = moments.statistics(self._name(site))
+            del moments  # its sums are as large as the Hessian
+            self._round(site, statistics)
         return None
 
     def _seen(
@@ -176,7 +178,9 @@ class LayerRounding:
                 moments.update(batch, None if full is None else full[index])
             if full is not None:
                 full.clear()
-            self._round(site, moments.statistics(self._name(site)))
+            statistics = moments.statistics(self._name(site))
+            del moments  # its sums are as large as the Hessian
+            self._round(site, statistics)
 
         return round_site
 

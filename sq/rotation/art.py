@@ -42,7 +42,7 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
     if m < 2:
         return rotation
     peaks, tokens = rows.abs().max(1)
-    with fitting_threads(rows):
+    with fitting_threads(rows.numel()):
         for _ in range(steps):
             i, j, theta = _step(rows, peaks, tokens, partner, statistic)
             plane = _rotated(rows[[i, j]], theta)

@@ -1,9 +1,10 @@
 """Balance: transforms in closed form that give activations and weights the same second moment.
 
 The derivation is in README.md beside this file. C and M are the second moments of activations and weights,
-C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first. damping is added to the
-diagonals of C and M, as a share of their mean; it bounds the stretch. CalibrationError is raised for moments with NaN,
-inf or a zero trace, or that are not positive definite after damping.
+C = X^T X / T and M = W^T W / d_out, up to scale: every function divides by the trace first. Each is a matrix (n, n) or
+a SecondMoment (second_moment.py). damping is added to the diagonals of C and M, as a share of their mean; it bounds the
+stretch. CalibrationError is raised for moments with NaN, inf or a zero trace, or that are not positive definite after
+damping.
 
 brake, l in (0, 1], holds a balance back: t becomes t S^((1 - l)/2), which leaves S^(2 - l) to the activations and S^l
 to the weights (KBBQ's T(l)). l = 1 is the full balance.
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from sq.errors import CalibrationError
-from sq.finite import finite
 from sq.rotation.low_rank import LowRank
 from sq.rotation.samples import fitting_threads
+from sq.rotation.second_moment import Normalized, SecondMoment, as_moment
 from sq.rotation.transform import Dense, PerHead
 
+Moment = Tensor | SecondMoment
 FLOOR = 1e-5  # of the largest rms; a quieter channel is treated as this loud, so that s stays within float16
 DIRECT = 1024  # largest matrix whose eigenvectors are all computed
 
@@ -59,7 +61,7 @@ def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float
 
 
 def low_rank_balance(
-    c: Tensor, m: Tensor, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0
+    c: Moment, m: Moment, rank: int, divisor: Tensor | None = None, damping: float = 1e-2, brake: float = 1.0
 ) -> LowRank:
     """T = D (I + U (P - I) U^T) that balances the `rank` directions in which activations and weights differ most.
 
@@ -74,47 +76,42 @@ def low_rank_balance(
 
     ValueError is raised for a rank outside 1 to n.
     """
-    n = c.shape[0]
+    n = len(c) if isinstance(c, Tensor) else c.n
     if not 1 <= rank <= n:
         raise ValueError(f"low-rank balance got rank {rank} for {n} features; 1 to {n} are allowed")
     diagonal = None if divisor is None else 1 / divisor.detach().to(torch.float64)
     if diagonal is not None:
-        c = c.to(torch.float64) * diagonal * diagonal[:, None]
-        m = m.to(torch.float64) / diagonal / diagonal[:, None]
-    c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
-    with fitting_threads(c):
-        basis = _leading_eigenvectors(c - m, rank)
-        t = _balancer(basis.T @ c @ basis, basis.T @ m @ basis, brake)
+        c = as_moment(c).dense() * diagonal * diagonal[:, None]
+        m = as_moment(m).dense() / diagonal / diagonal[:, None]
+    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    with fitting_threads(n * n):
+        basis = _leading_eigenvectors(left, right, rank)
+        t = _balancer(_projected(left, basis), _projected(right, basis), brake)
         values, vectors = torch.linalg.eigh(t @ t.T)
     return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
 
-def block_balance(c: Tensor, m: Tensor, block: int, damping: float = 1e-2, brake: float = 1.0) -> PerHead:
+def block_balance(c: Moment, m: Moment, block: int, damping: float = 1e-2, brake: float = 1.0) -> PerHead:
     """Block-diagonal T, not orthogonal, that balances C and M inside each run of `block` channels.
 
     It costs n block multiply-adds online. ValueError is raised for a block that does not divide n.
     """
-    n = c.shape[0]
-    if block < 1 or n % block:
-        raise ValueError(f"block balance got blocks of {block} for {n} features; the block must divide {n}")
-    c, m = _normalize("activation", c, damping), _normalize("weight", m, damping)
-
-    def cut(moment: Tensor) -> Tensor:
-        return torch.stack([moment[i : i + block, i : i + block] for i in range(0, n, block)])
-
-    with fitting_threads(c):
-        return PerHead(_balancer(cut(c), cut(m), brake), orthogonal=False)
+    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    if block < 1 or left.n % block:
+        raise ValueError(f"block balance got blocks of {block} for {left.n} features; the block must divide {left.n}")
+    with fitting_threads(left.n**2):
+        return PerHead(_balancer(left.blocks(block), right.blocks(block), brake), orthogonal=False)
 
 
-def dense_balance(c: Tensor, m: Tensor, damping: float = 1e-2, brake: float = 1.0) -> Dense:
+def dense_balance(c: Moment, m: Moment, damping: float = 1e-2, brake: float = 1.0) -> Dense:
     """T = B^-1 V S^(1/2), not orthogonal, with T^T C T = T^-1 M T^-T = S diagonal.
 
     C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
     """
-    normalized = (_normalize("activation", c, damping), _normalize("weight", m, damping))
-    with fitting_threads(c):
-        return Dense(_balancer(*normalized, brake), orthogonal=False)
+    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    with fitting_threads(left.n**2):
+        return Dense(_balancer(left.dense(), right.dense(), brake), orthogonal=False)
 
 
 def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
@@ -134,34 +131,40 @@ def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
     return balancer
 
 
-def _normalize(name: str, moment: Tensor, damping: float) -> Tensor:
-    """Float64 moment with mean diagonal 1, then damped."""
-    exact = moment.detach().to(torch.float64)
-    if exact.dim() != 2 or exact.shape[0] != exact.shape[1]:
-        raise ValueError(f"the {name} second moment has shape {tuple(exact.shape)}; it must be (n, n)")
-    mean = exact.diagonal().mean()
-    if not bool(finite(exact) & (mean > 0)):
+def _normalize(name: str, moment: Moment, damping: float) -> Normalized:
+    """With mean diagonal 1, then damped."""
+    found = as_moment(moment, name)
+    mean = found.mean()
+    if not bool(found.is_finite() & (mean > 0)):
         raise CalibrationError(
             f"the {name} second moment has mean diagonal {float(mean):.3g} or carries NaN or inf; "
             "it must be finite and not zero"
         )
-    exact = exact / mean
-    exact.diagonal().add_(damping)
-    return exact
+    return Normalized(found, mean, damping)
 
 
-def _leading_eigenvectors(symmetric: Tensor, rank: int) -> Tensor:
-    """Orthonormal eigenvectors of the largest |eigenvalue|, (n, rank); by subspace iteration above DIRECT rows."""
-    n = symmetric.shape[0]
+def _projected(moment: SecondMoment, basis: Tensor) -> Tensor:
+    """U^T C U, exactly symmetric."""
+    found = basis.T @ moment.times(basis)
+    return (found + found.T) / 2
+
+
+def _leading_eigenvectors(c: SecondMoment, m: SecondMoment, rank: int) -> Tensor:
+    """Orthonormal eigenvectors of the largest |eigenvalue| of C - M, (n, rank), float64.
+
+    Above DIRECT rows by subspace iteration, whose products are float32: any directions close to the leading ones serve.
+    """
+    n = c.n
     if n <= DIRECT or 4 * rank > n:
-        values, vectors = torch.linalg.eigh(symmetric)
+        values, vectors = torch.linalg.eigh(c.dense() - m.dense())
         return _largest(values, vectors, rank)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(n, min(n, rank + 16), generator=generator, dtype=torch.float64).to(symmetric.device)
+    start = torch.randn(n, min(n, rank + 16), generator=generator, dtype=torch.float64).to(c.device)
     space: Tensor = torch.linalg.qr(start).Q
     for _ in range(16):
-        space = torch.linalg.qr(symmetric @ space).Q
-    values, mixing = torch.linalg.eigh(space.T @ symmetric @ space)
+        single = space.to(torch.float32)
+        space = torch.linalg.qr((c.times(single) - m.times(single)).to(torch.float64)).Q
+    values, mixing = torch.linalg.eigh(_projected(c, space) - _projected(m, space))
     found: Tensor = space @ _largest(values, mixing, rank)
     return found
 

@@ -53,7 +53,7 @@ def _sweeps(rows: Tensor, sweeps: int, following: Tensor) -> Tensor:
     rotation = torch.eye(size, dtype=torch.float64, device=rows.device)  # rows of R^T: rotated exactly as those of x^T
     rotated = torch.empty_like(rotation)
     following = following.to(rows.device)
-    with fitting_threads(rows):
+    with fitting_threads(rows.numel()):
         for _ in range(sweeps * (size - 1)):
             theta = fourth_moment_angle(*_sums(slices))
             if odd:

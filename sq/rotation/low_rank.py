@@ -67,6 +67,15 @@ class LowRank(Transform):
         diagonal = self._factor("diagonal", x) if self._scaled else None
         return (LowRankStep(diagonal, self._factor("basis", x).T, self._factor("change", x)),)
 
+    def directions(self) -> Tensor:
+        """U (n, r), float64."""
+        return self.get_buffer("basis").to(torch.float64)
+
+    def change_of(self, *, inverse_transpose: bool = False) -> Tensor:
+        """(P - I) U^T, float64, shape (r, n); that of T^-T instead. Without the diagonal."""
+        change = self.get_buffer("change").to(torch.float64)
+        return self._change_of_inverse(change, transposed=True) if inverse_transpose else change
+
     def _stretch(self, x: Tensor, change: Tensor) -> Tensor:
         basis = self._factor("basis", x)
         if x.dtype != torch.float32:  # in 16 bits the product is rounded before it is added, as kernels do

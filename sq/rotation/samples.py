@@ -42,13 +42,13 @@ def token_rms(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def fitting_threads(x: Tensor) -> Iterator[None]:
-    """Run a loop of small CPU operations over x on one thread per ENTRIES_PER_THREAD entries.
+def fitting_threads(entries: int) -> Iterator[None]:
+    """Run a loop of small CPU operations over so many entries on one thread per ENTRIES_PER_THREAD of them.
 
     Threads meet every few microseconds: beside another job, two threads on two cores took 73 s where one took 10 s.
     """
     allowed = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(allowed, x.numel() // ENTRIES_PER_THREAD)))
+    torch.set_num_threads(max(1, min(allowed, entries // ENTRIES_PER_THREAD)))
     try:
         yield
     finally:
