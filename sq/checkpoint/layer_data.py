@@ -109,8 +109,8 @@ def empty_weight(format: Format, rows: int, n: int) -> QTensor:
 
 def format_data(format: Format) -> dict[str, Any]:
     """A format in a file: a registered one by its name, an integer by its bits, scheme and group."""
-    if format == integer(format.bits, format.scheme or "symmetric", format.group):
-        return {"bits": format.bits, "scheme": format.scheme, "group": format.group}
+    if format == integer(format.bits, format.grid or "symmetric", format.group):
+        return {"bits": format.bits, "scheme": format.grid, "group": format.group}
     return {"name": format.name}
 
 

@@ -83,11 +83,11 @@ class ActivationQuantizer(nn.Module):
 
     def with_group(self, group: int) -> ActivationQuantizer:
         """The same quantizer of integers with a scale for each `group` neighbours; QuantizationError for others."""
-        if self.format.scheme is None:
+        if self.format.grid is None:
             raise QuantizationError(
                 f"the format {self.format.name} has groups of its own; a group of {group} features needs integers"
             )
-        return ActivationQuantizer(integer(self.format.bits, self.format.scheme, group), self.clip, self.candidates)
+        return ActivationQuantizer(integer(self.format.bits, self.format.grid, group), self.clip, self.candidates)
 
     @property
     def clips(self) -> list[float]:
@@ -124,5 +124,5 @@ class ActivationQuantizer(nn.Module):
         return searched_grid(rows, self.format, self.clips, second=second)
 
     def extra_repr(self) -> str:
-        scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
+        scheme = "" if self.format.grid is None else f", scheme={self.format.grid}"
         return f"format={self.format.name}{scheme}, clip={self.clip}"

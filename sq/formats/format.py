@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sq.errors import QuantizationError
-from sq.formats.elements import Element, Integers
+from sq.formats.elements import FULL_RANGE, Element, FullRange, GridName, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
 from sq.kernels.schemes import Scheme
 
@@ -57,8 +57,13 @@ class Format:
 
     @property
     def scheme(self) -> Scheme | None:
-        """Of integers; None for other elements. Kernels ask for it."""
-        return self.element.scheme if isinstance(self.element, Integers) else None
+        """Of integers on a grid that kernels know; None for other elements. Kernels ask for it."""
+        return self.element.kernel_scheme
+
+    @property
+    def grid(self) -> GridName | None:
+        """Of integers, kernels or not; None for other elements."""
+        return self.element.grid if isinstance(self.element, Integers) else None
 
     @property
     def include_zero(self) -> bool:
@@ -81,9 +86,11 @@ class Format:
         return rows * n * self.bits + scales * each + (32 if self.second else 0)
 
 
-def integer(bits: int, scheme: Scheme = "symmetric", group: int | None = None) -> Format:
+def integer(bits: int, scheme: GridName = "symmetric", group: int | None = None) -> Format:
     """The integer format of 2 to 8 bits with float32 scales, one a row or one for each group."""
     name = f"int{bits}" + ("" if group is None else f"g{group}")
+    if scheme == FULL_RANGE:
+        return Format(f"{name} {FULL_RANGE}", FullRange(bits), group)
     return Format(name, Integers(bits, scheme), group)
 
 

@@ -119,6 +119,15 @@ class Method(ABC):
         the check of a config calls it before anything is loaded."""
         return None
 
+    def export_obstacle(self) -> str | None:
+        """Why another engine cannot run what the method leaves online, with the setting that changes it; None where it
+        can, or where only a layer's plan tells. The check of a config calls it before anything is loaded.
+
+        Engines fold nothing: they multiply by one small matrix in front of a linear, which all blocks of neighbouring
+        features share (sq/checkpoint/export/transforms.py), and know no clips.
+        """
+        return None
+
     def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
         """Options that a model's sizes decide, where it decides against what is published; a row shows them."""
         return {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.errors import ConfigError, QuantizationError, SQError
+from sq.formats.qtensor import QTensor
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
@@ -49,6 +50,7 @@ class Pipeline:
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
         saved: index -> a packed layer that an interrupted run left, and its report; None where there is none.
         watch: is shown each layer as the method sees it, after its plan is made and before anything is changed.
+        coded: is given each finished layer and the codes of its linears by name, before it is packed.
 
     Attributes:
         record: what the pass measured so far.
@@ -68,8 +70,9 @@ class Pipeline:
         packed: bool = False,
         saved: Callable[[int], tuple[nn.Module, Mapping[str, Any] | None] | None] = lambda index: None,
         watch: Callable[[LayerView], None] | None = None,
+        coded: Callable[[int, nn.Module, Mapping[str, QTensor]], None] | None = None,
     ) -> None:
-        self.packed, self.saved, self.watch = packed, saved, watch
+        self.packed, self.saved, self.watch, self.coded = packed, saved, watch, coded
         self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
@@ -145,6 +148,8 @@ class Pipeline:
             # Of one window: the whole text would cost a forward.
             quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
             self.record.describe_layer(view, plan, full, quantized[0][:1], {} if work is None else work.reports)
+        if self.coded is not None:
+            self.coded(index, layer, rounded)
         if self.packed and rounded:
             with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sq.errors import QuantizationError
+from sq.formats.elements import GridName
 from sq.formats.format import Format
 from sq.formats.labels import SIXTEEN, Bits, format_of
-from sq.kernels.schemes import Scheme
 from sq.quantize.rounders.registry import rounder_class, rounder_names
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Grouping:
     """How one quantizer rounds: the scheme of integers, and the neighbouring entries that share a scale."""
 
-    scheme: Scheme
+    scheme: GridName
     group_size: int | None
 
 

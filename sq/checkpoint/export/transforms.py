@@ -1,0 +1,129 @@
+"""Online transforms in compressed-tensors' words: one k x k matrix that every k neighbouring features share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sq.errors import QuantizationError
+from sq.rotation.hadamard import Hadamard
+from sq.rotation.hadamard_orders import sylvester
+from sq.rotation.kronecker import Kronecker
+from sq.rotation.transform import Dense, Identity, PerHead, Transform
+
+MOST = 512  # features of a stored matrix: a wider product in front of a linear would cost about what the linear does
+TOLERANCE = 1e-9  # of entries of orthogonal matrices in float64
+NEAREST = "method=singlequant_export, which leaves a Hadamard of blocks in front of `down` alone"
+
+
+@dataclass(frozen=True)
+class Block:
+    """M, float64 (k, k), of a transform x (I (x) M).
+
+    Attributes:
+        size: k.
+        matrix: M; None for H_k / sqrt(k) by Sylvester's construction, which readers know by name.
+    """
+
+    size: int
+    matrix: Tensor | None
+
+
+@dataclass
+class InputTransforms:
+    """What stands in front of the linears of a model, gathered layer by layer.
+
+    Attributes:
+        groups: name -> type, size of the matrix, and linears by layer.
+    """
+
+    groups: dict[str, tuple[str, int, dict[int, list[str]]]] = field(default_factory=dict)
+    _first: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def add(self, layer: int, site: str, linears: Sequence[str], transform: Transform | None) -> dict[str, Tensor]:
+        """Take in one site of a layer; return what its linears store, by name in the layer.
+
+        A Sylvester Hadamard is known by its type; another matrix M is stored as sqrt(k) M, since readers divide by it.
+
+        Raises:
+            QuantizationError: a transform that is no shared block, with the nearest recipe that has one.
+        """
+        block = None if transform is None else shared_block(transform, f"layer {layer}, {site}")
+        if block is None:
+            return {}
+        k = block.size
+        if block.matrix is None:
+            self._note(f"hadamard_{k}", "hadamard", k, layer, linears)
+            return {}
+        same = torch.equal(self._first.setdefault((site, k), block.matrix), block.matrix)
+        name = site if same else f"{site}_{layer}"
+        self._note(name, "random-hadamard", k, layer, linears)
+        stored = (block.matrix * k**0.5).to("cpu", torch.float32)
+        return {f"{linear}.{name}_input.weight": stored.clone().contiguous() for linear in linears}
+
+    def config(self, layers: int) -> dict[str, Any]:
+        """The fields of compressed-tensors' TransformConfig; no groups where nothing is online."""
+        groups = {}
+        for name, (kind, k, places) in self.groups.items():
+            targets = _targets(places, layers)
+            groups[name] = {
+                "type": kind,
+                "head_dim": k,
+                "apply": [
+                    {"targets": targets, "location": "input"},
+                    {"targets": targets, "location": "weight_input", "inverse": True},
+                ],
+            }
+        return {"config_groups": groups} if groups else {}
+
+    def _note(self, name: str, kind: str, k: int, layer: int, linears: Sequence[str]) -> None:
+        _, _, places = self.groups.setdefault(name, (kind, k, {}))
+        places.setdefault(layer, []).extend(linears)
+
+
+def shared_block(transform: Transform, where: str) -> Block | None:
+    """M of a transform x (I (x) M); None for the identity.
+
+    Raises:
+        QuantizationError: the transform is no such thing, or M is too wide; `where` is for the message.
+    """
+    if isinstance(transform, Identity):
+        return None
+    if isinstance(transform, Hadamard) and transform.k == 1 and "signs" not in dict(transform.named_buffers()):
+        return Block(transform.n, None)
+    matrix = _matrix(transform)
+    if matrix is None:
+        raise QuantizationError(
+            f"{where}: a {type(transform).__name__} of {transform.n} features stands in front of the linears; the "
+            f"format has a Hadamard matrix of a power of two, or one of at most {MOST} x {MOST}, which all blocks of "
+            f"neighbouring features share. Nearest: {NEAREST}"
+        )
+    k = len(matrix)
+    if k & (k - 1) == 0 and torch.allclose(matrix * k**0.5, sylvester(k).to(matrix), rtol=0, atol=TOLERANCE * k):
+        return Block(k, None)
+    return Block(k, matrix)
+
+
+def _matrix(transform: Transform) -> Tensor | None:
+    """M, float64 (k, k); None where there is none, or a wide one that is not I (x) M of less."""
+    if isinstance(transform, Kronecker):
+        r1, r2 = transform.matrices()
+        return r2 if r1 is None else None
+    if isinstance(transform, PerHead):
+        blocks = transform.get_buffer("blocks")
+        return blocks[0] if bool((blocks == blocks[:1]).all()) else None
+    known = isinstance(transform, (Dense, Hadamard)) and transform.n <= MOST
+    return transform.matrix() if known else None
+
+
+def _targets(places: Mapping[int, Sequence[str]], layers: int) -> list[str]:
+    """Patterns of linears: without the layer's number where all layers have the same."""
+    first = next(iter(places.values()))
+    if len(places) == layers and all(names == first for names in places.values()):
+        return [f"re:.*{re.escape(name)}$" for name in first]
+    return [f"re:.*layers[.]{layer}[.]{re.escape(name)}$" for layer, names in places.items() for name in names]
