@@ -30,7 +30,7 @@ from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
 from sq.quantize.recipe import Recipe
 from sq.quantize.training import Training
-from sq.rotation import Dense, PerHead, Transform, blind_rotation
+from sq.rotation import Dense, PerHead, Transform, blind_rotation, width_obstacle
 
 Start = Literal["hadamard", "orthogonal"]
 Fixed = Literal["hadamard", "orthogonal", "none"]
@@ -96,6 +96,13 @@ class SpinQuant(Method):
             raise ValueError("; ".join(wrong))
         if self.train_bits != "auto":
             parse_bits(self.train_bits)
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """R4 in front of `down` must be one that engines know."""
+        if dimensions is None or self.down == "none":
+            return None
+        reason = width_obstacle(self.down, dimensions.intermediate)
+        return reason and f"{reason}, in front of `down`; set method.down=none, or take method=singlequant_export"
 
     def learn(self, training: Training) -> None:
         """Train R1 and R2, or read them. What was trained is kept in the run directory."""

@@ -209,7 +209,7 @@ class FullRange(Integers):
 
     @property
     def top(self) -> float:
-        return (2**self.bits - 1) / 2
+        return float(2**self.bits - 1) / 2
 
     def span(
         self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool

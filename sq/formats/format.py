@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sq.errors import QuantizationError
-from sq.formats.elements import FULL_RANGE, Element, FullRange, GridName, Integers
+from sq.formats.elements import Element, FullRange, GridName, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
 from sq.kernels.schemes import Scheme
 
@@ -89,8 +89,8 @@ class Format:
 def integer(bits: int, scheme: GridName = "symmetric", group: int | None = None) -> Format:
     """The integer format of 2 to 8 bits with float32 scales, one a row or one for each group."""
     name = f"int{bits}" + ("" if group is None else f"g{group}")
-    if scheme == FULL_RANGE:
-        return Format(f"{name} {FULL_RANGE}", FullRange(bits), group)
+    if scheme == "full_range":
+        return Format(f"{name} {scheme}", FullRange(bits), group)
     return Format(name, Integers(bits, scheme), group)
 
 

@@ -151,7 +151,7 @@ class SingleQuant(Method):
         """All sites, for a balance that is not diagonal."""
         return self.sites if self.rank or self.mixing != "none" else ()
 
-    def export_obstacle(self) -> str | None:
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
         """Anything but a Hadamard of blocks at `down` is one of this method's own."""
         if self.placement == "online":
             return "its rotations are online at every site; take method=singlequant_export, which folds them"
@@ -211,8 +211,8 @@ class SingleQuant(Method):
         done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
         if site == "down" and self.down != "rotation":
-            signed, blocks = self._block_hadamard(dimensions.width(site), stages, seed, name)
-            return SiteTransform(_chain([*folded, *signed]), _chain(blocks))
+            signed, hadamards = self._block_hadamard(dimensions.width(site), stages, seed, name)
+            return SiteTransform(_chain([*folded, *signed]), _chain(hadamards))
         rotated = self.placement == "online" or site == "down"
         factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
         if self.second_moments:

@@ -119,12 +119,13 @@ class Method(ABC):
         the check of a config calls it before anything is loaded."""
         return None
 
-    def export_obstacle(self) -> str | None:
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
         """Why another engine cannot run what the method leaves online, with the setting that changes it; None where it
-        can, or where only a layer's plan tells. The check of a config calls it before anything is loaded.
+        can, or where only a layer's plan tells.
 
-        Engines fold nothing: they multiply by one small matrix in front of a linear, which all blocks of neighbouring
-        features share (sq/checkpoint/export/transforms.py), and know no clips.
+        The check of a config calls it before anything is loaded, and a run once more when the model's sizes are known.
+        Engines multiply by one small matrix in front of a linear, which all blocks of neighbouring features share
+        (sq/rotation/shared_block.py), and know no clips.
         """
         return None
 

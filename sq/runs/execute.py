@@ -101,6 +101,8 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
     if (shown := task.activations) is not None:
         record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
     if settings.save_to is not None and settings.export is not None:
+        if reason := method.export_obstacle(stream.dimensions):
+            raise ConfigError([f"export={settings.export}: method={method.name}: {reason}"])
         made_by = what_made(settings), identity(settings)
         export = ExportWriter(settings.save_to, stream.config, stream.dtype, *made_by)
     elif settings.save_to is not None:

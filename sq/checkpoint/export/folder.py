@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sq
 from sq.checkpoint.export.scheme import activation_arguments, storage_of, weight_arguments
@@ -145,6 +146,7 @@ class ExportWriter:
             del self.config.quantization_config
         config: dict[str, Any] = json.loads(self.config.to_json_string())
         config.pop("_name_or_path", None)  # a place on the machine that made it
+        config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.family.model_type]]  # a GGUF file has none
         config["dtype"] = str(self.dtype).removeprefix("torch.")
         assert self._formats is not None
         config["quantization_config"] = quantization_config(

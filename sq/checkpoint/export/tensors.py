@@ -18,7 +18,7 @@ def weight_tensors(weight: QTensor) -> dict[str, Tensor]:
     if storage_of(weight.format) != PACKED:
         packed = weight.pack()
         return {"weight_packed": packed.codes, "weight_scale": packed.scale}
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+    from compressed_tensors.compressors import pack_to_int32
 
     plain = weight.unpack()
     return {

@@ -10,28 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sq.errors import QuantizationError
-from sq.rotation.hadamard import Hadamard
-from sq.rotation.hadamard_orders import sylvester
-from sq.rotation.kronecker import Kronecker
-from sq.rotation.transform import Dense, Identity, PerHead, Transform
-
-MOST = 512  # features of a stored matrix: a wider product in front of a linear would cost about what the linear does
-TOLERANCE = 1e-9  # of entries of orthogonal matrices in float64
-NEAREST = "method=singlequant_export, which leaves a Hadamard of blocks in front of `down` alone"
-
-
-@dataclass(frozen=True)
-class Block:
-    """M, float64 (k, k), of a transform x (I (x) M).
-
-    Attributes:
-        size: k.
-        matrix: M; None for H_k / sqrt(k) by Sylvester's construction, which readers know by name.
-    """
-
-    size: int
-    matrix: Tensor | None
+from sq.rotation.shared_block import shared_block
+from sq.rotation.transform import Transform
 
 
 @dataclass
@@ -84,41 +64,6 @@ class InputTransforms:
     def _note(self, name: str, kind: str, k: int, layer: int, linears: Sequence[str]) -> None:
         _, _, places = self.groups.setdefault(name, (kind, k, {}))
         places.setdefault(layer, []).extend(linears)
-
-
-def shared_block(transform: Transform, where: str) -> Block | None:
-    """M of a transform x (I (x) M); None for the identity.
-
-    Raises:
-        QuantizationError: the transform is no such thing, or M is too wide; `where` is for the message.
-    """
-    if isinstance(transform, Identity):
-        return None
-    if isinstance(transform, Hadamard) and transform.k == 1 and "signs" not in dict(transform.named_buffers()):
-        return Block(transform.n, None)
-    matrix = _matrix(transform)
-    if matrix is None:
-        raise QuantizationError(
-            f"{where}: a {type(transform).__name__} of {transform.n} features stands in front of the linears; the "
-            f"format has a Hadamard matrix of a power of two, or one of at most {MOST} x {MOST}, which all blocks of "
-            f"neighbouring features share. Nearest: {NEAREST}"
-        )
-    k = len(matrix)
-    if k & (k - 1) == 0 and torch.allclose(matrix * k**0.5, sylvester(k).to(matrix), rtol=0, atol=TOLERANCE * k):
-        return Block(k, None)
-    return Block(k, matrix)
-
-
-def _matrix(transform: Transform) -> Tensor | None:
-    """M, float64 (k, k); None where there is none, or a wide one that is not I (x) M of less."""
-    if isinstance(transform, Kronecker):
-        r1, r2 = transform.matrices()
-        return r2 if r1 is None else None
-    if isinstance(transform, PerHead):
-        blocks = transform.get_buffer("blocks")
-        return blocks[0] if bool((blocks == blocks[:1]).all()) else None
-    known = isinstance(transform, (Dense, Hadamard)) and transform.n <= MOST
-    return transform.matrix() if known else None
 
 
 def _targets(places: Mapping[int, Sequence[str]], layers: int) -> list[str]:
