@@ -15,6 +15,8 @@ MXFP8 = register(Format("mxfp8", E4M3, group=32, scale=E8M0_SCALE))
 NVFP4 = register(Format("nvfp4", E2M1, group=16, scale=E4M3_SCALE, second=True))
 # Four over six: each group maps its largest entry to 6 or to 4, whichever has the smaller error.
 NVFP4_46 = register(Format("nvfp4_46", E2M1, group=16, scale=E4M3_SCALE, second=True, spans=(1.0, 1.5)))
+# The second scales that engines have: one a site for its weights, and one from calibration for its activations.
+NVFP4_STATIC = register(Format("nvfp4_static", E2M1, group=16, scale=E4M3_SCALE, second=True, static=True))
 FP8 = register(Format("fp8", E4M3))
 FP8_TENSOR = register(Format("fp8_tensor", E4M3, tensor=True))
 INT4G16 = register(Format("int4g16", Integers(4, "symmetric"), group=16, scale=FLOAT16_SCALE))

@@ -29,6 +29,8 @@ class Format:
         scale: how a scale is stored; scales are rounded to it when they are made.
         second: a float32 scale on top of the others, one for a weight and one for each token of activations. It brings
             the largest scale to the end of the scale type's range.
+        static: the second scale belongs to a site: one for all its linears, which engines join, and one for its
+            activations, from calibration tokens, so that it costs nothing at run time.
         tensor: one scale for a whole weight. Activations do not take it: a token would depend on its batch.
         spans: factors on the range that encoding chooses from by squared error, for each scale; (1, 1.5) maps the
             largest entry of a group to 6 or to 4 in NVFP4 ("four over six").
@@ -42,6 +44,7 @@ class Format:
     group: int | None = None
     scale: ScaleType = FLOAT32_SCALE
     second: bool = False
+    static: bool = False
     tensor: bool = False
     spans: tuple[float, ...] = (1.0,)
 

@@ -70,6 +70,8 @@ class LayerPlan:
             spans what is left without a clip search of its own.
         activation_clips: site -> one factor on each token's range, or one on its low and one on its high end, instead
             of the run's clip. Those of a method stay where the run chooses a clip for each site.
+        activation_peaks: site -> largest magnitude on calibration tokens behind the transforms, where the run's format
+            has a static second scale; the pipeline fills it in.
     """
 
     sites: Mapping[str, SiteTransform] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class LayerPlan:
     query_key_scale: Tensor | None = None
     weight_ranges: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     activation_clips: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    activation_peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 def on_device(plan: LayerPlan, device: torch.device) -> LayerPlan:

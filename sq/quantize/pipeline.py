@@ -30,6 +30,7 @@ from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
 from sq.quantize.round import LayerRounding
 from sq.quantize.site_clips import with_site_clips
+from sq.quantize.site_peaks import with_site_peaks
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
@@ -166,6 +167,7 @@ class Pipeline:
         weights = StackedWeights(self.stream.family, layer)
         view = LayerView(index, statistics, weights, self.stream.dimensions, block)
         plan = on_device(self.method.plan(view), self.stream.device)
+        plan = with_site_peaks(view, plan, self.recipe)
         if self.recipe.site_clips:
             plan = with_site_clips(view, plan, self.recipe)
         if reference is not None:

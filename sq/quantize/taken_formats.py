@@ -70,6 +70,8 @@ def _format(where: str, part: str, grouping: Grouping, widths: Sequence[int], pr
                 f"the format {part} has one scale for a whole tensor, so that a token would depend on its batch; use "
                 "one with a scale for each token or group"
             )
+        if found.static and where == "kv_cache":
+            raise QuantizationError(f"{part} has one second scale for a site, and attention has no sites; use nvfp4")
     except QuantizationError as error:
         problems.append(f"{where}: {error}")
         return None

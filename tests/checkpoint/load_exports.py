@@ -11,10 +11,26 @@ import sys
 from pathlib import Path
 
 import torch
-from compressed_tensors.compressors import decompress_module
+from compressed_tensors.compressors import decompress_module, unpack_fp4_from_uint8
+from compressed_tensors.compressors.mx_utils import decompress_mx_scale
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.transform import TransformConfig, apply_transform_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+
+def in_float32(module: torch.nn.Module) -> None:
+    """Decompress an FP4 linear of a float32 model; the library itself makes bfloat16 weights, which do not run there.
+
+    Its function that dequantizes is given codes in float32, so that products of scales are not rounded to bfloat16.
+    """
+    rows, half = module.weight_packed.shape
+    values = unpack_fp4_from_uint8(module.weight_packed, rows, 2 * half, dtype=torch.float32)
+    args, scale = module.quantization_scheme.weights, module.weight_scale
+    scale = decompress_mx_scale(scale).float() if scale.dtype == torch.uint8 else scale.float()
+    second = getattr(module, "weight_global_scale", None)
+    decompress_module(module)  # for the module's state
+    module.weight.data = dequantize(values, scale, args=args, dtype=torch.float32, global_scale=second)
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -23,12 +39,10 @@ def logits(folder: Path) -> torch.Tensor:
     unknown = [name for name in report.pop("unexpected_keys") if not name.endswith("_input.weight")]
     assert not any([unknown, *report.values()]), (unknown, report)
     found = json.loads((folder / "config.json").read_text())["quantization_config"]
-    if found["format"] != "pack-quantized":  # MXFP4 is decompressed to bfloat16, which holds it exactly
+    if found["format"] != "pack-quantized":
         model.ct_decompress_hook.remove()
-        for module in list(model.modules()):
-            if hasattr(module, "weight_packed"):
-                decompress_module(module)
-                module.weight.data = module.weight.data.float()
+        for module in [module for module in model.modules() if hasattr(module, "weight_packed")]:
+            in_float32(module)
     ids = torch.load(folder.with_suffix(".pt"))
     if found["transform_config"]:
         model(ids)  # decompresses

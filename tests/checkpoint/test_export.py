@@ -67,6 +67,8 @@ CASES = {
     "w3afp8": Case("llama", weights=format_of("3"), activations=format_of("fp8")),
     "w8a8": Case("qwen3", weights=format_of("8", "full_range"), activations=format_of("8", "full_range")),
     "mxfp4": Case("llama", FOLDED, format_of("mxfp4"), format_of("mxfp4_up"), WIDE),
+    "nvfp4": Case("qwen3", FOLDED, format_of("nvfp4_static"), format_of("nvfp4_static"), WIDE),
+    "nvfp4 weights": Case("llama", FOLDED, format_of("nvfp4_static"), None, WIDE),
     "a hadamard at down": Case("qwen3", folded(order=("orthogonal", "urt"), down="hadamard")),
     "a hadamard everywhere": Case("llama", MrGptq(block=4)),
     "a stored matrix": Case("llama", MrGptq(block=12), activations=None),

@@ -48,7 +48,8 @@ REFUSED = [
     ("bits=w4a3", "of 3 bits", ["bits=w4a4"]),
     ("bits=w16a4", "weights in 16 bits", ["bits=w4a4"]),
     ("bits=mxfp4 activations=symmetric", "1.75 times", ["bits=mxfp4_up"]),
-    ("bits=nvfp4 activations=symmetric", "one second scale", ["bits=mxfp4_up"]),
+    ("bits=nvfp4 activations=symmetric", "one second scale", ["bits=nvfp4_static"]),
+    ("bits=wmxfp4anvfp4_static activations=symmetric", "no such product", ["bits=nvfp4_static"]),
     ("bits=wfp8afp8 activations=symmetric", "weights in fp8", ["bits=w4a16"]),
     ("bits=w4amxfp4_up activations=symmetric", "no such product", ["bits=mxfp4_up"]),
     ("task=speed", "two runs", ["task=none"]),
@@ -84,6 +85,8 @@ def test_what_the_format_cannot_say(overrides: str, reason: str, instead: list[s
         "bits=w4afp8 activations=symmetric",
         "bits=mxfp4_up activations=symmetric",
         "bits=wmxfp4a16",
+        "bits=nvfp4_static activations=symmetric weights=gptq",
+        "bits=wnvfp4_statica16",
         "activations.group_size=64",
     ],
 )

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import sq
 from sq.checkpoint.export.scheme import activation_arguments, storage_of, weight_arguments
 from sq.checkpoint.export.stamp import STAMP, read_stamp
-from sq.checkpoint.export.tensors import weight_tensors
+from sq.checkpoint.export.tensors import input_tensors, weight_tensors
 from sq.checkpoint.export.transforms import InputTransforms
 from sq.checkpoint.manifest import CONFIG, digests
 from sq.digest import sealed
@@ -87,10 +87,11 @@ class ExportWriter:
         for site, names in self.family.linears.items():
             inputs = layer.get_submodule(names[0]).inputs
             assert isinstance(inputs, SiteInput)
-            self._agree(f"layer {index}, {site}", codes[names[0]].format, inputs.quantizer)
+            quantizer = self._agree(f"layer {index}, {site}", codes[names[0]].format, inputs.quantizer)
             tensors |= self.transforms.add(index, site, names, inputs.transform)
             for name in names:
-                tensors |= {f"{name}.{part}": tensor for part, tensor in weight_tensors(codes[name]).items()}
+                stored = {**weight_tensors(codes[name]), **input_tensors(quantizer)}
+                tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
                 bias = layer.get_submodule(name).bias
                 if isinstance(bias, Tensor):
                     tensors[f"{name}.bias"] = bias
@@ -128,17 +129,18 @@ class ExportWriter:
         os.replace(self.part, self.folder)
         return self.folder
 
-    def _agree(self, where: str, weight: Format, quantizer: nn.Module | None) -> None:
-        """All linears have one pair of formats, and no clip of a method's own."""
+    def _agree(self, where: str, weight: Format, quantizer: nn.Module | None) -> ActivationQuantizer | None:
+        """The quantizer: all linears have one pair of formats, and no clip of a method's own."""
         activations = None
+        assert quantizer is None or isinstance(quantizer, ActivationQuantizer)
         if quantizer is not None:
-            assert isinstance(quantizer, ActivationQuantizer)
             activations = quantizer.format
             if quantizer.clip != 1.0:
                 raise QuantizationError(f"{where} has the clip {quantizer.clip}, for which the format has no field")
         self._formats = self._formats or (weight, activations)
         if self._formats != (weight, activations):
             raise QuantizationError(f"{where} has formats of its own; the export has one pair for all linears")
+        return quantizer
 
     def _described(self) -> dict[str, Any]:
         """config.json: the model's own, and what compressed-tensors' classes make of the recipe."""

@@ -8,13 +8,13 @@ from sq.errors import QuantizationError
 from sq.formats.elements import E2M1, E4M3, FULL_RANGE
 from sq.formats.format import Format
 
-PACKED, MXFP4 = "pack-quantized", "mxfp4-pack-quantized"  # how compressed-tensors stores weights
+PACKED, MXFP4, NVFP4 = "pack-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized"  # how weights are stored
 ACTIVATION_BITS = (4, 8)  # of integers that engines have products for
 
 
 def storage_of(format: Format) -> str:
-    """How a weight of this format is stored: "pack-quantized" for integers, "mxfp4-pack-quantized"."""
-    return PACKED if format.grid is not None else MXFP4
+    """How a weight of this format is stored: "pack-quantized" for integers, else by the name of the format."""
+    return PACKED if format.grid is not None else NVFP4 if format.second else MXFP4
 
 
 def weight_arguments(format: Format) -> dict[str, Any]:
@@ -27,9 +27,11 @@ def weight_arguments(format: Format) -> dict[str, Any]:
         return {**_integers(format, "channel"), "dynamic": False}
     if _is_mxfp4(format):
         return {**_MXFP4, "dynamic": False}
+    if _is_nvfp4(format):
+        return {**_NVFP4, "dynamic": False}
     if format.second:
         reason = "engines read q, k and v (gate and up) as one weight with one second scale, and here each has its own"
-        raise QuantizationError(f"weights in {format.name}: {reason}; write bits=mxfp4_up")
+        raise QuantizationError(f"weights in {format.name}: {reason}; write bits=nvfp4_static")
     if format.grid is not None:
         reason = (
             "its levels lie halfway between codes"
@@ -63,9 +65,11 @@ def activation_arguments(format: Format) -> dict[str, Any]:
             reason = "the format rounds a group's scale up from 1.75 times a power of two on"
             raise QuantizationError(f"activations in {format.name}: {reason}; write bits=mxfp4_up")
         return {**_MXFP4, "dynamic": True}
+    if _is_nvfp4(format):
+        return {**_NVFP4, "dynamic": "local"}
     if format.second:
-        reason = "the format has one fixed second scale a linear, and here each token brings its own"
-        raise QuantizationError(f"activations in {format.name}: {reason}; write bits=mxfp4_up")
+        reason = "the format has one second scale a linear, from calibration, and here each token brings its own"
+        raise QuantizationError(f"activations in {format.name}: {reason}; write bits=nvfp4_static")
     raise QuantizationError(
         f"activations in {format.name}: 4 or 8-bit integers, fp8 and mxfp4_up are written; set bits=w4a4 or bits=w4a8"
     )
@@ -73,11 +77,14 @@ def activation_arguments(format: Format) -> dict[str, Any]:
 
 def pair_obstacle(weights: Format, activations: Format | None) -> str | None:
     """Why no engine multiplies these two formats, or None."""
-    if activations is None or (weights.grid is None) == (activations.element == E2M1):
+    if activations is None:
+        return None
+    both_fp4 = weights.element == activations.element == E2M1 and weights.group == activations.group
+    if both_fp4 or (weights.grid is not None and activations.element != E2M1):
         return None
     return (
         f"weights in {weights.name} with activations in {activations.name}: engines have no such product; set "
-        "bits=w4a4, w4a8, w4afp8 or w4a16, or bits=mxfp4_up or wmxfp4a16"
+        "bits=w4a4, w4a8, w4afp8 or w4a16, or bits=mxfp4_up or nvfp4_static"
     )
 
 
@@ -92,6 +99,17 @@ _MXFP4 = {
 }
 
 
+_NVFP4 = {
+    "num_bits": 4,
+    "type": "float",
+    "symmetric": True,
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "scale_dtype": "torch.float8_e4m3fn",
+    "zp_dtype": "torch.float8_e4m3fn",
+}
+
+
 def _integers(format: Format, row: str) -> dict[str, Any]:
     """Bits, and who shares a scale: a `row`, or each group of it."""
     shared = {"strategy": row} if format.group is None else {"strategy": "group", "group_size": format.group}
@@ -100,3 +118,7 @@ def _integers(format: Format, row: str) -> dict[str, Any]:
 
 def _is_mxfp4(format: Format) -> bool:
     return format.element == E2M1 and format.group == 32 and format.scale.is_power
+
+
+def _is_nvfp4(format: Format) -> bool:
+    return format.element == E2M1 and format.group == 16 and format.scale.name == "e4m3" and format.static
