@@ -79,7 +79,7 @@ def test_what_the_format_cannot_say(overrides: str, reason: str, instead: list[s
         "method=smoothquant",
         "method=rtn bits=w4a8 weights=gptq weights.group_size=64",
         "method=quarot method.cross_head=none method.down=none",
-        "method=omniquant bits=w4a16",
+        "method=omniquant",
         "method=mrgptq method.block=32",
         "bits=w4a16",
         "bits=w4afp8 activations=symmetric",
