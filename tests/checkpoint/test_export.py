@@ -15,6 +15,7 @@ import torch
 from models.checkpoints import SIZES, save_random
 from quantizers import rounder
 from recipes import folded
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -154,6 +155,17 @@ def test_no_matrix_is_stored_twice_under_one_name(exported: Any) -> None:
     groups = config["quantization_config"]["transform_config"]["config_groups"]
     assert set(groups) == {"qkv", "o", "gate_up", "down"}
     assert {(one["type"], one["head_dim"]) for one in groups.values()} == {("random-hadamard", 12)}
+
+
+def test_a_small_hadamard_is_stored_too(exported: Any) -> None:
+    """vLLM's fused FP4 kernels read it; entries are +-1, sqrt(k) times those of the orthogonal matrix."""
+    files = [load_file(file) for file in (exported[0] / "a-hadamard-everywhere").glob("*.safetensors")]
+    stored = {name: tensor for file in files for name, tensor in file.items() if name.endswith("_input.weight")}
+    assert len(stored) == 3 * 7
+    assert {name.split(".")[-2] for name in stored} == {"hadamard_4_input"}
+    for tensor in stored.values():
+        torch.testing.assert_close(tensor @ tensor.T, 4 * torch.eye(4))
+        assert set(tensor.flatten().tolist()) == {-1.0, 1.0}
 
 
 def test_a_folder_belongs_to_its_run(tmp_path: Path) -> None:

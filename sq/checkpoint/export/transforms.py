@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sq.rotation.hadamard_orders import sylvester
 from sq.rotation.shared_block import shared_block
 from sq.rotation.transform import Transform
+
+FUSED = 128  # the widest block of vLLM's fused FP4 kernels (16, 32, 64 and 128)
 
 
 @dataclass
@@ -28,7 +31,8 @@ class InputTransforms:
     def add(self, layer: int, site: str, linears: Sequence[str], transform: Transform | None) -> dict[str, Tensor]:
         """Take in one site of a layer; return what its linears store, by name in the layer.
 
-        A Sylvester Hadamard is known by its type; another matrix M is stored as sqrt(k) M, since readers divide by it.
+        A Sylvester Hadamard is known by its type, though vLLM's fused FP4 kernels read a small one from the file;
+        another matrix M is always stored. What is stored is sqrt(k) M, since readers divide by sqrt(k).
 
         Raises:
             QuantizationError: a transform that is no shared block, with the nearest recipe that has one.
@@ -38,12 +42,15 @@ class InputTransforms:
             return {}
         k = block.size
         if block.matrix is None:
-            self._note(f"hadamard_{k}", "hadamard", k, layer, linears)
+            name, kind, stored = f"hadamard_{k}", "hadamard", sylvester(k) if k <= FUSED else None
+        else:
+            same = torch.equal(self._first.setdefault((site, k), block.matrix), block.matrix)
+            name, kind = site if same else f"{site}_{layer}", "random-hadamard"
+            stored = block.matrix * k**0.5
+        self._note(name, kind, k, layer, linears)
+        if stored is None:
             return {}
-        same = torch.equal(self._first.setdefault((site, k), block.matrix), block.matrix)
-        name = site if same else f"{site}_{layer}"
-        self._note(name, "random-hadamard", k, layer, linears)
-        stored = (block.matrix * k**0.5).to("cpu", torch.float32)
+        stored = stored.to("cpu", torch.float32)
         return {f"{linear}.{name}_input.weight": stored.clone().contiguous() for linear in linears}
 
     def config(self, layers: int) -> dict[str, Any]:
