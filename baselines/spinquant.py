@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.formats.format import Format
 from sq.formats.labels import parse_bits
 from sq.learn.descent import Descent, learn_rotations
 from sq.learn.rotated_model import RotatedModel
@@ -96,6 +97,12 @@ class SpinQuant(Method):
             raise ValueError("; ".join(wrong))
         if self.train_bits != "auto":
             parse_bits(self.train_bits)
+
+    def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
+        """It trains before a static second scale of activations could be calibrated."""
+        if activations is None or not activations.static:
+            return None
+        return f"its training comes before calibration, which the second scale of {activations.name} needs; use nvfp4"
 
     def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
         """R4 in front of `down` must be one that engines know."""

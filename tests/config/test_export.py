@@ -95,6 +95,12 @@ def test_what_it_can(overrides: str, tmp_path: Path) -> None:
     assert settings.export == "compressed-tensors"
 
 
+def test_static_second_scales_need_calibration_and_sites() -> None:
+    grid = "activations=symmetric"
+    assert "comes before calibration" in problems("method=spinquant", "bits=nvfp4_static", grid)[0]
+    assert "attention has no sites" in problems("bits=w4a4kvnvfp4_static", "kv_cache=symmetric")[0]
+
+
 def test_an_export_is_the_run_that_measures_its_quality(tmp_path: Path) -> None:
     """The same numbers, so the same identity: fake arithmetic, and nothing of the folder counts."""
     plain = compose(["method=singlequant_export", "activations=full_range"])

@@ -84,7 +84,7 @@ def pair_obstacle(weights: Format, activations: Format | None) -> str | None:
         return None
     return (
         f"weights in {weights.name} with activations in {activations.name}: engines have no such product; set "
-        "bits=w4a4, w4a8, w4afp8 or w4a16, or bits=mxfp4_up or nvfp4_static"
+        "bits=w4a4, w4a8, w4afp8 or w4a16, bits=mxfp4_up or bits=nvfp4_static"
     )
 
 
