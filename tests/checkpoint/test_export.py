@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 pytest.importorskip("compressed_tensors", reason="pip install 'singlequant[export]'")
 
 from sq.baselines.mrgptq import MrGptq
+from sq.baselines.omniquant import OmniQuant
+from sq.baselines.quarot import QuaRot
 from sq.baselines.smoothquant import SmoothQuant
 from sq.checkpoint.export.folder import ExportWriter
 from sq.checkpoint.manifest import damaged_files, run_of
@@ -70,6 +72,8 @@ CASES = {
     "mxfp4": Case("llama", FOLDED, format_of("mxfp4"), format_of("mxfp4_up"), WIDE),
     "nvfp4": Case("qwen3", FOLDED, format_of("nvfp4_static"), format_of("nvfp4_static"), WIDE),
     "nvfp4 weights": Case("llama", FOLDED, format_of("nvfp4_static"), None, WIDE),
+    "omniquant": Case("qwen3", OmniQuant(epochs=1)),
+    "quarot with a hadamard of 84": Case("qwen3", QuaRot(cross_head="none"), activations=None),
     "a hadamard at down": Case("qwen3", folded(order=("orthogonal", "urt"), down="hadamard")),
     "a hadamard everywhere": Case("llama", MrGptq(block=4)),
     "a stored matrix": Case("llama", MrGptq(block=12), activations=None),
