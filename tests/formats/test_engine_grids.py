@@ -25,9 +25,7 @@ def tokens(n: int = 96) -> Tensor:
 
 def theirs(x: Tensor, **arguments: object) -> Tensor:
     """x rounded by compressed-tensors, with scales that it makes of x."""
-    quantization = pytest.importorskip(
-        "compressed_tensors.quantization", reason="pip install 'singlequant[export]'"
-    )
+    quantization = pytest.importorskip("compressed_tensors.quantization", reason="pip install 'singlequant[export]'")
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
