@@ -39,7 +39,7 @@ def logits(folder: Path) -> torch.Tensor:
     unknown = [name for name in report.pop("unexpected_keys") if not name.endswith("_input.weight")]
     assert not any([unknown, *report.values()]), (unknown, report)
     found = json.loads((folder / "config.json").read_text())["quantization_config"]
-    if found["format"] != "pack-quantized":
+    if "fp4" in found["format"]:
         model.ct_decompress_hook.remove()
         for module in [module for module in model.modules() if hasattr(module, "weight_packed")]:
             in_float32(module)

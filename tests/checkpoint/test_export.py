@@ -130,7 +130,10 @@ def test_the_classes_that_engines_read_it_with_take_the_config(exported: Any, na
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
     from compressed_tensors.transform import TransformConfig
 
-    config = json.loads((exported[0] / name.replace(" ", "-") / "config.json").read_text())["quantization_config"]
+    whole = json.loads((exported[0] / name.replace(" ", "-") / "config.json").read_text())
+    config = whole["quantization_config"]
+    assert whole["architectures"][0].endswith("ForCausalLM")
+    assert (config["format"] == "int-quantized") == (name == "w8a8")
     assert set(config) <= {*QuantizationConfig.model_fields, "transform_config", "version"}
     parsed = QuantizationConfig.model_validate(config)
     assert parsed.quantization_status == QuantizationStatus.COMPRESSED

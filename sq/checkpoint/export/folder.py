@@ -90,7 +90,7 @@ class ExportWriter:
             quantizer = self._agree(f"layer {index}, {site}", codes[names[0]].format, inputs.quantizer)
             tensors |= self.transforms.add(index, site, names, inputs.transform)
             for name in names:
-                stored = {**weight_tensors(codes[name]), **input_tensors(quantizer)}
+                stored = {**weight_tensors(codes[name], self._storage), **input_tensors(quantizer)}
                 tensors |= {f"{name}.{part}": tensor for part, tensor in stored.items()}
                 bias = layer.get_submodule(name).bias
                 if isinstance(bias, Tensor):
@@ -142,6 +142,11 @@ class ExportWriter:
             raise QuantizationError(f"{where} has formats of its own; the export has one pair for all linears")
         return quantizer
 
+    @property
+    def _storage(self) -> str:
+        assert self._formats is not None
+        return storage_of(*self._formats)
+
     def _described(self) -> dict[str, Any]:
         """config.json: the model's own, and what compressed-tensors' classes make of the recipe."""
         if hasattr(self.config, "quantization_config"):
@@ -176,7 +181,7 @@ def quantization_config(
     from compressed_tensors.quantization import QuantizationConfig
     from compressed_tensors.transform import TransformConfig
 
-    storage = storage_of(weights)
+    storage = storage_of(weights, activations)
     group = {
         "targets": ["Linear"],
         "weights": weight_arguments(weights),

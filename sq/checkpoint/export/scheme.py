@@ -8,13 +8,18 @@ from sq.errors import QuantizationError
 from sq.formats.elements import E2M1, E4M3, FULL_RANGE
 from sq.formats.format import Format
 
-PACKED, MXFP4, NVFP4 = "pack-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized"  # how weights are stored
+# How compressed-tensors stores weights.
+PACKED, BYTES, MXFP4, NVFP4 = "pack-quantized", "int-quantized", "mxfp4-pack-quantized", "nvfp4-pack-quantized"
 ACTIVATION_BITS = (4, 8)  # of integers that engines have products for
 
 
-def storage_of(format: Format) -> str:
-    """How a weight of this format is stored: "pack-quantized" for integers, else by the name of the format."""
-    return PACKED if format.grid is not None else NVFP4 if format.second else MXFP4
+def storage_of(weights: Format, activations: Format | None) -> str:
+    """How weights are stored: integers packed, but for those of 8 bits with 8-bit integer activations, which engines
+    have read as bytes since before there were others; else by the name of the format."""
+    if weights.grid is None:
+        return NVFP4 if weights.second else MXFP4
+    both = activations is not None and activations.grid is not None and weights.bits == activations.bits == 8
+    return BYTES if both and weights.group is None else PACKED
 
 
 def weight_arguments(format: Format) -> dict[str, Any]:

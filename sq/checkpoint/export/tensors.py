@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sq.checkpoint.export.scheme import PACKED, storage_of
+from sq.checkpoint.export.scheme import BYTES, PACKED
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.grid import second_scale
 from sq.formats.qtensor import QTensor
 
 
-def weight_tensors(weight: QTensor) -> dict[str, Tensor]:
-    """Codes and scales of a weight (d_out, d_in) by name: `weight_packed`, `weight_scale`, and `weight_shape`.
+def weight_tensors(weight: QTensor, storage: str) -> dict[str, Tensor]:
+    """Codes and scales of a weight (d_out, d_in) by name, as `storage` says (`sq.checkpoint.export.scheme.storage_of`).
 
-    Integers: codes as int32 words, packed without gaps, scales (d_out, G) in float32, and the shape. MXFP4: two codes a
-    byte, the first in the low nibble, and scales as E8M0 bytes. NVFP4: the same with scales as E4M3 bytes, and the
-    inverse of the second scale as `weight_global_scale` (1,).
+    Integers: `weight_packed`, codes as int32 words without gaps, `weight_scale` (d_out, G) in float32 and
+    `weight_shape`; as bytes: `weight` in int8 and `weight_scale`. MXFP4: `weight_packed`, two codes a byte, the first
+    in the low nibble, and `weight_scale` as E8M0 bytes. NVFP4: the same with E4M3 scales, and the inverse of the second
+    scale as `weight_global_scale` (1,).
     """
-    if storage_of(weight.format) != PACKED:
+    if storage not in (PACKED, BYTES):
         packed = weight.pack()
         if weight.second is None:
             return {"weight_packed": packed.codes, "weight_scale": packed.scale}
@@ -27,6 +28,8 @@ def weight_tensors(weight: QTensor) -> dict[str, Tensor]:
     from compressed_tensors.compressors import pack_to_int32
 
     plain = weight.unpack()
+    if storage == BYTES:
+        return {"weight": plain.codes, "weight_scale": plain.scale}
     return {
         "weight_packed": pack_to_int32(plain.codes, weight.format.bits),
         "weight_scale": plain.scale,
