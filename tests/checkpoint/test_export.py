@@ -175,6 +175,14 @@ def test_a_small_hadamard_is_stored_too(exported: Any) -> None:
         assert set(tensor.flatten().tolist()) == {-1.0, 1.0}
 
 
+def test_who_ignores_the_transforms_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_random(tmp_path / "original", "llama")
+    export(CASES["w4a16"], tmp_path / "folded", tmp_path / "original")
+    assert not caplog.records
+    export(CASES["a stored matrix"], tmp_path / "online", tmp_path / "original")
+    assert "transforms online (qkv, o, gate_up, down): vLLM applies them, transformers ignores them" in caplog.text
+
+
 def test_a_folder_belongs_to_its_run(tmp_path: Path) -> None:
     save_random(tmp_path / "original", "llama")
     folder = tmp_path / "out"

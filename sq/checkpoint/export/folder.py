@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from sq.models.stream import EmbeddingsAndHead
 from sq.nn.hooks import attention_input
 from sq.nn.site_input import SiteInput
 
+log = logging.getLogger(__name__)
 KIND = "compressed-tensors"  # the value of `export`, and what config.json calls the format
 
 
@@ -127,6 +129,12 @@ class ExportWriter:
         if self.folder.exists():
             shutil.rmtree(self.folder)
         os.replace(self.part, self.folder)
+        if online := self.transforms.groups:
+            log.warning(
+                "%s has transforms online (%s): vLLM applies them, transformers ignores them and computes nonsense",
+                self.folder,
+                ", ".join(online),
+            )
         return self.folder
 
     def _agree(self, where: str, weight: Format, quantizer: nn.Module | None) -> ActivationQuantizer | None:
