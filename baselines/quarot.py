@@ -14,7 +14,8 @@ from torch import Tensor
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
-from sq.rotation import Kronecker, PerHead, Transform, blind_rotation, has_hadamard, width_obstacle
+from sq.rotation import Kronecker, PerHead, Transform, blind_rotation, has_hadamard
+from sq.rotation.shared_block import width_obstacle
 
 Kind = Literal["hadamard", "orthogonal", "none"]
 CrossHeadKind = Literal["auto", "hadamard", "orthogonal", "none"]

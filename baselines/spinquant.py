@@ -31,7 +31,8 @@ from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
 from sq.quantize.recipe import Recipe
 from sq.quantize.training import Training
-from sq.rotation import Dense, PerHead, Transform, blind_rotation, width_obstacle
+from sq.rotation import Dense, PerHead, Transform, blind_rotation
+from sq.rotation.shared_block import width_obstacle
 
 Start = Literal["hadamard", "orthogonal"]
 Fixed = Literal["hadamard", "orthogonal", "none"]

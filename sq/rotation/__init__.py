@@ -19,7 +19,6 @@ from sq.rotation.kronecker import Kronecker, kronecker_factors
 from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
 from sq.rotation.low_rank import LowRank
 from sq.rotation.permutation import Permutation
-from sq.rotation.shared_block import shared_block, width_obstacle
 from sq.rotation.stages import (
     Art,
     RandomHadamard,

@@ -19,9 +19,8 @@ from sq.rotation import (
     largest_power,
     random_orthogonal,
     random_signs,
-    shared_block,
-    width_obstacle,
 )
+from sq.rotation.shared_block import shared_block, width_obstacle
 
 M = random_orthogonal(6, 0)
 
