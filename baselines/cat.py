@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import CalibrationError, QuantizationError
-from sq.models.families import SITES
+from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method, below_least
 from sq.rotation import (
@@ -50,6 +50,10 @@ class Cat(Method):
     def __post_init__(self) -> None:
         if wrong := below_least(self, {"block": 1, "damping": 0}):
             raise ValueError(", ".join(wrong))
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """Each site of each layer has blocks of its own."""
+        return "its blocks are online at every site, and no two are the same; take method=singlequant_export"
 
     @property
     def second_moments(self) -> Sequence[str]:

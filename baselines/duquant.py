@@ -74,6 +74,10 @@ class DuQuant(Method):
         sizes = {largest_block(dimensions.width(site), self.block) for site in SITES}
         return {} if sizes == {self.block} else {"block": "/".join(map(str, sorted(sizes)))}
 
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """Each site of each layer has rotations and permutations of its own."""
+        return "its rotations and permutations are online at every site; take method=singlequant_export"
+
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The whole sequence at every site."""
         return {site: self._site(layer, site) for site in SITES}

@@ -25,7 +25,7 @@ from sq.learn.affine import AffineFactor, AffineKronecker, Scaling
 from sq.learn.clips import LearnedClip, LearnedRange, clipped_weight, integers_only
 from sq.learn.fit import Group, batches_of, fit
 from sq.learn.rounding import RangeGradient, differentiable
-from sq.models.families import SITES
+from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.nn.attention import AttentionInput
 from sq.quantize.method import LayerPlan, LayerView, Method, below_least
@@ -74,6 +74,10 @@ class FlatQuant(Method):
     def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
         """Its clips are learned on ranges of integers."""
         return integers_only(weights, activations)
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """Each site of each layer has a learned transform of its own."""
+        return "its learned transforms are online at every site; take method=singlequant_export"
 
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """The transforms that training starts from."""

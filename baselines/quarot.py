@@ -15,6 +15,7 @@ from sq.models.families import ModelDimensions
 from sq.models.site_transform import SiteTransform
 from sq.quantize.method import LayerView, Method
 from sq.rotation import Kronecker, PerHead, Transform, blind_rotation, has_hadamard
+from sq.rotation.shared_block import width_obstacle
 
 Kind = Literal["hadamard", "orthogonal", "none"]
 CrossHeadKind = Literal["auto", "hadamard", "orthogonal", "none"]
@@ -66,6 +67,15 @@ class QuaRot(Method):
         """`cross_head` where "auto" found no Hadamard matrix for the number of heads."""
         left_out = self.cross_head == "auto" and not has_hadamard(dimensions.heads)
         return {"cross_head": "none"} if left_out else {}
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """A rotation across query heads has no place, and not every one at `down` has."""
+        if self.cross_head != "none":
+            return "its rotation across query heads in front of `o` has no place there; set method.cross_head=none"
+        if dimensions is None or self.down == "none":
+            return None
+        reason = width_obstacle(self.down, dimensions.intermediate)
+        return reason and f"{reason}, in front of `down`; set method.down=none, or take method=singlequant_export"
 
     def residual_rotation(
         self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.formats.format import Format
 from sq.formats.labels import parse_bits
 from sq.learn.descent import Descent, learn_rotations
 from sq.learn.rotated_model import RotatedModel
@@ -31,6 +32,7 @@ from sq.quantize.method import LayerView, Method, below_least
 from sq.quantize.recipe import Recipe
 from sq.quantize.training import Training
 from sq.rotation import Dense, PerHead, Transform, blind_rotation
+from sq.rotation.shared_block import width_obstacle
 
 Start = Literal["hadamard", "orthogonal"]
 Fixed = Literal["hadamard", "orthogonal", "none"]
@@ -96,6 +98,19 @@ class SpinQuant(Method):
             raise ValueError("; ".join(wrong))
         if self.train_bits != "auto":
             parse_bits(self.train_bits)
+
+    def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
+        """It trains before a static second scale of activations could be calibrated."""
+        if activations is None or not activations.static:
+            return None
+        return f"its training comes before calibration, which the second scale of {activations.name} needs; use nvfp4"
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """R4 in front of `down` must be one that engines know."""
+        if dimensions is None or self.down == "none":
+            return None
+        reason = width_obstacle(self.down, dimensions.intermediate)
+        return reason and f"{reason}, in front of `down`; set method.down=none, or take method=singlequant_export"
 
     def learn(self, training: Training) -> None:
         """Train R1 and R2, or read them. What was trained is kept in the run directory."""

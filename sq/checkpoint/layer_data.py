@@ -109,8 +109,8 @@ def empty_weight(format: Format, rows: int, n: int) -> QTensor:
 
 def format_data(format: Format) -> dict[str, Any]:
     """A format in a file: a registered one by its name, an integer by its bits, scheme and group."""
-    if format == integer(format.bits, format.scheme or "symmetric", format.group):
-        return {"bits": format.bits, "scheme": format.scheme, "group": format.group}
+    if format == integer(format.bits, format.grid or "symmetric", format.group):
+        return {"bits": format.bits, "scheme": format.grid, "group": format.group}
     return {"name": format.name}
 
 
@@ -127,7 +127,8 @@ def _quantizer_data(quantizer: object) -> dict[str, Any] | None:
     if quantizer is None:
         return None
     assert isinstance(quantizer, ActivationQuantizer)
-    return {"format": format_data(quantizer.format), "clip": quantizer.clip, "candidates": quantizer.candidates}
+    data = {"format": format_data(quantizer.format), "clip": quantizer.clip, "candidates": quantizer.candidates}
+    return data if quantizer.peak is None else {**data, "peak": quantizer.peak}
 
 
 def _quantizer(data: Mapping[str, Any] | None) -> ActivationQuantizer | None:
@@ -135,7 +136,7 @@ def _quantizer(data: Mapping[str, Any] | None) -> ActivationQuantizer | None:
         return None
     clip = data["clip"]
     clip = tuple(clip) if isinstance(clip, list) else clip
-    return ActivationQuantizer(format_from(data["format"]), clip, data["candidates"])
+    return ActivationQuantizer(format_from(data["format"]), clip, data["candidates"], data.get("peak"))
 
 
 def _transform(data: dict[str, Any] | None) -> Any:

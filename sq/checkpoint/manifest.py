@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sq.checkpoint.export.stamp import read_stamp
 from sq.checkpoint.register import QUANT_METHOD
 from sq.digest import content_digest, record_digest
 from sq.errors import CheckpointError, FileError
@@ -34,8 +35,10 @@ def seal(config: Mapping[str, Any]) -> str:
 
 
 def run_of(folder: Path) -> str | None:
-    """The identity of the run that made a packed folder, "" where it names none; None for a folder that is no packed
-    one, or whose config.json is damaged."""
+    """The identity of the run that made a packed or exported folder, "" where it names none; None for a folder that is
+    neither, or whose config.json (of an exported one: stamp) is damaged."""
+    if (stamp := read_stamp(folder)) is not None:
+        return str(stamp["run"])
     try:
         config = read_json(folder / CONFIG)
         data = config["quantization_config"]
@@ -47,10 +50,12 @@ def run_of(folder: Path) -> str | None:
 
 
 def damaged_files(folder: Path, cache: Path | None = None) -> list[str]:
-    """What is wrong with the files that a packed folder's config.json names, a sentence each. With a cache, files that
-    were looked at before are not read again."""
+    """What is wrong with the files that a packed folder's config.json, or an exported one's stamp, names, a sentence
+    each. With a cache, files that were looked at before are not read again."""
     found = []
-    for name, digest in read_json(folder / CONFIG)["quantization_config"]["files"].items():
+    stamp = read_stamp(folder)
+    files = read_json(folder / CONFIG)["quantization_config"]["files"] if stamp is None else stamp["files"]
+    for name, digest in files.items():
         if Path(name).name != name:
             found.append(f"{name!r} is not a file of this folder")
         elif not (folder / name).is_file():

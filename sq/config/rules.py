@@ -7,11 +7,13 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from sq.checkpoint.export.rules import export_obstacles
 from sq.checkpoint.save_to import save_obstacles
 from sq.config import settings as of
 from sq.config.choices import content, exists, options
 from sq.data.sources import RANDOM, source_obstacles
-from sq.formats.labels import Bits
+from sq.errors import QuantizationError
+from sq.formats.labels import Bits, format_of
 from sq.io import unwritable
 from sq.models.place import EMBEDDED, known_widths, model_obstacles
 from sq.quantize.arguments import method_of, rounder_mistakes
@@ -37,6 +39,7 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
         _method,
         _rounder,
         _formats,
+        _export,
     ):
         wanted = signature(rule).parameters
         if all(name in found or one.default is not Parameter.empty for name, one in wanted.items()):
@@ -82,6 +85,42 @@ def _places(paths: of.PathSettings, reference_methods: tuple[str, ...] = ()) -> 
 def _save_to(bits: Bits, task: of.TaskSettings, save_to: Path | None = None) -> Iterator[str]:
     if save_to is not None:
         yield from save_obstacles(save_to, bits, keeps_activations=task.activations is not None)
+
+
+def _export(
+    method: of.MethodSettings,
+    weights: of.WeightSettings,
+    activations: of.ActivationSettings,
+    bits: Bits,
+    task: of.TaskSettings,
+    save_to: Path | None = None,
+    export: str | None = None,
+) -> Iterator[str]:
+    """What the format of another engine cannot say."""
+    if export is None:
+        return
+    if not method.quantizes:
+        yield f"export={export} writes a quantized model, and method={method.name} leaves it as it is"
+        return
+    try:
+        formats = (
+            format_of(bits.weights, weights.scheme, weights.group_size),
+            format_of(bits.activations, activations.scheme, activations.group_size),
+        )
+    except QuantizationError:
+        return  # `_formats` tells of it
+    built = method_of(method.target, method.name, method.arguments, [])
+    yield from export_obstacles(
+        export,
+        save_to,
+        bits,
+        *formats,
+        clip=activations.clip,
+        head_groups=activations.o_group is not None,
+        method=method.name,
+        method_obstacle=None if built is None else built.export_obstacle(),
+        measures_speed=task.speed is not None,
+    )
 
 
 def _random(model: of.ModelSettings, calibration: of.CalibrationSettings, task: of.TaskSettings) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from sq.evaluate.task import TaskSettings as TaskSettings
+from sq.formats.elements import GridName
 from sq.kernels.schemes import Scheme
 from sq.models.place import absolute
 from sq.quantize import typed as t
@@ -64,7 +65,7 @@ class TokenSettings:
     token, or "site": one a site, chosen on calibration tokens."""
 
     name: t.Name
-    scheme: Scheme
+    scheme: GridName
     clip: t.SiteClip
     candidates: t.Pair = 9
     group_size: t.Pair | None = None
@@ -81,6 +82,7 @@ class ActivationSettings(TokenSettings):
 class CacheSettings(TokenSettings):
     """The quantizer inside attention, which has no sites."""
 
+    scheme: Scheme
     clip: t.Clip
 
 
@@ -132,7 +134,8 @@ class ExperimentSettings:
     tracker: TrackerSettings
     paths: PathSettings
     seed: t.Seed
-    save_to: t.Place | None = None  # folder of the packed checkpoint, made where it is not there yet
+    save_to: t.Place | None = None  # folder of the packed or exported checkpoint, made where it is not there yet
+    export: Literal["compressed-tensors"] | None = None  # the format of save_to for other engines; None packs
     effort: Annotated[FiniteFloat, Ge(0)] = 1.0  # share of their published training that learned methods take
     force: bool = False
     reference_methods: t.AnyNames = ()

@@ -44,13 +44,14 @@ class ActivationQuantizer(nn.Module):
         clip: factor on the range in (0, 1]; a pair of them, on its low and its high end; or "search": per token (group)
             the one of `candidates` factors with the least squared error.
         candidates: number of clip factors searched, from 2.
+        peak: largest magnitude on calibration tokens, which a format with a static second scale makes it of.
 
     Raises:
         QuantizationError: an argument out of range, a format with one scale for a whole tensor, and later a group that
-            does not divide n.
+            does not divide n, or a peak that is missing.
     """
 
-    def __init__(self, format: Format, clip: Clip = 1.0, candidates: int = 9) -> None:
+    def __init__(self, format: Format, clip: Clip = 1.0, candidates: int = 9, peak: float | None = None) -> None:
         super().__init__()
         if format.tensor:
             reason = f"{format.name} has one scale for a whole tensor, so that a token would depend on its batch"
@@ -60,7 +61,7 @@ class ActivationQuantizer(nn.Module):
             raise QuantizationError(f'clip is {clip!r}; use a number in (0, 1], a pair of them, or "search"')
         if candidates < 2:
             raise QuantizationError(f"candidates is {candidates}; a clip search needs at least 2")
-        self.format, self.clip, self.candidates = format, clip, candidates
+        self.format, self.clip, self.candidates, self.peak = format, clip, candidates, peak
 
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to its levels: shape and dtype of x."""
@@ -79,15 +80,19 @@ class ActivationQuantizer(nn.Module):
 
     def with_clip(self, clip: Clip) -> ActivationQuantizer:
         """The same quantizer with another clip."""
-        return ActivationQuantizer(self.format, clip, self.candidates)
+        return ActivationQuantizer(self.format, clip, self.candidates, self.peak)
+
+    def with_peak(self, peak: float | None) -> ActivationQuantizer:
+        """The same quantizer with another peak."""
+        return ActivationQuantizer(self.format, self.clip, self.candidates, peak)
 
     def with_group(self, group: int) -> ActivationQuantizer:
         """The same quantizer of integers with a scale for each `group` neighbours; QuantizationError for others."""
-        if self.format.scheme is None:
+        if self.format.grid is None:
             raise QuantizationError(
                 f"the format {self.format.name} has groups of its own; a group of {group} features needs integers"
             )
-        return ActivationQuantizer(integer(self.format.bits, self.format.scheme, group), self.clip, self.candidates)
+        return ActivationQuantizer(integer(self.format.bits, self.format.grid, group), self.clip, self.candidates)
 
     @property
     def clips(self) -> list[float]:
@@ -113,9 +118,20 @@ class ActivationQuantizer(nn.Module):
         rows = x.reshape(x.shape[:-1].numel() * groups, x.shape[-1] // groups)
         if not self.format.second or not x.numel():
             return rows, None
-        second = second_scale(x.detach().abs().amax(-1).reshape(-1, 1), self.format)
+        second = second_scale(self._peaks(x), self.format)
         assert second is not None
         return rows, second.repeat_interleave(groups, dim=0)
+
+    def _peaks(self, x: Tensor) -> Tensor:
+        """The largest magnitude that the second scale of each token (T, 1) is made of."""
+        if not self.format.static:
+            return x.detach().abs().amax(-1).reshape(-1, 1)
+        if self.peak is None:
+            raise QuantizationError(
+                f"{self.format.name} has a second scale from calibration tokens, which were not looked at here; "
+                "methods that train take nvfp4"
+            )
+        return torch.full((x.shape[:-1].numel(), 1), self.peak, device=x.device)
 
     def _grid(self, rows: Tensor, second: Tensor | None) -> Grid:
         if isinstance(self.clip, tuple):
@@ -124,5 +140,5 @@ class ActivationQuantizer(nn.Module):
         return searched_grid(rows, self.format, self.clips, second=second)
 
     def extra_repr(self) -> str:
-        scheme = "" if self.format.scheme is None else f", scheme={self.format.scheme}"
+        scheme = "" if self.format.grid is None else f", scheme={self.format.grid}"
         return f"format={self.format.name}{scheme}, clip={self.clip}"

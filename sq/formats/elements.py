@@ -6,10 +6,10 @@ All tensors are float32. torch is imported when a method needs it, since labels 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import floor, log2
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sq.errors import QuantizationError
 from sq.kernels.schemes import Scheme
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+GridName = Literal["symmetric", "asymmetric", "midrise", "full_range"]  # those that kernels know, and one more
+FULL_RANGE: GridName = "full_range"
 MIN_BITS, MAX_BITS = 2, 8
 
 # The lowest clip factor that a search tries, by bits of integers: 4 bits are best between 0.6 and 0.9, as a peak of 3-4
@@ -45,6 +47,11 @@ class Element(ABC):
     def signed(self) -> bool:
         """Whether codes are two's complement integers, else unsigned ones."""
         return False
+
+    @property
+    def kernel_scheme(self) -> Scheme | None:
+        """The grid of kernels/grid.py that scale and codes are made by; None for levels that kernels do not know."""
+        return None
 
     @property
     @abstractmethod
@@ -127,6 +134,15 @@ class Integers(Element):
         return self.scheme == "asymmetric"
 
     @property
+    def grid(self) -> GridName:
+        """What a config and a file call these levels."""
+        return self.scheme
+
+    @property
+    def kernel_scheme(self) -> Scheme | None:
+        return self.scheme
+
+    @property
     def signed(self) -> bool:
         return self.scheme != "asymmetric"
 
@@ -169,6 +185,40 @@ class Integers(Element):
                 v.add_(zero)
             torch.round(v, out=scratch).clamp_(low, high)
         return v.sub_(scratch)
+
+
+@dataclass(frozen=True)
+class FullRange(Integers):
+    """Symmetric integers whose scale counts all 2^b codes:
+
+        level q in -2^(b-1)..2^(b-1)-1,    s = clip max|x| / (2^(b-1) - 1/2)
+
+    compressed-tensors and the engines that read it round activations so: at 4 bits max|x| / 7.5 in the place of
+    max|x| / 7. An entry of -max|x| is a tie and goes to the even code -2^(b-1); one of max|x| is cut to 2^(b-1) - 1.
+    """
+
+    scheme: Scheme = field(default="symmetric", init=False)  # of the codes: kernels multiply them as symmetric ones
+
+    @property
+    def grid(self) -> GridName:
+        return FULL_RANGE
+
+    @property
+    def kernel_scheme(self) -> Scheme | None:
+        return None
+
+    @property
+    def top(self) -> float:
+        return float(2**self.bits - 1) / 2
+
+    def span(
+        self, low: Tensor, high: Tensor, clip: float | Tensor, *, include_zero: bool, power: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """clip max|x| / (2^(b-1) - 1/2), 1 for a row of zeros."""
+        import torch
+
+        scale = torch.maximum(-low, high) * clip / self.top
+        return torch.where(scale == 0, 1.0, scale), None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sq.errors import QuantizationError
-from sq.formats.elements import Element, Integers
+from sq.formats.elements import Element, FullRange, GridName, Integers
 from sq.formats.scales import FLOAT32_SCALE, ScaleType
 from sq.kernels.schemes import Scheme
 
@@ -29,6 +29,8 @@ class Format:
         scale: how a scale is stored; scales are rounded to it when they are made.
         second: a float32 scale on top of the others, one for a weight and one for each token of activations. It brings
             the largest scale to the end of the scale type's range.
+        static: the second scale belongs to a site: one for all its linears, which engines join, and one for its
+            activations, from calibration tokens, so that it costs nothing at run time.
         tensor: one scale for a whole weight. Activations do not take it: a token would depend on its batch.
         spans: factors on the range that encoding chooses from by squared error, for each scale; (1, 1.5) maps the
             largest entry of a group to 6 or to 4 in NVFP4 ("four over six").
@@ -42,6 +44,7 @@ class Format:
     group: int | None = None
     scale: ScaleType = FLOAT32_SCALE
     second: bool = False
+    static: bool = False
     tensor: bool = False
     spans: tuple[float, ...] = (1.0,)
 
@@ -57,8 +60,13 @@ class Format:
 
     @property
     def scheme(self) -> Scheme | None:
-        """Of integers; None for other elements. Kernels ask for it."""
-        return self.element.scheme if isinstance(self.element, Integers) else None
+        """Of integers on a grid that kernels know; None for other elements. Kernels ask for it."""
+        return self.element.kernel_scheme
+
+    @property
+    def grid(self) -> GridName | None:
+        """Of integers, kernels or not; None for other elements."""
+        return self.element.grid if isinstance(self.element, Integers) else None
 
     @property
     def include_zero(self) -> bool:
@@ -81,9 +89,11 @@ class Format:
         return rows * n * self.bits + scales * each + (32 if self.second else 0)
 
 
-def integer(bits: int, scheme: Scheme = "symmetric", group: int | None = None) -> Format:
+def integer(bits: int, scheme: GridName = "symmetric", group: int | None = None) -> Format:
     """The integer format of 2 to 8 bits with float32 scales, one a row or one for each group."""
     name = f"int{bits}" + ("" if group is None else f"g{group}")
+    if scheme == "full_range":
+        return Format(f"{name} {scheme}", FullRange(bits), group)
     return Format(name, Integers(bits, scheme), group)
 
 

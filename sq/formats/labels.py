@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import sq.formats.catalog  # noqa: F401  (registers the formats)
 from sq.errors import QuantizationError
-from sq.formats.elements import MAX_BITS, MIN_BITS
+from sq.formats.elements import MAX_BITS, MIN_BITS, GridName
 from sq.formats.format import Format, integer, named, names
-from sq.kernels.schemes import Scheme
 
 SIXTEEN = "16"  # a part that is left in 16 bits
 _SHAPE = "w<format>a<format>, then q<format> and kv<format> if wanted, or one format for weights and activations"
@@ -90,7 +89,7 @@ def parse_parts(label: str) -> dict[str, str]:
     return {name: format for name, format in parts.items() if format}
 
 
-def format_of(part: str, scheme: Scheme = "symmetric", group: int | None = None) -> Format | None:
+def format_of(part: str, scheme: GridName = "symmetric", group: int | None = None) -> Format | None:
     """The format of one part of `Bits`, None for 16 bits.
 
     Args:

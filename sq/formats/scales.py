@@ -20,12 +20,15 @@ class ScaleType:
         name: "float32", "float16", "e8m0" or "e4m3".
         counted: bits that a scale counts in sizes. A float32 scale counts as the 16 bits that it is deployed in.
         smallest, largest: positive range.
+        up_from: of powers of two: a scale is rounded up where it is at least so many times the power below it, else
+            down; 2 never rounds up.
     """
 
     name: str
     counted: int
     smallest: float
     largest: float
+    up_from: float = 2.0
 
     @property
     def is_power(self) -> bool:
@@ -49,8 +52,9 @@ class ScaleType:
         bounded = scale.clamp(self.smallest, self.largest)
         if self.name == "float16":
             rounded = bounded.to(torch.float16).to(torch.float32)
-        elif self.is_power:  # rounded down
-            rounded = (bounded.contiguous().view(torch.int32) & 0x7F800000).view(torch.float32)
+        elif self.is_power:  # what is added to the mantissa carries into the exponent from up_from on
+            carry = int((2 - self.up_from) * 2**23)
+            rounded = ((bounded.contiguous().view(torch.int32) + carry) & 0x7F800000).view(torch.float32)
         else:
             rounded = E4M3.nearest_(bounded.clone(), None)
         return torch.where(finite, rounded, scale)
@@ -81,4 +85,6 @@ class ScaleType:
 FLOAT32_SCALE = ScaleType("float32", 16, 0.0, float("inf"))
 FLOAT16_SCALE = ScaleType("float16", 16, 2.0**-24, 65504.0)
 E8M0_SCALE = ScaleType("e8m0", 8, 2.0**-126, 2.0**127)  # 2^-127 exists too; it would be subnormal in float32
+# The rule of compressed-tensors and vLLM: a group's largest entry, in units of a power of two, is rounded to two bits.
+E8M0_UP_SCALE = ScaleType("e8m0", 8, 2.0**-126, 2.0**127, up_from=1.75)
 E4M3_SCALE = ScaleType("e4m3", 8, 2.0**-9, 448.0)

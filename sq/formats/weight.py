@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ class WeightQuantizer:
         format: of the codes.
         clip: factor on the range in (0, 1], or "search": per channel (group) the one of least error.
         norm, search_grid, max_shrink: the search, as above; norm at least 2, max_shrink in (0, 1).
+        peak: largest magnitude of the weights that share a second scale; None: of each weight alone.
 
     Raises:
         QuantizationError: an argument out of range. The methods raise it for a weight that is not a matrix, whose d_in
@@ -40,6 +42,7 @@ class WeightQuantizer:
     norm: float = 2.4
     search_grid: int = 100
     max_shrink: float = 0.8
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         if self.clip != "search" and not (isinstance(self.clip, (int, float)) and 0 < self.clip <= 1):
@@ -78,6 +81,12 @@ class WeightQuantizer:
         codes = codes_by_chunks(rows, grid.step.reshape(-1, 1), zero, self.format)
         return quantized(codes.view(w.shape), grid)
 
+    def joined(self, weights: Sequence[Tensor]) -> WeightQuantizer:
+        """For weights that engines join: with one second scale for all, where the format has such (`Format.static`)."""
+        if not self.format.static:
+            return self
+        return replace(self, peak=max(float(w.abs().amax()) for w in weights))
+
     def rows(self, w: Tensor, second: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """w (d_out, d_in) as rows of one scale each, and the second scale (d_out, 1) of each row."""
         if self.format.tensor:
@@ -89,7 +98,8 @@ class WeightQuantizer:
         """The second scale of a weight (d_out, 1), of a format that has one."""
         if not self.format.second:
             return None
-        return second_scale(w.abs().amax().float().reshape(1, 1).expand(len(w), 1), self.format)
+        peak = w.abs().amax().float() if self.peak is None else torch.tensor(self.peak, device=w.device)
+        return second_scale(peak.reshape(1, 1).expand(len(w), 1), self.format)
 
     def check(self, w: Tensor) -> None:
         """Raise QuantizationError unless w is a finite matrix whose d_in the format's groups divide."""

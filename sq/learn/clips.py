@@ -18,7 +18,7 @@ INITIAL_LOGIT = 4.0  # sigmoid(4) = 0.982: OmniQuant quantize/quantizer.py, Flat
 
 def integers_only(*formats: Format | None) -> str | None:
     """Why a method that learns ranges does not take these formats (None: 16 bits), or None if it does."""
-    others = [format.name for format in formats if format is not None and format.scheme is None]
+    others = [format.name for format in formats if format is not None and format.grid is None]
     return f"it learns ranges of integers, which {' and '.join(dict.fromkeys(others))} has not" if others else None
 
 

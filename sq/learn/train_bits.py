@@ -58,7 +58,7 @@ def _quantizer_at(
 
 def _format_at(found: Format, part: str) -> Format:
     """The format of a part of a label; integers keep the scheme and the groups of the run's own."""
-    scheme = found.scheme if part.isdigit() else None
+    scheme = found.grid if part.isdigit() else None
     wanted = format_of(part, scheme or "symmetric", found.group if scheme else None)
     assert wanted is not None
     return wanted

@@ -22,6 +22,7 @@ from sq.models.site_transform import SiteTransform, over_heads
 from sq.quantize.method import LayerView, Method
 from sq.rotation import (
     Art,
+    BlockHadamard,
     Compose,
     Diagonal,
     Kronecker,
@@ -47,7 +48,9 @@ from sq.rotation import (
     has_hadamard,
     kronecker_factors,
     largest_block,
+    largest_power,
     low_rank_balance,
+    random_signs,
     reads_samples,
 )
 
@@ -55,6 +58,7 @@ StageName = Literal["art", "urt", "hadamard", "orthogonal"]
 Placement = Literal["online", "folded"]
 KeyTransform = Literal["balance", "rotation", "none"]
 Mixing = Literal["none", "block", "merged", "dense"]
+DownTransform = Literal["rotation", "hadamard", "none"]
 POOLED_TOKENS = 16384  # for the one residual rotation of "folded": twice as many change its KL by less than noise
 
 
@@ -83,6 +87,9 @@ class SingleQuant(Method):
         brake: l of every balance that is not diagonal: 1 balances activations and weights fully, less moves less.
         placement: "online" builds a rotation for each site. "folded" rotates the residual stream once and each head's
             values once, both absorbed into weights, and leaves only `down` online.
+        down: what is online at `down`: "rotation", built as at other sites; "hadamard", on blocks of the largest power
+            of two that divides the features, its random signs folded into the rows of up, which engines know by name;
+            "none", so that the diagonal balance is all.
         sites: sites that are transformed.
         keys: the transform of keys and queries after RoPE, where either is quantized: "rotation" builds one for each KV
             head; "balance" adds a dense balance of the two before it, at the same cost online; "none".
@@ -108,6 +115,7 @@ class SingleQuant(Method):
     across_blocks: bool = True
     brake: float = 1.0
     placement: Placement = "online"
+    down: DownTransform = "rotation"
     sites: Sequence[str] = SITES
     keys: KeyTransform = "balance"
     seed: int = 0
@@ -120,7 +128,7 @@ class SingleQuant(Method):
             raise ValueError(
                 f"{', '.join(problems)} unknown; stages: {', '.join(get_args(StageName))}; sites: {', '.join(SITES)}"
             )
-        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform}
+        choices = {"placement": Placement, "mixing": Mixing, "keys": KeyTransform, "down": DownTransform}
         if wrong := [name for name, allowed in choices.items() if getattr(self, name) not in get_args(allowed)]:
             said = (f"{name}={getattr(self, name)!r}; allowed: {', '.join(get_args(choices[name]))}" for name in wrong)
             raise ValueError(". ".join(said))
@@ -146,6 +154,18 @@ class SingleQuant(Method):
     def second_moments(self) -> Sequence[str]:
         """All sites, for a balance that is not diagonal."""
         return self.sites if self.rank or self.mixing != "none" else ()
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """Anything but a Hadamard of blocks at `down` is one of this method's own."""
+        if self.placement == "online":
+            return "its rotations are online at every site; take method=singlequant_export, which folds them"
+        if self.rank or self.mixing != "none":
+            given = f"rank={self.rank} and mixing={self.mixing}"
+            return f"{given} are online at every site; set method.rank=0 method.mixing=none"
+        if "down" in self.sites and self.down == "rotation" and self.order:
+            way = "set +method.down=hadamard (a Hadamard of blocks) or +method.down=none"
+            return f"its rotation in front of `down` differs from layer to layer, which the format cannot say; {way}"
+        return None
 
     def residual_rotation(
         self, samples: Mapping[str, Sequence[Tensor]], dimensions: ModelDimensions
@@ -194,6 +214,9 @@ class SingleQuant(Method):
             folded.append(self._head_rotations(balanced, dimensions, name, seed))
         done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
+        if site == "down" and self.down != "rotation":
+            signed, hadamards = self._block_hadamard(dimensions.width(site), stages, seed, name)
+            return SiteTransform(_chain([*folded, *signed]), _chain(hadamards))
         rotated = self.placement == "online" or site == "down"
         factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
         if self.second_moments:
@@ -212,6 +235,15 @@ class SingleQuant(Method):
             else:
                 online.append(rotation)
         return SiteTransform(done.folded, _chain(online))
+
+    def _block_hadamard(self, n: int, stages: int, seed: int, name: str) -> tuple[list[Transform], list[Transform]]:
+        """Signs, folded, and the blocks behind them, online; nothing where `down` is "none" or no stage has run."""
+        if self.down == "none" or not stages:
+            return [], []
+        k = largest_power(n)
+        if k == 1:
+            raise QuantizationError(f"{name}: {n} features have no block of a power of two; set method.down=none")
+        return [Diagonal(random_signs(n, seed))], [BlockHadamard(n, k)]
 
     def _balance(self, rms: Tensor, weights: Tensor, site: str, dimensions: ModelDimensions) -> Diagonal:
         columns = weights.square().mean(0).sqrt()

@@ -75,6 +75,8 @@ def install_quantizers(
 
 
 def site_quantizers(sites: Iterable[str], plan: LayerPlan, recipe: Recipe) -> dict[str, ActivationQuantizer | None]:
-    """The activation quantizer of each site, with the clip that the plan has for it; None at 16 bits."""
+    """The activation quantizer of each site, with the clip and peak that the plan has for it; None at 16 bits."""
     own, clips = {site: recipe.activations_at(site) for site in sites}, plan.activation_clips
-    return {site: one if one is None or site not in clips else one.with_clip(clips[site]) for site, one in own.items()}
+    found = {site: one if one is None or site not in clips else one.with_clip(clips[site]) for site, one in own.items()}
+    peaks = plan.activation_peaks
+    return {site: one.with_peak(peaks[site]) if one and site in peaks else one for site, one in found.items()}

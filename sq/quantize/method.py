@@ -70,6 +70,8 @@ class LayerPlan:
             spans what is left without a clip search of its own.
         activation_clips: site -> one factor on each token's range, or one on its low and one on its high end, instead
             of the run's clip. Those of a method stay where the run chooses a clip for each site.
+        activation_peaks: site -> largest magnitude on calibration tokens behind the transforms, where the run's format
+            has a static second scale; the pipeline fills it in.
     """
 
     sites: Mapping[str, SiteTransform] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class LayerPlan:
     query_key_scale: Tensor | None = None
     weight_ranges: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     activation_clips: Mapping[str, float | tuple[float, float]] = field(default_factory=dict)
+    activation_peaks: Mapping[str, float] = field(default_factory=dict)
 
 
 def on_device(plan: LayerPlan, device: torch.device) -> LayerPlan:
@@ -117,6 +120,16 @@ class Method(ABC):
     def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
         """Why the method does not take these formats of weights and activations (None: 16 bits), or None if it does;
         the check of a config calls it before anything is loaded."""
+        return None
+
+    def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
+        """Why another engine cannot run what the method leaves online, with the setting that changes it; None where it
+        can, or where only a layer's plan tells.
+
+        The check of a config calls it before anything is loaded, and a run once more when the model's sizes are known.
+        Engines multiply by one small matrix in front of a linear, which all blocks of neighbouring features share
+        (sq/rotation/shared_block.py), and know no clips.
+        """
         return None
 
     def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:

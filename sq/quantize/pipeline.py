@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sq.errors import ConfigError, QuantizationError, SQError
+from sq.formats.qtensor import QTensor
 from sq.models.families import SITES
 from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
 from sq.models.memory import return_freed
@@ -29,6 +30,7 @@ from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
 from sq.quantize.round import LayerRounding
 from sq.quantize.site_clips import with_site_clips
+from sq.quantize.site_peaks import with_site_peaks
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
@@ -49,6 +51,7 @@ class Pipeline:
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
         saved: index -> a packed layer that an interrupted run left, and its report; None where there is none.
         watch: is shown each layer as the method sees it, after its plan is made and before anything is changed.
+        coded: is given each finished layer and the codes of its linears by name, before it is packed.
 
     Attributes:
         record: what the pass measured so far.
@@ -68,8 +71,9 @@ class Pipeline:
         packed: bool = False,
         saved: Callable[[int], tuple[nn.Module, Mapping[str, Any] | None] | None] = lambda index: None,
         watch: Callable[[LayerView], None] | None = None,
+        coded: Callable[[int, nn.Module, Mapping[str, QTensor]], None] | None = None,
     ) -> None:
-        self.packed, self.saved, self.watch = packed, saved, watch
+        self.packed, self.saved, self.watch, self.coded = packed, saved, watch, coded
         self.stream, self.method, self.recipe = stream, method, recipe
         self.ids, self.batch, self.sample = ids, batch, sample
         self.log = log or TrainingLog(None, method.name)
@@ -145,6 +149,8 @@ class Pipeline:
             # Of one window: the whole text would cost a forward.
             quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
             self.record.describe_layer(view, plan, full, quantized[0][:1], {} if work is None else work.reports)
+        if self.coded is not None:
+            self.coded(index, layer, rounded)
         if self.packed and rounded:
             with self._timed("weights"):
                 pack_weights(stream.family, layer, rounded)
@@ -161,6 +167,7 @@ class Pipeline:
         weights = StackedWeights(self.stream.family, layer)
         view = LayerView(index, statistics, weights, self.stream.dimensions, block)
         plan = on_device(self.method.plan(view), self.stream.device)
+        plan = with_site_peaks(view, plan, self.recipe)
         if self.recipe.site_clips:
             plan = with_site_clips(view, plan, self.recipe)
         if reference is not None:

@@ -221,6 +221,7 @@ class LayerRounding:
             if not part:
                 continue
             weights = [weight_of(self.layer, name) for name in part]
+            rounder = replace(rounder, quantizer=rounder.quantizer.joined([weight_of(self.layer, n) for n in names]))
             for name, weight, found in zip(part, weights, rounder.round(weights, statistics), strict=True):
                 weight.copy_(found.dequantize(weight.dtype))
                 self.rounded[name] = found

@@ -18,6 +18,7 @@ from dataclasses import replace
 from sq.formats.activation import ActivationQuantizer, shared_clip
 from sq.models.families import SITES
 from sq.models.site_transform import SiteTransform
+from sq.quantize.apply import site_quantizers
 from sq.quantize.method import LayerPlan, LayerView
 from sq.quantize.recipe import Recipe
 
@@ -36,7 +37,9 @@ def with_site_clips(layer: LayerView, plan: LayerPlan, recipe: Recipe) -> LayerP
     chosen: Mapping[str, float] = {
         site: site_clip(layer, plan, site, quantizer)
         for site in layer.statistics
-        if site in SITES and site not in plan.activation_clips and (quantizer := recipe.activations_at(site))
+        if site in SITES
+        and site not in plan.activation_clips
+        and (quantizer := site_quantizers([site], plan, recipe)[site])
     }
     return replace(plan, activation_clips={**chosen, **plan.activation_clips})
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sq.errors import QuantizationError
+from sq.formats.elements import GridName
 from sq.formats.format import Format
 from sq.formats.labels import SIXTEEN, Bits, format_of
-from sq.kernels.schemes import Scheme
 from sq.quantize.rounders.registry import rounder_class, rounder_names
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Grouping:
     """How one quantizer rounds: the scheme of integers, and the neighbouring entries that share a scale."""
 
-    scheme: Scheme
+    scheme: GridName
     group_size: int | None
 
 
@@ -70,6 +70,8 @@ def _format(where: str, part: str, grouping: Grouping, widths: Sequence[int], pr
                 f"the format {part} has one scale for a whole tensor, so that a token would depend on its batch; use "
                 "one with a scale for each token or group"
             )
+        if found.static and where == "kv_cache":
+            raise QuantizationError(f"{part} has one second scale for a site, and attention has no sites; use nvfp4")
     except QuantizationError as error:
         problems.append(f"{where}: {error}")
         return None

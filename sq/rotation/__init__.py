@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sq.rotation.art import Partner, Statistic, art_angle, art_rotation, art_step
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
+from sq.rotation.block_hadamard import BlockHadamard, largest_power
 from sq.rotation.block_kronecker import BlockKronecker, absorb, block_factors, largest_block
 from sq.rotation.givens import givens_chain, plane_rotation
 from sq.rotation.hadamard import (

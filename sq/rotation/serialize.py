@@ -17,6 +17,7 @@ CLASSES = frozenset(
         *(f"sq.rotation.transform.{name}" for name in ("Identity", "Diagonal", "Dense", "PerHead", "Compose")),
         "sq.rotation.kronecker.Kronecker",
         "sq.rotation.block_kronecker.BlockKronecker",
+        "sq.rotation.block_hadamard.BlockHadamard",
         "sq.rotation.low_rank.LowRank",
         "sq.rotation.hadamard.Hadamard",
         "sq.rotation.permutation.Permutation",

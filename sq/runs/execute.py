@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.checkpoint.export.folder import ExportWriter
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
 from sq.config.parse import as_config
@@ -84,6 +85,8 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
     task = settings.task
     keep = keep_model or settings.model.placement == "memory" or task.zeroshot is not None or task.speed is not None
     spreads = task.zeroshot is not None and task.zeroshot.device_map is not None
+    if packed and settings.export is not None:
+        raise ConfigError([f"export={settings.export} writes the fake model; leave out packed=True"])
     packed = packed or (task.speed is not None and settings.bits.weights != SIXTEEN)
     if keep_model and settings.model.placement == "stream":
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
@@ -94,10 +97,15 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
     calibration = None
     if method.quantizes:
         calibration = calibration_of(settings.calibration, tokenizer, stream, settings.paths.cache)
-    kept, record, writer = [], None, None
+    kept, record, writer, export = [], None, None, None
     if (shown := task.activations) is not None:
         record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
-    if settings.save_to is not None:
+    if settings.save_to is not None and settings.export is not None:
+        if reason := method.export_obstacle(stream.dimensions):
+            raise ConfigError([f"export={settings.export}: method={method.name}: {reason}"])
+        made_by = what_made(settings), identity(settings)
+        export = ExportWriter(settings.save_to, stream.config, stream.dtype, *made_by)
+    elif settings.save_to is not None:
         writer = CheckpointWriter(settings.save_to, stream.config, what_made(settings), identity(settings))
     with progress_bar() as progress:
         log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
@@ -111,6 +119,7 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
             packed=packed or writer is not None,
             saved=lambda index: _saved_layer(writer, stream, index),
             watch=None if record is None else record.see,
+            coded=None if export is None else export.write_layer,
         )
         pipeline.prepare()
         batch = task.perplexity.batch_size if task.perplexity else 8
@@ -144,6 +153,8 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
         record.write(run_dir / ACTIVATIONS)
     if writer is not None:
         writer.finish(pipeline.embeddings_and_head, tokenizer)
+    if export is not None:
+        export.finish(pipeline.embeddings_and_head, tokenizer)
     if keep:
         result.model = assemble(stream, kept, pipeline.embeddings_and_head)
         if spreads:

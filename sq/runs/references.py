@@ -28,7 +28,7 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
         raise ConfigError(problems)
     bits = settings.bits if method.quantizes else FULL_PRECISION
     task = replace(settings.task, activations=None)
-    return replace(settings, method=method, bits=bits, weights=weights, task=task, save_to=None)
+    return replace(settings, method=method, bits=bits, weights=weights, task=task, save_to=None, export=None)
 
 
 def _load(group: str, name: str, settings: ExperimentSettings) -> Any:

@@ -60,11 +60,12 @@ def identity(settings: ExperimentSettings) -> str:
 
 
 def arithmetic(settings: ExperimentSettings) -> Literal["fake", "packed", "none"]:
-    """What is computed with: integers ("packed") where a checkpoint is saved or speed is measured, else rounded
-    numbers in floating point ("fake"); "none" for full precision."""
+    """What is computed with: integers ("packed") where a packed checkpoint is saved or speed is measured, else rounded
+    numbers in floating point ("fake"), those of an export too; "none" for full precision."""
     if not settings.method.quantizes:
         return "none"
-    packs = settings.save_to is not None or (settings.task.speed is not None and settings.bits.packs)
+    saves = settings.save_to is not None and settings.export is None
+    packs = saves or (settings.task.speed is not None and settings.bits.packs)
     return "packed" if packs else "fake"
 
 

@@ -33,6 +33,7 @@ def test_help_is_complete(tmp_path: Path) -> None:
         "calibration",
         "task",
         "tracker",
+        "export",
         "experiment",
     ):
         assert f"{group}: {', '.join(options(group))}\n" in done.stdout

@@ -90,7 +90,7 @@ def test_learned_ranges_reach_the_error_of_a_clip_search(scheme: Scheme) -> None
     assert end < 1.1 * searched
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "full_range"])
 def test_a_learned_activation_clip_reaches_the_best_common_factor(scheme: Scheme) -> None:
     x = heavy(rows=64)
     clip, quantizer = LearnedClip(), activation_quantizer(4, scheme)

@@ -19,7 +19,7 @@ from sq.models.stream import DecoderStream
 from sq.quantize.collect import StackedWeights, collect
 from sq.quantize.method import LayerView
 from sq.quantize.pass_record import peak_over_rms
-from sq.rotation import Kronecker, PerHead
+from sq.rotation import BlockHadamard, Kronecker, PerHead
 
 
 def view_of(folder: Path, **overrides: Any) -> LayerView:
@@ -58,6 +58,7 @@ def tokens_after(view: LayerView, method: SingleQuant, site: str) -> Tensor:
         ({"rank": 4, "mixing": "dense"}, "does nothing in front"),
         ({"mixing": "merged", "kronecker": False}, "merges with a Kronecker rotation"),
         ({"brake": 0.0}, "brake=0.0"),
+        ({"down": "blocks"}, "down='blocks'; allowed: rotation, hadamard, none"),
     ],
 )
 def test_options_out_of_range_are_told_before_anything_is_loaded(arguments: dict[str, Any], said: str) -> None:
@@ -70,6 +71,22 @@ def test_size_without_a_factor_pair_names_layer_site_and_way_out(tmp_path: Path)
     with pytest.raises(QuantizationError, match=r"layer 0, down: a size of 83.*method\.kronecker=false"):
         folded(order=("urt",)).layer_transforms(view)
     assert folded(order=("urt",), kronecker=False).layer_transforms(view)["down"].online is not None
+
+
+def test_a_hadamard_of_blocks_at_down_leaves_its_signs_to_the_rows_of_up(tmp_path: Path) -> None:
+    """Online stands I (x) H_k without signs, k = 4 of 84 = 4 * 21; the signs differ from layer to layer."""
+    view = view_of(tmp_path)
+    found = folded(down="hadamard").layer_transforms(view)["down"]
+    assert isinstance(found.online, BlockHadamard)
+    assert found.online.n2 == 4
+    assert found.folded is not None
+    balance = folded(down="none").layer_transforms(view)["down"]
+    assert balance.online is None
+    ones = torch.ones(1, 84, dtype=torch.float64)
+    signs = found.folded(ones) / balance.folded(ones)  # type: ignore[misc]
+    assert set(signs.flatten().tolist()) == {-1.0, 1.0}
+    with pytest.raises(QuantizationError, match=r"layer 0, down: 83 features have no block.*method\.down=none"):
+        folded(down="hadamard").layer_transforms(view_of(tmp_path / "odd", intermediate_size=83))
 
 
 def test_balance_gives_activations_and_weights_equal_rms(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ METHODS = {
     "online, dense balance": folded(**ONLINE, mixing="dense"),
     "folded": folded(order=("orthogonal", "urt")),
     "folded, rank": folded(order=("orthogonal", "urt"), rank=5),
+    "folded, a Hadamard of blocks at down": folded(order=("orthogonal", "urt"), down="hadamard"),
+    "folded, nothing online": folded(order=("orthogonal", "urt"), down="none"),
     "merged": folded(order=("orthogonal",), placement="online", mixing="merged", block=8, rank=4, brake=0.6),
     "merged, nothing across blocks": folded(
         order=("orthogonal",), placement="online", mixing="merged", block=6, across_blocks=False
