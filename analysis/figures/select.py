@@ -13,8 +13,7 @@ from sq.analysis.results import MissingRuns
 from sq.runs.results import ACTIVATIONS
 
 OURS = "sq.methods.singlequant.SingleQuant"
-# How methods are written in figures; one without an entry is written as in its config. Variants of
-# SingleQuant begin with "+" and share its marker.
+# How methods are written in figures; one without an entry is written as in its config.
 NAMES = {
     "rtn": "RTN",
     "smoothquant": "SmoothQuant",
@@ -24,6 +23,10 @@ NAMES = {
     "flatquant": "FlatQuant",
     "spinquant": "SpinQuant",
     "singlequant": "SingleQuant",
+    "singlequant_folded": "SingleQuant, folded",
+    "cat": "CAT",
+    "hadamard": "Hadamard",
+    "mrgptq": "MR-GPTQ",
     "folded_rank_16": "+ rank 16",
     "full_width": "full width",
     "dense_bound": "dense bound",
