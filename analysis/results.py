@@ -29,7 +29,7 @@ class MissingRuns(DataError):
     """
 
     def __init__(self, what: str, command: str) -> None:
-        self.command = command
+        self.what, self.command = what, command
         super().__init__(f"{what}; `{command}` makes the runs")
 
 

@@ -29,7 +29,7 @@ def figure_all_runs(runs: pd.DataFrame) -> Figure | None:
     columns = [f"kl/{text}" for text in texts_of(runs, "kl")]
     if not columns:
         return None
-    column = runs[columns].notna().sum().idxmax()
+    column = str(runs[columns].notna().sum().idxmax())
     runs = runs[runs[column].gt(0)]  # a logarithm has no zero
     evaluated = runs.reindex(columns=list(EVALUATED)).apply(lambda values: values.map(as_text)).agg(" ".join, axis=1)
     runs = runs[evaluated == evaluated.mode().iat[0]] if len(runs) else runs
@@ -37,7 +37,8 @@ def figure_all_runs(runs: pd.DataFrame) -> Figure | None:
         return None
     points = points_of(runs.assign(quality=runs[column].astype(float)), "kl")
     differing = [name for name in QUANTIZER if runs[name].nunique() > 1]
-    words = runs[differing].astype(str).agg(" ".join, axis=1) if differing else pd.Series("", index=runs.index)
-    points["label"] = [f"{label} ({word})" if word else label for label, word in zip(points["label"], words, strict=True)]
+    if differing:
+        words = [" ".join(map(str, values)) for values in runs[differing].to_numpy()]
+        points["label"] = [f"{label} ({word})" for label, word in zip(points["label"], words, strict=True)]
     points.attrs["title"] = f"{runs['model'].iat[0]}, {column.removeprefix('kl/')}, {len(runs)} runs"
     return draw_quality_cost(points, "kl")

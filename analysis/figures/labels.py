@@ -15,6 +15,7 @@ MOVES: dict[str, Any] = {
     "iter_lim": 400, "expand": (1.06, 1.25), "force_text": (0.2, 0.3), "force_static": (0.3, 0.5),
     "force_pull": (0.005, 0.005), "force_explode": (0.3, 0.8), "min_arrow_len": 8,
 }  # fmt: skip
+BEHIND = {"fc": "white", "ec": "none", "pad": 0.3, "alpha": 0.8}  # keeps lines out of the text
 LINE = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2}
 
 
@@ -30,7 +31,7 @@ def place_labels(
     FigureCanvasAgg(figure)  # texts are measured with a renderer
     figure.draw_without_rendering()  # the layout decides where points lie on paper
     parts = zip(x, y, labels, colours, strict=True)
-    notes = [axes.text(left, above, label, color=colour, **text) for left, above, label, colour in parts]
+    notes = [axes.text(left, above, label, color=colour, bbox=BEHIND, **text) for left, above, label, colour in parts]
     state = np.random.get_state()  # adjustText draws from it where two texts are at one place
     np.random.seed(0)
     adjust_text(notes, x=np.array(x, float), y=np.array(y, float), ax=axes, arrowprops=LINE, **MOVES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -137,7 +137,10 @@ def _quality_axis(axes: Axes, points: pd.DataFrame, quality: Quality) -> None:
 def _draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame, labelled: Sequence[int] | np.ndarray) -> None:
     """A marked point a method, those of the given places labelled; ours in colour, on top."""
     for place, (kind, (marker, size, colour)) in enumerate(MARKS.items()):
-        look = {"mfc": "none" if kind == "trained" else colour, "mec": colour if kind == "trained" else "white"}
+        look: dict[str, Any] = {
+            "mfc": "none" if kind == "trained" else colour,
+            "mec": colour if kind == "trained" else "white",
+        }
         for number, (at, (_, point)) in enumerate(zip(x, points.iterrows(), strict=True)):
             if point["kind"] == kind:
                 axes.plot(at, point["quality"], marker, ms=size, mew=0.8, color=colour, zorder=3 + place, **look)
@@ -152,7 +155,9 @@ def _draw_clips(axes: Axes, cost: Cost, points: pd.DataFrame, plain: pd.DataFram
     """Runs with a clip for each site beside runs without, as small open points that hang on those."""
     for number, (_, point) in enumerate(points.drop(plain.index).iterrows()):
         for _, other in plain[plain["label"] == point["label"]].iterrows():
-            axes.plot([other[cost], point[cost]], [other["quality"], point["quality"]], color="#AAAAAA", lw=0.6, zorder=2)
+            axes.plot(
+                [other[cost], point[cost]], [other["quality"], point["quality"]], color="#AAAAAA", lw=0.6, zorder=2
+            )
         colour = MARKS[point["kind"]][2]
         axes.plot(point[cost], point["quality"], "o", ms=3.5, mfc="white", mec=colour, mew=0.8, zorder=3)
         tip(axes.lines[-1], point["tip"])

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="one page about this run instead")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="some of the notebooks, such as quality time")
     parser.add_argument(
-        "overrides", nargs="*", help="that experiments were run with, such as model=llama2_7b (in front of --only; default: those of the runs)"
+        "overrides",
+        nargs="*",
+        help="that experiments were run with, such as model=llama2_7b (in front of --only; default: those of the runs)",
     )
     parsed = parser.parse_args(arguments)
     console = Console()
@@ -69,10 +71,10 @@ def write_report(
         DataError: no runs, or a notebook that does not exist.
         ConfigError: overrides that no task takes.
     """
+    from sq.analysis.report.html import page_html
     from sq.analysis.report.notebooks import execute, found_notebooks, is_worth_it
     from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
     from sq.analysis.report.write import report_body, report_facts
-    from sq.analysis.report.html import page_html
 
     start, notebooks = time.perf_counter(), found_notebooks()
     names = [path.stem for path in notebooks]

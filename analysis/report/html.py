@@ -18,7 +18,8 @@ from sq.evaluate.bootstrap import Interval
 
 LOOK = Path(__file__).parent / "look"
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
-TEMPLATE = Environment(loader=FileSystemLoader(LOOK), autoescape=True, trim_blocks=True).get_template("page.html")
+TEMPLATES = Environment(loader=FileSystemLoader(LOOK), autoescape=True, trim_blocks=True)
+TABLES: Any = TEMPLATES.get_template("tables.html").module  # its macros
 # Colours of the figures' style -> variables of page.css, so that pictures follow a page that is light or dark.
 THEME = {
     "#ffffff": "paper", "#000000": "ink", "#222222": "ink", "#333333": "ink", "#555555": "muted", "#777777": "muted",
@@ -31,7 +32,7 @@ THEME = {
 def page_html(title: str, body: str) -> str:
     """A complete document around a body."""
     css, js = (Markup((LOOK / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
-    return TEMPLATE.render(title=title, body=Markup(body), css=css, js=js).lstrip()
+    return TEMPLATES.get_template("page.html").render(title=title, body=Markup(body), css=css, js=js)
 
 
 def overview_html(view: Overview) -> str:
@@ -41,7 +42,7 @@ def overview_html(view: Overview) -> str:
     if view.beside:
         table = _plain(["status", "run", "reason"], [[(text, None) for text in row] for row in view.beside], {})
         beside = folded(f"{len(view.beside)} without a result", table)
-    return f"{TEMPLATE.module.all_runs(view, count) if count else '<p>No run is finished.</p>'}{beside}"
+    return f"{TABLES.all_runs(view, count) if count else '<p>No run is finished.</p>'}{beside}"
 
 
 def table_html(table: Table) -> str:
@@ -86,7 +87,7 @@ def code(text: str) -> str:
 
 def _plain(heads: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]], numbers: Mapping[str, Any]) -> str:
     table = {
-        "heads": [{"name": head, "text": head not in numbers} for head in heads],
+        "heads": [{"name": head, "number": head in numbers} for head in heads],
         "rows": [
             [
                 {"text": text, "key": key, "head": head, "number": head in numbers}
@@ -95,7 +96,7 @@ def _plain(heads: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]], numb
             for row in rows
         ],
     }
-    return str(TEMPLATE.module.plain(table))
+    return str(TABLES.plain(table))
 
 
 def _key(cell: Any) -> float | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from sq.analysis.results import as_text, window_values
-from sq.analysis.tables.order import in_order, row_name, texts_of
 from sq.analysis.tables.declaration import OURS
+from sq.analysis.tables.order import in_order, row_name, texts_of
 from sq.analysis.tables.table import show
 from sq.errors import DataError
 from sq.evaluate.bootstrap import Interval, paired_ratio
@@ -41,12 +41,13 @@ class Overview:
     """The table of all finished runs, and beside it what has no result.
 
     Attributes:
-        heads: of the columns; the first `keys` of them repeat a group's title.
+        heads: of the columns; the first `keys` of them repeat a group's title, and those in `numbers` are aligned so.
         beside: status, name and reason of runs that failed, are damaged, cannot be read or did not end.
     """
 
     heads: list[str]
     keys: int
+    numbers: set[str]
     groups: list[Group]
     beside: list[tuple[str, str, str]]
 
@@ -61,8 +62,11 @@ def overview(frame: pd.DataFrame) -> Overview:
     runs["calibration"] = [_calibration(run) for _, run in runs.iterrows()]
     more = list(dict.fromkeys(text for found in texts for text in found[1:]))
     columns = {name: of for name, of in _columns(more).items() if any(of(run).text for _, run in runs.iterrows())}
-    keys = [name for name in (*QUANTIZER, *PROTOCOL)]
+    keys = [*QUANTIZER, *PROTOCOL]
     groups = []
+    runs["shown"] = ""
+    for _, own in runs.groupby(keys, sort=False):
+        runs.loc[own.index, "shown"] = _names(own)
     for names, own in sorted(runs.groupby(keys, sort=False), key=lambda pair: _place(pair[0], runs)):
         ratios = _ratios(own)
         head = [Shown(str(name), str(name)) for name in names]
@@ -70,8 +74,9 @@ def overview(frame: pd.DataFrame) -> Overview:
             [*head, *(ratios[index] if name == RATIO else of(run) for name, of in columns.items())]
             for index, run in _best_first(own).iterrows()
         ]
-        groups.append(Group(_title(dict(zip(keys, names, strict=True))), rows))
-    return Overview([*keys, *columns], len(keys), groups, _beside(frame))
+        groups.append(Group(_title(dict(zip(keys, map(str, names), strict=True))), rows))
+    texts_alone = {"method", "made (UTC)", "run"}
+    return Overview([*keys, *columns], len(keys), set(columns) - texts_alone, groups, _beside(frame))
 
 
 RATIO = f"KL / {OURS}"
@@ -87,7 +92,7 @@ def _columns(more: Sequence[str]) -> dict[str, Callable[[pd.Series], Shown]]:
         return lambda run: _number(run.get(name), shape, unit)
 
     return {
-        "method": lambda run: Shown(row_name(run), row_name(run)),
+        "method": lambda run: Shown(run["shown"], run["shown"]),
         "seed": lambda run: Shown(str(run["seed"]) if run["weights"] != "none" else "", float(run["seed"])),
         "ppl": of("ppl", "{:.3f}"),
         "KL": of("kl", "{:.4f}"),
@@ -104,6 +109,24 @@ def _columns(more: Sequence[str]) -> dict[str, Callable[[pd.Series], Shown]]:
         "made (UTC)": lambda run: Shown(str(run["created"])[:16].replace("T", " "), str(run["created"])),
         "run": lambda run: Shown(str(run["run_id"]), str(run["run_id"])),
     }
+
+
+def _names(runs: pd.DataFrame) -> list[str]:
+    """Of the runs of a group: rows of one name say in which of the method's arguments they differ."""
+    names = pd.Series([row_name(run) for _, run in runs.iterrows()], index=runs.index)
+    arguments = [
+        str(name) for name in runs if str(name).startswith(("method.", "weights.", "activations.", "kv_cache."))
+    ]
+    for _, own in runs.groupby(names):
+        texts = own[arguments].map(as_text)
+        differing = [name for name in arguments if texts[name].nunique() > 1]
+        if differing:
+            told = [
+                ", ".join(f"{key.removeprefix('method.')}={text}" for key, text in run.items())
+                for run in texts[differing].to_dict("records")
+            ]
+            names[own.index] = [f"{name} ({words})" for name, words in zip(names[own.index], told, strict=True)]
+    return list(names)
 
 
 def _number(value: Any, shape: str, unit: float = 1.0) -> Shown:
@@ -152,7 +175,7 @@ def _calibration(run: pd.Series) -> str:
     return "-" if run["weights"] == "none" or tokens is None or pd.isna(tokens) else f"{tokens:,.0f} tokens"
 
 
-def _title(group: dict[str, str]) -> str:
+def _title(group: Mapping[str, str]) -> str:
     """ "smollm2: W4A4KV16, gptq, symmetric, clip site; pydoc, 48 windows of 512; calibrated on 16,384 tokens"."""
     quantizer = [group["bits"], group["weights"], group["activations"], f"clip {group['clip']}"]
     if group["weights"] == "none":
@@ -167,7 +190,14 @@ def _place(names: Any, runs: pd.DataFrame) -> tuple[Any, ...]:
     """Where a group stands: models as they come, full precision first, fewer bits before more."""
     group = dict(zip((*QUANTIZER, *PROTOCOL), names, strict=True))
     models, labels = list(dict.fromkeys(runs["model"])), in_order(runs["bits"])
-    return models.index(group["model"]), group["weights"] != "none", labels.index(group["bits"]), *map(str, names)
+    unread = group["text"] == "-"  # timings and the like, behind what was evaluated
+    return (
+        models.index(group["model"]),
+        group["weights"] != "none",
+        labels.index(group["bits"]),
+        unread,
+        *map(str, names),
+    )
 
 
 def _best_first(runs: pd.DataFrame) -> pd.DataFrame:
@@ -175,7 +205,7 @@ def _best_first(runs: pd.DataFrame) -> pd.DataFrame:
     for metric in ("kl", "ppl"):
         values = [run.get(f"{metric}/{run['text']}") for _, run in runs.iterrows()]
         if pd.Series(values, dtype=float).notna().any():
-            return runs.assign(_value=pd.to_numeric(pd.Series(values, index=runs.index))).sort_values("_value", kind="stable")
+            return runs.iloc[pd.Series(values, dtype=float).argsort(kind="stable")]
     return runs.iloc[::-1]
 
 

@@ -110,16 +110,16 @@ class Page:
         makes = command(experiment, one.overrides)
         try:
             made = make(self.runs, overrides=one.overrides, **options)
-            if one.named or self._finished(experiment, one)[0] >= SHARE * self._finished(experiment, one)[1]:
-                return made
             done, wanted = self._finished(experiment, one)
+            if one.named or done >= SHARE * wanted:
+                return made
             return self._announce(f"{experiment}: {done} of {wanted} runs are there", makes, absent=True)
         except MissingRuns as error:
-            return self._announce(str(error), error.command, absent=not one.named)
+            return self._announce(f"{experiment}: {error.what}", error.command, absent=not one.named)
         except ConfigError as error:  # an override or a model that the experiment does not take, or is not installed
             return self._announce(f"{experiment}: {error.problems[0]}", makes, absent=True)
         except DataError as error:
-            return self._announce(f"{experiment} cannot be shown: {error}", makes)
+            return self._announce(f"{experiment} cannot be shown: {error}")
 
     def _finished(self, experiment: str, one: Asked) -> tuple[int, int]:
         """How many runs of the experiment are finished, and how many it has."""
@@ -133,11 +133,12 @@ class Page:
         """Show how many runs of the experiment are not there."""
         done, wanted = self._finished(experiment, one)
         if done < wanted:
-            self._announce(f"{wanted - done} of {wanted} runs are missing or failed", command(experiment, one.overrides))
+            self._announce(
+                f"{wanted - done} of {wanted} runs are missing or failed", command(experiment, one.overrides)
+            )
 
     def _announce(self, what: str, makes: str = "", *, absent: bool = False) -> None:
-        text = f"**Not all there:** {what if 'cannot' in what or not makes else what.split(';')[0]}."
-        text = f"{text.rstrip('.')}." + (f" Make them with\n\n    {makes}\n" if makes else "\n")
+        text = f"{what.rstrip('.')}." + (f" Make them with\n\n    {makes}\n" if makes else "\n")
         self._show({"text/markdown": text, "text/plain": text}, {MISSING: makes, ABSENT: absent})
 
     @staticmethod

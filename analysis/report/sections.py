@@ -24,13 +24,15 @@ def section(one: Executed) -> str:
         if cell.cell_type == "markdown":
             told += _text(cell)
         else:
-            shown = "".join(_output(output, f"{one.name}-{number}-{place}") for place, output in enumerate(cell.outputs))
+            name = f"{one.name}-{number}"
+            shown = "".join(_output(output, f"{name}-{place}") for place, output in enumerate(cell.outputs))
             if shown:
                 parts.append(told + shown + f'<div class="code">{folded("code", code(cell.source))}</div>')
             if shown or cell.outputs:  # the heading of what is absent goes with it
                 told = ""
     if one.error:
-        parts.append(f'<div class="error"><p>The notebook {escape(one.name)} failed.</p>{code(ANSI.sub("", one.error))}</div>')
+        text = f"<p>The notebook {escape(one.name)} failed.</p>{code(ANSI.sub('', one.error))}"
+        parts.append(f'<div class="error">{text}</div>')
     head = _text(title) if title is not None else ""
     return f'<section id="{escape(one.name)}">{head}{"".join(parts)}</section>' if parts else ""
 
@@ -50,7 +52,8 @@ def _output(output: Any, name: str) -> str:
     if output.output_type == "error" or output.get("metadata", {}).get(ABSENT):
         return ""  # an error stands once, below the notebook; what is absent is folded away at the end of the page
     if output.output_type == "stream":
-        return code(ANSI.sub("", output.text))
+        text = code(ANSI.sub("", output.text))
+        return folded("warnings", text) if output.name == "stderr" else text
     data = output.data
     if "image/svg+xml" in data:
         return picture(data["image/svg+xml"], name)
@@ -58,5 +61,9 @@ def _output(output: Any, name: str) -> str:
         return str(data["text/html"])
     if "text/markdown" in data:
         text = markdown_html(data["text/markdown"])
+        if command := output.metadata.get(MISSING):  # what is missing of something that is shown
+            return (
+                f'<div class="missing">{folded(data["text/markdown"].partition(" Make them")[0], code(command))}</div>'
+            )
         return f'<div class="missing">{text}</div>' if MISSING in output.metadata else text
     return code(data.get("text/plain", ""))

@@ -69,7 +69,7 @@ def report_body(
 
 def _pictures(runs: pd.DataFrame, out: Path) -> list[str]:
     """Quality against cost for the models with the most runs, where two or more can be compared."""
-    shown = []
+    shown: list[str] = []
     models = list(map(str, runs["model"].value_counts().index))
     for model in models[:PICTURED]:
         if (figure := figure_all_runs(runs[runs["model"] == model])) is not None:
