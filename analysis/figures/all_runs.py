@@ -29,16 +29,17 @@ def figure_all_runs(runs: pd.DataFrame) -> Figure | None:
     columns = [f"kl/{text}" for text in texts_of(runs, "kl")]
     if not columns:
         return None
-    column = str(runs[columns].notna().sum().idxmax())
+    column = max(columns, key=lambda name: runs[name].count())
     runs = runs[runs[column].gt(0)]  # a logarithm has no zero
-    evaluated = runs.reindex(columns=list(EVALUATED)).apply(lambda values: values.map(as_text)).agg(" ".join, axis=1)
-    runs = runs[evaluated == evaluated.mode().iat[0]] if len(runs) else runs
+    evaluated = [tuple(as_text(run.get(name)) for name in EVALUATED) for _, run in runs.iterrows()]
+    most = max(evaluated, key=evaluated.count, default=())
+    runs = runs[[one == most for one in evaluated]]
     if len(runs) < 2:
         return None
     points = points_of(runs.assign(quality=runs[column].astype(float)), "kl")
     differing = [name for name in QUANTIZER if runs[name].nunique() > 1]
     if differing:
-        words = [" ".join(map(str, values)) for values in runs[differing].to_numpy()]
+        words = [" ".join(str(run[name]) for name in differing) for _, run in runs.iterrows()]
         points["label"] = [f"{label} ({word})" for label, word in zip(points["label"], words, strict=True)]
     points.attrs["title"] = f"{runs['model'].iat[0]}, {column.removeprefix('kl/')}, {len(runs)} runs"
     return draw_quality_cost(points, "kl")

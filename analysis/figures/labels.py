@@ -20,19 +20,29 @@ LINE = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB
 
 
 def place_labels(
-    axes: Axes, x: Sequence[float], y: Sequence[float], labels: Sequence[str], colours: Sequence[str], **text: Any
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    labels: Sequence[str],
+    colours: Sequence[str],
+    *,
+    avoid: Sequence[Sequence[float]] = ((), ()),
+    **text: Any,
 ) -> None:
     """Write a label beside each point of data coordinates, moved off points, other labels and the axes' edges.
 
-    Axes must have their final limits. A label far from its point gets a thin line to it.
+    Axes must have their final limits. A label far from its point gets a thin line to it. `avoid`: x and y of further
+    points that labels must not cover.
     """
     figure = axes.figure.get_figure(root=True)
     assert figure is not None
     FigureCanvasAgg(figure)  # texts are measured with a renderer
     figure.draw_without_rendering()  # the layout decides where points lie on paper
+    look = {"bbox": BEHIND, "zorder": 7, **text}
     parts = zip(x, y, labels, colours, strict=True)
-    notes = [axes.text(left, above, label, color=colour, bbox=BEHIND, **text) for left, above, label, colour in parts]
+    notes = [axes.text(left, above, label, color=colour, **look) for left, above, label, colour in parts]
     state = np.random.get_state()  # adjustText draws from it where two texts are at one place
     np.random.seed(0)
-    adjust_text(notes, x=np.array(x, float), y=np.array(y, float), ax=axes, arrowprops=LINE, **MOVES)
+    around = {"x": np.r_[x, avoid[0]].astype(float), "y": np.r_[y, avoid[1]].astype(float)}
+    adjust_text(notes, **around, ax=axes, arrowprops=LINE, **MOVES)
     np.random.set_state(state)

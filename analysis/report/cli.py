@@ -99,7 +99,10 @@ def write_report(
         steps.close()
     facts = report_facts(runs, results, overrides)
     others = [path for path in notebooks if path not in chosen]
-    write_text(out / "report.html", page_html("SingleQuant: runs", report_body(runs, out, facts, done, others)))
+    write_text(
+        out / "report.html",
+        page_html("SingleQuant: runs", report_body(runs, out, facts, done, others, overrides or ())),
+    )
     console.print(facts["runs"], highlight=False)
     print_written(console, [out / "report.html", out / "figures", out / "tables"])
     for one in done:

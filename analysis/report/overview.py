@@ -61,12 +61,12 @@ def overview(frame: pd.DataFrame) -> Overview:
     runs["windows"] = [_windows(run) for _, run in runs.iterrows()]
     runs["calibration"] = [_calibration(run) for _, run in runs.iterrows()]
     more = list(dict.fromkeys(text for found in texts for text in found[1:]))
-    columns = {name: of for name, of in _columns(more).items() if any(of(run).text for _, run in runs.iterrows())}
     keys = [*QUANTIZER, *PROTOCOL]
     groups = []
     runs["shown"] = ""
     for _, own in runs.groupby(keys, sort=False):
         runs.loc[own.index, "shown"] = _names(own)
+    columns = {name: of for name, of in _columns(more).items() if any(of(run).text for _, run in runs.iterrows())}
     for names, own in sorted(runs.groupby(keys, sort=False), key=lambda pair: _place(pair[0], runs)):
         ratios = _ratios(own)
         head = [Shown(str(name), str(name)) for name in names]
@@ -112,21 +112,22 @@ def _columns(more: Sequence[str]) -> dict[str, Callable[[pd.Series], Shown]]:
 
 
 def _names(runs: pd.DataFrame) -> list[str]:
-    """Of the runs of a group: rows of one name say in which of the method's arguments they differ."""
-    names = pd.Series([row_name(run) for _, run in runs.iterrows()], index=runs.index)
-    arguments = [
-        str(name) for name in runs if str(name).startswith(("method.", "weights.", "activations.", "kv_cache."))
+    """Of the runs of a group: those of one name say in which of their settings they differ."""
+    settings = [
+        name for name in map(str, runs) if name.startswith(("method.", "weights.", "activations.", "kv_cache."))
     ]
-    for _, own in runs.groupby(names):
-        texts = own[arguments].map(as_text)
-        differing = [name for name in arguments if texts[name].nunique() > 1]
-        if differing:
-            told = [
-                ", ".join(f"{key.removeprefix('method.')}={text}" for key, text in run.items())
-                for run in texts[differing].to_dict("records")
-            ]
-            names[own.index] = [f"{name} ({words})" for name, words in zip(names[own.index], told, strict=True)]
-    return list(names)
+    names = [row_name(run) for _, run in runs.iterrows()]
+    texts = [[as_text(run[name]) for name in settings] for _, run in runs.iterrows()]
+    found = []
+    for name, own in zip(names, texts, strict=True):
+        others = [other for same, other in zip(names, texts, strict=True) if same == name]
+        told = [
+            f"{setting.removeprefix('method.')}={text}"
+            for setting, text, values in zip(settings, own, zip(*others, strict=True), strict=True)
+            if len(set(values)) > 1
+        ]
+        found.append(f"{name} ({', '.join(told)})" if told else name)
+    return found
 
 
 def _number(value: Any, shape: str, unit: float = 1.0) -> Shown:

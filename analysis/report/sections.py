@@ -63,7 +63,7 @@ def _output(output: Any, name: str) -> str:
         text = markdown_html(data["text/markdown"])
         if command := output.metadata.get(MISSING):  # what is missing of something that is shown
             return (
-                f'<div class="missing">{folded(data["text/markdown"].partition(" Make them")[0], code(command))}</div>'
+                f'<div class="missing">{folded(data["text/markdown"].partition(". Make them")[0], code(command))}</div>'
             )
         return f'<div class="missing">{text}</div>' if MISSING in output.metadata else text
     return code(data.get("text/plain", ""))

@@ -41,7 +41,12 @@ def report_facts(runs: pd.DataFrame, results: Path, overrides: Sequence[str] | N
 
 
 def report_body(
-    runs: pd.DataFrame, out: Path, facts: Mapping[str, str], done: Sequence[Executed], others: Sequence[Path]
+    runs: pd.DataFrame,
+    out: Path,
+    facts: Mapping[str, str],
+    done: Sequence[Executed],
+    others: Sequence[Path],
+    overrides: Sequence[str] = (),
 ) -> str:
     """The page's body; figures of the models go to `out`/figures as well.
 
@@ -51,6 +56,7 @@ def report_body(
         facts: shown on top.
         done: notebooks that were executed.
         others: notebooks that were not, because they have no runs.
+        overrides: of the commands that would make these.
     """
     sections = {one.name: text for one in done if (text := section(one))}
     links = "".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in ("all", *sections))
@@ -59,7 +65,7 @@ def report_body(
     body += [f'<h2 id="all">All runs</h2><p>{escape(WORDS)}</p>', overview_html(overview(runs))]
     body += _pictures(runs, out)
     body += sections.values()
-    lacking = [*absent(done), *(f"{name}: no runs, or too few\n\n    {command(name)}\n" for path in others
+    lacking = [*absent(done), *(f"{name}: no runs, or too few\n\n    {command(name, overrides)}\n" for path in others
                                 for name in experiments_of(path))]  # fmt: skip
     if lacking:
         text = "".join(markdown_html(one) for one in dict.fromkeys(lacking))

@@ -59,12 +59,13 @@ def drawn(frame: pd.DataFrame) -> Callable[[str], Figure]:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_files_are_whole_and_their_text_is_text(name: str, drawn: Callable[[str], Figure], tmp_path: Path) -> None:
-    svg, png = figures.save(drawn(name), tmp_path, name)
+    svg, png, pdf = figures.save(drawn(name), tmp_path, name)
     text = svg.read_text()
     assert text.rstrip().endswith("</svg>")
     assert len(re.findall("<text", text)) > 5
     assert not re.search(r'(href|src)="http', text)
     assert png.read_bytes()[:4] == b"\x89PNG"
+    assert pdf.read_bytes()[:5] == b"%PDF-"
     width = float(re.search(r'width="([\d.]+)pt"', text)[1]) / 72  # type: ignore[index]
     assert width == pytest.approx(3.3, abs=0.01) or width == pytest.approx(6.9, abs=0.01)
 
