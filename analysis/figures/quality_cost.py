@@ -148,8 +148,8 @@ def _draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame, labelled: Seque
                 axes.lines[-1].set_label(f"_{number}" if kind in axes.get_legend_handles_labels()[1] else kind)
     some = points.iloc[list(labelled)]
     colours = [VERMILLION if kind == "SingleQuant" else "#222222" for kind in some["kind"]]
-    place = list(x.iloc[list(labelled)]), list(some["quality"])
-    place_labels(axes, *place, list(some["label"]), colours, avoid=(list(x), list(points["quality"])), fontsize=7)
+    at, above, around = list(x.iloc[list(labelled)]), list(some["quality"]), (list(x), list(points["quality"]))
+    place_labels(axes, at, above, list(some["label"]), colours, avoid=around, fontsize=7)
 
 
 def _draw_clips(axes: Axes, cost: Cost, points: pd.DataFrame, plain: pd.DataFrame) -> None:
