@@ -16,7 +16,8 @@ from sq.errors import DataError
 from sq.evaluate.bootstrap import Interval, paired_ratio
 
 QUANTIZER = ("model", "bits", "weights", "activations", "clip")
-PROTOCOL = ("text", "windows", "calibration")
+PROTOCOL = "evaluation"
+UNREAD = "no text evaluated"
 REASON = 300  # characters of an error; result.json has all of it
 
 
@@ -58,10 +59,9 @@ def overview(frame: pd.DataFrame) -> Overview:
     runs["clip"] = [_clip(run) for _, run in runs.iterrows()]
     texts = [_texts(run) for _, run in runs.iterrows()]
     runs["text"] = [found[0] if found else "-" for found in texts]
-    runs["windows"] = [_windows(run) for _, run in runs.iterrows()]
-    runs["calibration"] = [_calibration(run) for _, run in runs.iterrows()]
+    runs[PROTOCOL] = [_protocol(run) for _, run in runs.iterrows()]
     more = list(dict.fromkeys(text for found in texts for text in found[1:]))
-    keys = [*QUANTIZER, *PROTOCOL]
+    keys = [*QUANTIZER, PROTOCOL]
     groups = []
     runs["shown"] = ""
     for _, own in runs.groupby(keys, sort=False):
@@ -164,34 +164,28 @@ def _texts(run: pd.Series) -> list[str]:
     return [text for text in listed if text in found] if isinstance(listed, list) else found
 
 
-def _windows(run: pd.Series) -> str:
-    if run["text"] == "-":
-        return "-"
+def _protocol(run: pd.Series) -> str:
+    """What a run was measured on: "pydoc, 48 windows of 512; calibrated on 16,384 tokens"."""
     count, window = as_text(run.get("task.perplexity.count")), as_text(run.get("task.perplexity.window"))
-    return f"{'all' if count == 'null' else count} windows of {window}"
-
-
-def _calibration(run: pd.Series) -> str:
+    windows = f"{'all' if count == 'null' else count} windows of {window}"
+    parts = [UNREAD if run["text"] == "-" else f"{run['text']}, {windows}"]
     tokens = run.get("calibration.tokens")
-    return "-" if run["weights"] == "none" or tokens is None or pd.isna(tokens) else f"{tokens:,.0f} tokens"
+    if run["weights"] != "none" and tokens is not None and not pd.isna(tokens):
+        parts.append(f"calibrated on {tokens:,.0f} tokens")
+    return "; ".join(parts)
 
 
 def _title(group: Mapping[str, str]) -> str:
     """ "smollm2: W4A4KV16, gptq, symmetric, clip site; pydoc, 48 windows of 512; calibrated on 16,384 tokens"."""
-    quantizer = [group["bits"], group["weights"], group["activations"], f"clip {group['clip']}"]
-    if group["weights"] == "none":
-        quantizer = ["full precision"]
-    parts = [f"{group['model']}: {', '.join(quantizer)}"]
-    parts += [f"{group['text']}, {group['windows']}"] if group["text"] != "-" else ["no text evaluated"]
-    parts += [f"calibrated on {group['calibration']}"] if group["calibration"] != "-" else []
-    return "; ".join(parts)
+    quantizer = ", ".join([group["bits"], group["weights"], group["activations"], f"clip {group['clip']}"])
+    return f"{group['model']}: {'full precision' if group['weights'] == 'none' else quantizer}; {group[PROTOCOL]}"
 
 
 def _place(names: Any, runs: pd.DataFrame) -> tuple[Any, ...]:
     """Where a group stands: models as they come, full precision first, fewer bits before more."""
-    group = dict(zip((*QUANTIZER, *PROTOCOL), names, strict=True))
+    group = dict(zip((*QUANTIZER, PROTOCOL), names, strict=True))
     models, labels = list(dict.fromkeys(runs["model"])), in_order(runs["bits"])
-    unread = group["text"] == "-"  # timings and the like, behind what was evaluated
+    unread = str(group[PROTOCOL]).startswith(UNREAD)  # timings and the like, behind what was evaluated
     return (
         models.index(group["model"]),
         group["weights"] != "none",

@@ -26,15 +26,18 @@ SCRIPTS = Path(__file__).parent / "browser"
 
 
 def ask(page: Path, width: int, *, dark: bool = False, use: bool = False) -> dict[str, Any]:
-    """What browser/probe.js finds on a page in a window of a width, after browser/use.js where `use` says so."""
+    """What browser/probe.js finds on a page that is as wide as told, after browser/use.js where `use` says so."""
     names = ["use.js", "probe.js"] if use else ["probe.js"]
     scripts = "".join(f"<script>{(SCRIPTS / name).read_text(encoding='utf-8')}</script>" for name in names)
     probed = page.with_name("probed.html")
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{scripts}</body>"), encoding="utf-8")
+    frame = page.with_name("frame.html")
+    around = (SCRIPTS / "frame.html").read_text(encoding="utf-8")
+    frame.write_text(around.replace("WIDTH", str(width)), encoding="utf-8")
     command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}",
-        f"--window-size={width},1000", *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-        "--virtual-time-budget=10000", "--dump-dom", probed.as_uri(),
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1500,1000",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []), f"--user-data-dir={page.parent / 'profile'}",
+        "--virtual-time-budget=10000", "--dump-dom", frame.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
@@ -83,6 +86,7 @@ def test_the_table_of_all_runs_sorts_and_filters_and_marks_tell_their_numbers(pa
         assert len(found["up"]) == 61
         assert found["up"] == sorted(found["up"])
         assert found["down"] == sorted(found["up"], reverse=True)
+        assert found["flat"] == 0, "cells lie outside the window where runs are not grouped"
         assert found["names"]
         assert all("quarot" in name and "w4a8" not in name.lower() for name in found["names"])
         assert found["count"] == f"{len(found['names'])} of 61 runs"

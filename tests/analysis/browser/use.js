@@ -5,6 +5,8 @@ window.used = () => {
   const shown = () => [...table.querySelectorAll("tr.run")].filter((row) => !row.hidden && row.offsetParent !== null);
   const kl = () => shown().map((row) => Number(row.cells[at].dataset.key));
   document.getElementById("grouped").click();
+  const wide = document.documentElement.clientWidth;
+  const flat = [...table.querySelectorAll("td, th")].filter((cell) => cell.getBoundingClientRect().right > wide + 0.5).length;
   heads[at].click();
   const up = kl();
   heads[at].click();
@@ -16,5 +18,5 @@ window.used = () => {
   const mark = document.querySelector("g.tip path, g.tip use");
   mark.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, clientX: 50, clientY: 50 }));
   const box = document.getElementById("tip");
-  return { up, down, names, count: document.getElementById("count").textContent, tip: box.hidden ? null : box.textContent };
+  return { flat, up, down, names, count: document.getElementById("count").textContent, tip: box.hidden ? null : box.textContent };
 };
