@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 # Steps are counted, not timed, so that a figure is the same on every machine; forces are in adjustText's units.
 MOVES: dict[str, Any] = {
-    "iter_lim": 400, "expand": (1.06, 1.25), "force_text": (0.2, 0.3), "force_static": (0.3, 0.5),
+    "iter_lim": 400, "expand": (1.12, 1.35), "force_text": (0.2, 0.3), "force_static": (0.3, 0.5),
     "force_pull": (0.005, 0.005), "force_explode": (0.3, 0.8), "min_arrow_len": 8,
 }  # fmt: skip
 BEHIND = {"fc": "white", "ec": "none", "pad": 0.3, "alpha": 0.8}  # keeps lines out of the text
@@ -38,7 +38,7 @@ def place_labels(
     assert figure is not None
     FigureCanvasAgg(figure)  # texts are measured with a renderer
     figure.draw_without_rendering()  # the layout decides where points lie on paper
-    look = {"bbox": BEHIND, "zorder": 7, **text}
+    look = {"bbox": BEHIND, "zorder": 2.5, **text}
     parts = zip(x, y, labels, colours, strict=True)
     notes = [axes.text(left, above, label, color=colour, **look) for left, above, label, colour in parts]
     state = np.random.get_state()  # adjustText draws from it where two texts are at one place

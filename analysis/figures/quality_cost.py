@@ -50,7 +50,7 @@ def figure_tradeoff(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quali
         axis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else "")
         axis.set_minor_formatter(NullFormatter())
     _quality_axis(axes, points, quality)
-    _draw_points(axes, hours, points, range(len(points)))
+    _draw_points(axes, hours, points, range(len(points)), around=((), ()))
     return figure
 
 
@@ -91,8 +91,7 @@ def draw_quality_cost(points: pd.DataFrame, quality: Quality) -> Figure:
     online.xaxis.set_major_formatter(_engineering)
     online.set_xlabel("online multiply-adds per token, all layers")
     seconds.set(xscale="log", xlim=(points["seconds"].min() / 1.8, points["seconds"].max() * 2.5))
-    seconds.xaxis.set_major_formatter("{x:g}")
-    seconds.xaxis.set_minor_formatter(NullFormatter())
+    decade_labels(seconds.xaxis)
     seconds.set_xlabel("quantization time (s)")
     plain = points[~points["site"]] if not points["site"].all() else points
     costs: tuple[tuple[Axes, Cost], ...] = ((online, "multiply_adds"), (seconds, "seconds"))
@@ -101,8 +100,9 @@ def draw_quality_cost(points: pd.DataFrame, quality: Quality) -> Figure:
         best = plain.iloc[front]
         x, y = np.r_[best[cost], axes.get_xlim()[1]], np.r_[best["quality"], best["quality"].iloc[-1]]
         axes.step(x, y, where="post", color="#AAAAAA", lw=0.8, ls=(0, (3, 2)), zorder=1)
+        labelled = range(len(plain)) if len(plain) <= CROWD else front
+        _draw_points(axes, plain[cost], plain, labelled, around=(list(points[cost]), list(points["quality"])))
         _draw_clips(axes, cost, points, plain)
-        _draw_points(axes, plain[cost], plain, range(len(plain)) if len(plain) <= CROWD else front)
     figure.legend(*online.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     figure.suptitle(points.attrs["title"], fontsize=8, x=0.99, ha="right")
     return figure
@@ -134,8 +134,14 @@ def _quality_axis(axes: Axes, points: pd.DataFrame, quality: Quality) -> None:
     decade_labels(axes.yaxis)
 
 
-def _draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame, labelled: Sequence[int] | np.ndarray) -> None:
-    """A marked point a method, those of the given places labelled; ours in colour, on top."""
+def _draw_points(
+    axes: Axes,
+    x: pd.Series,
+    points: pd.DataFrame,
+    labelled: Sequence[int] | np.ndarray,
+    around: Sequence[Sequence[float]],
+) -> None:
+    """A marked point a method, those of the given places labelled off all points `around`; ours in colour, on top."""
     for place, (kind, (marker, size, colour)) in enumerate(MARKS.items()):
         look: dict[str, Any] = {
             "mfc": "none" if kind == "trained" else colour,
@@ -148,7 +154,7 @@ def _draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame, labelled: Seque
                 axes.lines[-1].set_label(f"_{number}" if kind in axes.get_legend_handles_labels()[1] else kind)
     some = points.iloc[list(labelled)]
     colours = [VERMILLION if kind == "SingleQuant" else "#222222" for kind in some["kind"]]
-    at, above, around = list(x.iloc[list(labelled)]), list(some["quality"]), (list(x), list(points["quality"]))
+    at, above = list(x.iloc[list(labelled)]), list(some["quality"])
     place_labels(axes, at, above, list(some["label"]), colours, avoid=around, fontsize=7)
 
 
