@@ -28,7 +28,7 @@ def points_of(runs: pd.DataFrame, quality: Quality) -> pd.DataFrame:
             "quality": runs["quality"] * (100 if quality == "acc" else 1),
             "seconds": runs["quantize/seconds"].astype(float),
             "multiply_adds": runs["transform/multiply_adds"].astype(float),
-            "site": runs["activations.clip"].map(as_text) == "site",
+            "site": [as_text(run.get("activations.clip")) == "site" for _, run in runs.iterrows()],
         }
     ).reset_index(drop=True)
     points["tip"] = [
@@ -50,7 +50,7 @@ def _label(run: pd.Series) -> str:
 def _kind(run: pd.Series) -> str:
     if training(run)[0] > 0:
         return "trained"
-    return "SingleQuant" if run["method._target_"] == OURS and not _plain_hadamard(run) else "closed form"
+    return "SingleQuant" if run.get("method._target_") == OURS and not _plain_hadamard(run) else "closed form"
 
 
 def _plain_hadamard(run: pd.Series) -> bool:

@@ -17,6 +17,7 @@ from sq.analysis.figures.look import BLUE, DOUBLE, GREY, SINGLE, VERMILLION, bla
 from sq.analysis.figures.points import Quality, points_of
 from sq.analysis.figures.select import scored
 from sq.analysis.results import MissingRuns
+from sq.errors import ConfigError
 
 AXES = {"kl": "KL from full precision (nats/token)", "ppl": "perplexity", "acc": "mean zero-shot accuracy (%)"}
 # Marker, size and colour by kind, in drawing order: a trained method is an open triangle around whatever it lies on.
@@ -69,16 +70,17 @@ def figure_quality_cost(
         experiment: whose runs are shown; None = those of figure_quality_cost or, where none of them is there, those of
             table_main on the same model, with one activation clip a site as a second, open point of each method.
     """
-    names = [experiment] if experiment else ["figure_quality_cost", *_stand_in(overrides)]
-    missing = []
-    for name in names:
+    own, needs = experiment or "figure_quality_cost", "quantize/seconds"
+    try:
+        runs = scored(frame, own, overrides, quality, needs)
+    except MissingRuns as missing:
+        if experiment or not _same_model(own, REAL, overrides):
+            raise
         try:
-            runs = scored(frame, name, overrides, quality, needs="quantize/seconds")
-        except MissingRuns as error:
-            missing.append(error)
-        else:
-            return draw_quality_cost(points_of(runs, quality), quality)
-    raise missing[0]
+            runs = scored(frame, REAL, overrides, quality, needs)
+        except MissingRuns:
+            raise missing from None  # with the command of the figure's own experiment
+    return draw_quality_cost(points_of(runs, quality), quality)
 
 
 def draw_quality_cost(points: pd.DataFrame, quality: Quality) -> Figure:
@@ -116,10 +118,12 @@ def pareto(cost: np.ndarray, quality: np.ndarray, *, rising: bool) -> np.ndarray
     return order[np.r_[True, best[1:] < best[:-1]]]
 
 
-def _stand_in(overrides: Sequence[str]) -> list[str]:
-    """table_main, where it has the model of figure_quality_cost under these overrides."""
-    own, other = (set(expected(name, overrides)["model"]) for name in ("figure_quality_cost", REAL))
-    return [REAL] if own == other else []
+def _same_model(first: str, second: str, overrides: Sequence[str]) -> bool:
+    """Whether two experiments have the same models under these overrides; not where one of them cannot be composed."""
+    try:
+        return set(expected(first, overrides)["model"]) == set(expected(second, overrides)["model"])
+    except ConfigError:  # the model of one is not installed
+        return False
 
 
 def _quality_axis(axes: Axes, points: pd.DataFrame, quality: Quality) -> None:

@@ -115,6 +115,14 @@ def test_a_failed_run_of_other_settings_does_not_keep_a_table_from_being_shown(
     assert re.search(r"Left out, of other settings: tiny-quarot-gptq-\S+ \(failed\)\.", table.note)
 
 
+def test_a_folder_of_failures_alone_is_a_page(tmp_path: Path) -> None:
+    write_synthetic(tmp_path / "runs", "M", "quarot", status="failed", error="boom", metrics={})
+    assert main(["--results", str(tmp_path / "runs"), "--out", str(tmp_path)]) == COMPLETE
+    page = (tmp_path / "report.html").read_text()
+    assert "No run is finished" in page
+    assert "boom" in page
+
+
 @pytest.mark.slow
 def test_two_hundred_runs_take_seconds(tmp_path: Path) -> None:
     write_many(tmp_path / "runs", 200)
