@@ -50,7 +50,7 @@ def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], nee
 def scored(
     frame: pd.DataFrame, experiment: str, overrides: Sequence[str], metric: str, needs: str = "status"
 ) -> pd.DataFrame:
-    """Finished runs with "kl", "ppl" or "top1" on the first text of those that have `needs`, or mean "acc": "quality"."""
+    """Finished runs that have `needs`; "quality": "kl", "ppl" or "top1" on the first text, or mean "acc"."""
     runs = finished(frame, experiment, overrides, needs)
     texts = [text for value in runs.get("task.perplexity.texts", ()) if isinstance(value, list) for text in value]
     column = "acc/mean" if metric == "acc" else f"{metric}/{texts[0] if texts else ''}"
