@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,6 +19,8 @@ from omegaconf import OmegaConf
 
 from sq.config.choices import CONF, method_names
 from sq.config.model_name import model_name
+from sq.errors import FileError
+from sq.io import read_json
 
 # What decides where and how runs are made, and not which runs they are.
 ELSEWHERE = re.compile(r"[+~]*(paths|tracker|hydra|save_to|force|executor|experiment)\b")
@@ -66,6 +70,30 @@ def recorded(frame: pd.DataFrame) -> dict[str, list[tuple[str, ...]]]:
         own = () if "" in names else (f"method={','.join(sorted(names))}",)  # all methods of the file
         found.setdefault(experiment, []).append((*rest, *own))
     return found
+
+
+def made_by(frame: pd.DataFrame, experiment: str, overrides: Sequence[str]) -> list[str]:
+    """Ids of the runs that commands of an experiment with these overrides made or reused, in the order of its sweeps.
+
+    They are read from the commands in the runs and from the records of sweeps beside them; nothing is composed.
+    """
+    wanted = [(word.split("=", 1)[0], set(word.split("=", 1)[-1].split(","))) for word in overrides]
+
+    def fits(words: Sequence[str]) -> bool:
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        return all(key in given and set(given[key].split(",")) & values for key, values in wanted)
+
+    found: dict[str, None] = {}
+    folders = {Path(folder).parent for folder in frame["folder"].dropna()}
+    for record in sorted(path for folder in folders for path in folder.glob(".sweeps/*/job-*.json")):
+        with suppress(FileError):
+            job = read_json(record)
+            if f"experiment={experiment}" in job["overrides"] and fits(job["overrides"]):
+                found |= dict.fromkeys(Path(run).name for run in job["runs"])
+    for name, command in zip(frame["run_id"], frame.get("command", frame["run_id"]), strict=True):
+        if any(one == experiment and fits(words) for one, words in _experiments(str(command))):
+            found[name] = None
+    return [name for name in found if name in set(frame["run_id"])]
 
 
 def _experiments(command: str) -> Iterator[tuple[str, list[str]]]:

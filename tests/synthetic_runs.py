@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ def write_synthetic(
     weights: str = "rtn",
     clip: str = "1.0",
     seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
-    """One finished run with KL by window; `fields` replace those of the record."""
+    """One finished run with KL by window; `arguments` join the method's, `fields` replace those of the record."""
     config = _config(method, bits, weights, clip)
-    config = {**config, "seed": seed, "model": {**config["model"], "name": model}}
+    config = {**config, "seed": seed, "method": {**config["method"], **(arguments or {})}}
+    config = {**config, "model": {**config["model"], "name": model}}
     quantizes = config["method"]["quantizes"]
-    name = f"{model}-{method}-{bits}-{zlib.crc32(f'{weights} {clip} {seed}'.encode()):08x}"
+    name = f"{model}-{method}-{bits}-{zlib.crc32(f'{weights} {clip} {seed} {arguments}'.encode()):08x}"
     folder = results / name
     folder.mkdir(parents=True)
     random = np.random.default_rng(zlib.crc32(name.encode()))

@@ -123,15 +123,23 @@ class Page:
 
     def _finished(self, experiment: str, one: Asked) -> tuple[int, int]:
         """How many runs of the experiment are finished, and how many it has."""
+        runs = self._runs_of(experiment, one)
+        return (int((runs["status"] == "finished").sum()), len(runs)) if len(runs) else (1, 1)
+
+    def _runs_of(self, experiment: str, one: Asked) -> pd.DataFrame:
+        """Runs of an experiment; none for a figure that shows those of another one."""
         try:
-            runs = of_experiment(self.runs, experiment, one.overrides)
-        except MissingRuns:  # a figure of another experiment's runs
-            return 1, 1
-        return int((runs["status"] == "finished").sum()), len(runs)
+            return of_experiment(self.runs, experiment, one.overrides)
+        except MissingRuns:
+            return self.runs.iloc[:0]
 
     def _incomplete(self, experiment: str, one: Asked) -> None:
         """Show how many runs of the experiment are not there."""
         done, wanted = self._finished(experiment, one)
+        if reason := self._runs_of(experiment, one).attrs.get("uncomposed"):
+            self._announce(
+                f"{experiment}: only runs that its command made are shown; what else it has is unknown: {reason}"
+            )
         if done < wanted:
             self._announce(
                 f"{wanted - done} of {wanted} runs are missing or failed", command(experiment, one.overrides)

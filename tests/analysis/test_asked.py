@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
+from synthetic_runs import write_synthetic
 
+from sq.analysis import MissingRuns, load
 from sq.analysis.asked import Asked, asked, recorded
+from sq.analysis.report import main
+from sq.analysis.report.cli import COMPLETE
+from sq.analysis.tables import table_main
+from sq.errors import ConfigError
 
 RUNS = "python run.py -m experiment=table_main"
 
@@ -60,3 +69,29 @@ def test_given_overrides_are_the_only_ones() -> None:
     runs = frame(("smollm2", "rtn"), ("tiny", "rtn"), command=RUNS)
     assert asked(runs, "table_perplexity", ["seed=1"]) == [Asked(("seed=1",), True)]
     assert asked(runs, "table_perplexity", ["model=llama2_7b"]) == []
+
+
+@pytest.mark.slow
+def test_runs_of_a_model_that_is_not_on_this_machine_go_into_their_table(tmp_path: Path) -> None:
+    """Ids need the model's files; the commands and the record of the sweep say as much."""
+    words = ("model=custom", "model.path=/gone/M-1B")
+    command = f"python run.py -m experiment=table_main {' '.join(words)}"
+    results = tmp_path / "runs"
+    own = [write_synthetic(results, "M-1B", name, weights="gptq", command=command) for name in ("rtn", "singlequant")]
+    reused = write_synthetic(results, "M-1B", "cat", weights="gptq")
+    write_synthetic(results, "M-1B", "quarot", weights="gptq")  # of no experiment
+    sweep = results / ".sweeps" / "20260101-000000"
+    sweep.mkdir(parents=True)
+    job = {"overrides": ["method=cat", "experiment=table_main", *words], "runs": [str(reused)], "error": None}
+    (sweep / "job-00000.json").write_text(json.dumps(job))
+    frame = load(results)
+    table = table_main(frame, overrides=words)
+    shown = {row["method"]: row["KL GPTQ"] for row in table.frame.to_dict("records")}
+    kl = {row["method"]: row["kl/pydoc"] for _, row in frame.iterrows()}
+    assert shown == {name: kl[name] for name in ("cat", "rtn", "singlequant")}
+    assert main(["--results", str(results), "--out", str(tmp_path), "--only", "real"]) == COMPLETE
+    page = (tmp_path / "report.html").read_text()
+    assert "only runs that its command made are shown" in page
+    assert all(f">{folder.name}</td>" in page for folder in (*own, reused))
+    with pytest.raises((ConfigError, MissingRuns)):
+        table_main(frame, overrides=["model=custom", "model.path=/gone/Other"])

@@ -51,7 +51,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The report of many runs, of experiments with figures and tables, and a page about one run."""
     folder = tmp_path_factory.mktemp("pages")
     write_many(folder / "many", 60)
-    write_synthetic(folder / "many", "A-model-with-quite-a-long-name-Instruct-v2", "singlequant_folded")
+    for rank in (0, 16):  # long names of models, and of methods that differ in many settings
+        arguments = dict.fromkeys(("rank", "damping", "urt_sweeps", "art_steps", "block", "brake"), rank)
+        name = "A-model-with-quite-a-long-name-Instruct-v2"
+        write_synthetic(folder / "many", name, "singlequant_folded", arguments=arguments)
     real = real_runs(folder / "real" / "runs")
     main(["--results", str(folder / "many"), "--out", str(folder / "of-many")])
     main(
@@ -83,13 +86,13 @@ def test_nothing_is_cut_off_and_all_text_can_be_read(name: str, width: int, dark
 def test_the_table_of_all_runs_sorts_and_filters_and_marks_tell_their_numbers(pages: dict[str, Path]) -> None:
     for width in WIDTHS:
         found = ask(pages["many"], width, use=True)
-        assert len(found["up"]) == 61
+        assert len(found["up"]) == 62
         assert found["up"] == sorted(found["up"])
         assert found["down"] == sorted(found["up"], reverse=True)
         assert found["flat"] == 0, "cells lie outside the window where runs are not grouped"
         assert found["names"]
         assert all("quarot" in name and "w4a8" not in name.lower() for name in found["names"])
-        assert found["count"] == f"{len(found['names'])} of 61 runs"
+        assert found["count"] == f"{len(found['names'])} of 62 runs"
         assert "multiply-adds a token" in found["tip"]
 
 
