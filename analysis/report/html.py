@@ -46,13 +46,21 @@ def overview_html(view: Overview) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table that can be sorted, with its title and note, and what others published folded below it."""
-    shapes = [table.formats.get(str(head)) for head in table.frame]
-    rows = [
-        [(show(cell, shape or "{}"), _key(cell)) for cell, shape in zip(row, shapes, strict=True)]
-        for row in table.frame.itertuples(index=False, name=None)
-    ]
-    body = _plain([str(head) for head in table.frame], rows, table.formats)
+    """A table that can be sorted, with its title and note; folded below it are rows without any run, and what others
+    published."""
+    heads = [str(head) for head in table.frame]
+    shapes = [table.formats.get(head) for head in heads]
+    rows, missing = [], []
+    for row in table.frame.itertuples(index=False, name=None):
+        cells = [(show(cell, shape or "{}"), _key(cell)) for cell, shape in zip(row, shapes, strict=True)]
+        measured = {text for (text, _), shape in zip(cells, shapes, strict=True) if shape is not None}
+        if "missing" in measured and measured <= {"missing", "", "0"}:
+            missing.append(" ".join(text for text, _ in cells[: 2 if heads[0] == "model" else 1]))
+        else:
+            rows.append(cells)
+    body = _plain(heads, rows, table.formats)
+    if missing:
+        body += folded(f"{len(missing)} rows without a run", f"<p>{escape(', '.join(missing))}</p>")
     published = folded(table.published.title, table_html(table.published)) if table.published else ""
     return f"<p><strong>{escape(table.title)}</strong></p>{body}<p>{escape(table.note)}</p>{published}"
 

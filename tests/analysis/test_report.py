@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from sq.analysis.report import main
 from sq.analysis.report.cli import COMPLETE, FAILED, INCOMPLETE, MISTAKE, check_overrides
-from sq.analysis.report.html import page_html, picture
+from sq.analysis.report.html import page_html, picture, table_html
 from sq.analysis.report.notebooks import Executed
 from sq.analysis.report.page import ABSENT, MISSING
 from sq.analysis.report.sections import absent, section
+from sq.analysis.tables import Table
 from sq.errors import ConfigError
 
 
@@ -85,6 +87,21 @@ def test_what_is_missing_is_folded_in_its_place_and_what_is_absent_leaves_its_he
     assert "Part 1" not in body
     assert absent([one]) == ["no runs"]
     assert section(executed(gone)) == ""
+
+
+def test_rows_without_any_run_are_folded_below_their_table() -> None:
+    rows = [
+        ("rtn", 0.1, "failed"),
+        ("cat", "missing", None),
+        ("quarot", "missing", 0.2),
+        ("<duquant>", "missing", "missing"),
+    ]
+    frame = pd.DataFrame(rows, columns=["method", "KL", "ppl"], dtype=object)
+    page = table_html(Table(frame, "title", "note", {"KL": "{:.2f}", "ppl": "{:.2f}"}))
+    table, _, below = page.partition("</table>")
+    assert table.count("<tr>") == 3  # heads, rtn, quarot
+    assert 'data-key="0.1"' in table
+    assert "<summary>2 rows without a run</summary><p>cat, &lt;duquant&gt;</p>" in below
 
 
 def test_pictures_follow_the_page_and_their_identifiers_do_not_meet() -> None:
