@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from sq.analysis.asked import made_by
 from sq.analysis.results import MissingRuns, settings, summary
 from sq.config.compose import compose_jobs
 from sq.config.parse import CONF, as_config, options
-from sq.errors import DataError
+from sq.errors import ConfigError, DataError
 from sq.runs.references import reference
 from sq.runs.runid import run_id
 
@@ -26,7 +27,10 @@ def expected(experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
         DataError: no such experiment.
         ConfigError: overrides that run.py would refuse.
     """
-    return pd.DataFrame(list(_rows(experiment, tuple(overrides))))
+    rows = _rows(experiment, tuple(overrides))
+    if isinstance(rows, ConfigError):
+        raise rows
+    return pd.DataFrame(list(rows))
 
 
 def with_missing(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
@@ -42,16 +46,28 @@ def with_missing(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] 
 def of_experiment(frame: pd.DataFrame, experiment: str, overrides: Sequence[str] = ()) -> pd.DataFrame:
     """The experiment's runs alone, missing ones as such, in the order of its sweep.
 
+    Where its configs cannot be composed, since its model lies on another machine say, they are the runs that its
+    commands made, and attrs["uncomposed"] says why: what else it has cannot be told.
+
     Raises:
         MissingRuns: the frame has none of them.
         DataError, ConfigError: as in `expected`.
     """
-    order = {name: place for place, name in enumerate(expected(experiment, overrides)["run_id"])}
-    runs = with_missing(frame, experiment, overrides)
+    reason, runs = "", frame
+    try:
+        names = list(expected(experiment, overrides)["run_id"])
+        runs = with_missing(frame, experiment, overrides)
+    except ConfigError as error:
+        names, reason = made_by(frame, experiment, overrides), error.problems[0]
+        if not names:
+            raise
+    order = {name: place for place, name in enumerate(names)}
     runs = runs[runs["run_id"].isin(order)]
     if (runs["status"] == "missing").all():
         raise MissingRuns(f"no run of {experiment} is there", command(experiment, overrides))
-    return runs.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
+    runs = runs.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
+    runs.attrs["uncomposed"] = reason
+    return runs
 
 
 def command(experiment: str, overrides: Sequence[str] = ()) -> str:
@@ -68,10 +84,15 @@ def command(experiment: str, overrides: Sequence[str] = ()) -> str:
 
 
 @lru_cache(maxsize=64)  # composing takes 0.12 s a job
-def _rows(experiment: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
+def _rows(experiment: str, overrides: tuple[str, ...]) -> tuple[dict[str, Any], ...] | ConfigError:
+    """Rows of `expected`; an error is a value, so that it is kept too."""
     command(experiment)  # raises for an unknown experiment
     rows: dict[str, dict[str, Any]] = {}
-    for job in compose_jobs([f"experiment={experiment}", *overrides], multirun=True):
+    try:
+        jobs = compose_jobs([f"experiment={experiment}", *overrides], multirun=True)
+    except ConfigError as error:
+        return error
+    for job in jobs:
         for one in [*(reference(job, name) for name in job.reference_methods), job]:
             config = as_config(one)
             name = run_id(one)

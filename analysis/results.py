@@ -13,8 +13,9 @@ import pandas as pd
 
 from sq.errors import DataError
 from sq.formats.labels import parse_bits
-from sq.runs.results import WINDOWS, examine
+from sq.runs.results import RESULT, WINDOWS, examine
 
+CONFIG = "config.yaml"  # of every run directory, written first
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
 FIELDS = ("run_id", "status", "error", "model", "method", "bits", "weights", "activations", "seed", "created")
 
@@ -28,7 +29,7 @@ class MissingRuns(DataError):
     """
 
     def __init__(self, what: str, command: str) -> None:
-        self.command = command
+        self.what, self.command = what, command
         super().__init__(f"{what}; `{command}` makes the runs")
 
 
@@ -42,6 +43,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
 
     A run that is not what was written (`sq.runs.results.examine`) has the status "damaged", and the reason as its
     error; one whose result.json cannot be read at all has no row, and is in frame.attrs["unreadable"], name -> reason.
+    frame.attrs["unfinished"] names the run directories without result.json: of runs that go on, or were cut off.
 
     Raises:
         DataError: the folder does not exist or holds no run.
@@ -50,7 +52,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
     found = {path: examine(path) for path in sorted(folder.glob("*")) if path.is_dir()}
     rows = [
         {
-            **{name: getattr(result, name) for name in (*FIELDS, "arithmetic", "git_commit")},
+            **{name: getattr(result, name) for name in (*FIELDS, "arithmetic", "git_commit", "command")},
             "folder": path,
             **result.metrics,
             "shown_method": result.shown_method,
@@ -62,6 +64,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
         for path, (result, wrong) in found.items()
         if result is not None
     ]
+    unfinished = [path.name for path in found if not (path / RESULT).exists() and (path / CONFIG).is_file()]
     unreadable = {path.name: wrong for path, (result, wrong) in found.items() if result is None and wrong is not None}
     if not rows:
         beside = "".join(f"; {name}: {reason}" for name, reason in unreadable.items())
@@ -69,7 +72,7 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
             f"{folder} holds no finished run; make some with `python run.py paths.results={folder}`{beside}"
         )
     frame = pd.DataFrame(rows).sort_values("created", kind="stable", ignore_index=True)
-    frame.attrs["unreadable"] = unreadable
+    frame.attrs |= {"unreadable": unreadable, "unfinished": unfinished}
     return frame
 
 

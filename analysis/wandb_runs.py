@@ -18,8 +18,8 @@ def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.D
     """One row a run, with the columns of `sq.analysis.results.load`; of runs logged twice, the newest.
 
     Columns that W&B does not store are empty: the run directory ("folder", and with it the values by window), the
-    fingerprints and the commit. A W&B run without a status was cut off before its result was logged; it gives no row,
-    like a directory without result.json.
+    fingerprints, the commit and the command. A W&B run without a status was cut off before its result was logged; it
+    gives no row, like a directory without result.json.
 
     Args:
         project: name of the project, as in `tracker.project`.
@@ -53,7 +53,7 @@ def _row(run: Any) -> dict[str, Any]:
     logged: Mapping[str, Any] = dict(run.summary)
     metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
     first = {"run_id": config["run_id"], "status": logged["status"], "error": logged.get("error")}
-    then = {"created": str(run.created_at), "git_commit": None, "folder": None, **metrics}
+    then = {"created": str(run.created_at), "git_commit": None, "command": None, "folder": None, **metrics}
     then["arithmetic"] = packs
     then["shown_method"] = shown_method(config["method"]["name"], resolved)
     return {**first, **summary(config), **then, **machine(config.get("environment") or {}), **settings(config)}

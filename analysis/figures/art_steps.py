@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, decade_labels, note, styled
+from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, decade_labels, note, styled, tips
 from sq.analysis.figures.select import scored
 
 CURVES = {"art": ("ART alone", "s", "-", BLUE), "art_then_urt": ("ART, then URT", "o", "--", VERMILLION)}
@@ -26,8 +26,10 @@ def figure_art_steps(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> F
         curve = runs[runs["method"] == method].sort_values("method.art_steps")
         if curve.empty:
             continue
-        steps, middle = curve["method.art_steps"].astype(float), len(curve) // 2
+        steps, middle = curve["method.art_steps"].astype(float), (len(curve) - 1) // 2
         axes.plot(steps, curve["quality"], marker=marker, ls=dashes, color=colour, clip_on=False)
+        told = [f"{label}, {step:g} steps: KL {kl:.4f}" for step, kl in zip(steps, curve["quality"], strict=True)]
+        tips(axes, steps, curve["quality"], told)
         note(axes, label, (steps.iloc[middle], curve["quality"].iloc[middle]), (4, 5), color=colour)
         axes.set_xticks(sorted({*steps}))
     for method, label in LEVELS.items():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, note, styled
+from sq.analysis.figures.look import BLUE, GREY, SINGLE, VERMILLION, blank, note, styled, tips
 from sq.analysis.figures.select import with_file
 from sq.runs.results import TRAINING
 
@@ -37,10 +37,12 @@ def figure_convergence(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) ->
     figure = blank(SINGLE, 3.0)
     loss, norm = figure.subplots(2, 1, sharex=True)
     loss.plot(means["step"], means["loss"], color=BLUE)
+    tips(loss, *_told(means, "loss"))
     loss.set_ylabel("loss (nats/token)")
     for key, (label, colour, dashes) in NORMS.items():
         norm.plot(steps["step"], steps[key], color=colour, lw=0.3, alpha=0.35, rasterized=len(steps) > 5000)
         norm.plot(means["step"], means[key], color=colour, ls=dashes)
+        tips(norm, *_told(means, key))
         place = ("axes fraction", "data")
         note(norm, label, (1, steps[key].max()), (0, 1), colour, xycoords=place, ha="right", va="bottom")
     norm.set(ylabel="gradient norm", ylim=(0, 1.12 * steps[list(NORMS)].max().max()), xlim=(0, last + 1))
@@ -51,3 +53,10 @@ def figure_convergence(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) ->
         text = f"published: {PUBLISHED} steps"
         note(loss, text, (PUBLISHED, 1), (3, -2), xycoords=("data", "axes fraction"), va="top")
     return figure
+
+
+def _told(means: pd.DataFrame, key: str) -> tuple[list[float], list[float], list[str]]:
+    """Some fifty points of a curve, and what each of them tells."""
+    some = means.iloc[:: max(1, len(means) // 50)]
+    texts = [f"step {step:.0f}: {value:.4f}" for step, value in zip(some["step"], some[key], strict=True)]
+    return list(some["step"]), list(some[key]), texts

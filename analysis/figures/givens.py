@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.look import BLUE, MINUS, SINGLE, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLUE, MINUS, SINGLE, VERMILLION, blank, styled, tips
 from sq.analysis.figures.select import read_activations
 
 LEVELS = 7  # symmetric 4-bit codes are -7 to 7
@@ -36,7 +36,9 @@ def figure_givens(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Figu
         for lines in (axes.vlines, axes.hlines):
             lines(edges, edges[0], edges[-1], color="#CCCCCC", lw=0.3)
         axes.plot(*points.T, ".", color=BLUE, ms=2.2, mew=0)
-        axes.plot(*points[np.abs(points).max(1).argmax()], "o", color=VERMILLION, ms=4, mfc="none", mew=0.9)
+        largest = points[np.abs(points).max(1).argmax()]
+        axes.plot(*largest, "o", color=VERMILLION, ms=4, mfc="none", mew=0.9)
+        tips(axes, largest[:1], largest[1:], [f"largest entry: ({largest[0]:.2f}, {largest[1]:.2f})"])
         axes.set_title(f"{name}: {used.sum()} of {used.size} cells ({used.mean():.0%})", fontsize=7)
         axes.set(aspect="equal", xlabel=label)
     panels[0].set(ylabel=f"channel {second}", xlim=(-limit, limit), ylim=(-limit, limit))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -21,6 +24,9 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 )  # fmt: skip
 GREY = "#777777"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+TIP = "tip:"
+KINDS: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
 
 styled = style.context(STYLE)  # decorates a function that draws: the caller's own settings neither count nor change
 
@@ -47,19 +53,36 @@ def decade_labels(axis: Axis) -> None:
     axis.set_minor_formatter(label)
 
 
+def tip(artist: Artist, text: str) -> None:
+    """Give an artist a text that an SVG shows in a browser when the pointer is on it (`save` writes it as <title>)."""
+    artist.set_gid(f"{TIP}{text}")
+
+
+def tips(axes: Axes, x: Iterable[float], y: Iterable[float], texts: Iterable[str]) -> None:
+    """Invisible targets with a text each, on the points of a curve."""
+    for number, (left, above, text) in enumerate(zip(x, y, texts, strict=True)):
+        (target,) = axes.plot([left], [above], "o", ms=9, alpha=0, label=f"_tip {number}", clip_on=False)
+        tip(target, text)
+
+
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write `name`.svg (text stays text) and `name`.png (300 dots an inch at print size); return both paths.
+    """Write `name`.svg and .pdf (text stays text) and `name`.png (300 dots an inch at print size); return the paths.
 
     The same figure gives the same bytes: no date is written, and identifiers do not depend on chance.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    kinds: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {}}
     paths = []
-    for kind, options in kinds.items():
+    for kind, metadata in KINDS.items():
         drawn = BytesIO()
         with style.context(STYLE):
-            figure.savefig(drawn, format=kind, **options)
+            figure.savefig(drawn, format=kind, metadata=metadata)
+        content = drawn.getvalue()
         paths.append(place / f"{name}.{kind}")
-        write_bytes(paths[-1], drawn.getvalue())
+        write_bytes(paths[-1], _titled(content.decode()).encode() if kind == "svg" else content)
     return paths
+
+
+def _titled(svg: str) -> str:
+    """The texts of `tip`, which matplotlib writes as identifiers, as titles of their groups."""
+    return re.sub(f'<g id="{TIP}([^"]*)">', r'<g class="tip"><title>\1</title>', svg)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sq.analysis.figures.look import BLUE, DOUBLE, GREY, ORANGE, SINGLE, SKY, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLUE, DOUBLE, GREY, ORANGE, SINGLE, SKY, VERMILLION, blank, styled, tip, tips
 
 PARTS = {"capture": SKY, "transform": ORANGE, "weights": BLUE}
 
@@ -28,11 +28,16 @@ def figure_run_sites(sites: Sequence[Mapping[str, Any]]) -> Figure:
         axes.vlines(layers, after, before, color="#BBBBBB", lw=1)
         axes.plot(layers, before, "o", color=VERMILLION, mfc="white", mew=1)
         axes.plot(layers, after, "o", color=BLUE)
+        told = [
+            f"{name}, layer {at}: {old:.2f} to {new:.2f}" for at, old, new in zip(layers, before, after, strict=True)
+        ]
+        for values in (before, after):
+            tips(axes, layers, values, told)
         axes.set_title(f"{name}: {np.median(before):.1f} to {np.median(after):.1f}")
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     panels[0].set(ylabel="peak / rms", ylim=(1, None))
-    panels[-1].legend(panels[-1].lines, ["before", "after"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    panels[-1].legend(panels[-1].lines[:2], ["before", "after"], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -41,7 +46,9 @@ def figure_run_layers(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """Relative squared error of each layer's output, all quantized, on the same input: "layers" of result.json."""
     figure = blank(SINGLE, 1.8)
     axes = figure.subplots()
-    axes.bar([layer["layer"] for layer in layers], [100 * layer["error"] for layer in layers], color=BLUE, width=0.7)
+    bars = axes.bar([one["layer"] for one in layers], [100 * one["error"] for one in layers], color=BLUE, width=0.7)
+    for bar, one in zip(bars, layers, strict=True):
+        tip(bar, f"layer {one['layer']}: {one['error']:.3%}")
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.set(xlabel="layer", ylabel="relative squared error (%)")
     return figure
@@ -56,7 +63,8 @@ def figure_run_time(metrics: Mapping[str, float | None]) -> Figure:
     axes = figure.subplots()
     start = 0.0
     for number, (part, value) in enumerate(seconds.items()):
-        axes.barh(0, value, left=start, height=0.5, color=PARTS[part], edgecolor="white")
+        bar = axes.barh(0, value, left=start, height=0.5, color=PARTS[part], edgecolor="white")
+        tip(bar[0], f"{part}: {value:.2f} s of {total:.2f} s")
         # Narrow parts stand side by side: every other name goes below the bar.
         y, side = (-0.3, "top") if number % 2 else (0.3, "bottom")
         axes.text(start + value / 2, y, f"{part} {value:.2f} s", ha="center", va=side, fontsize=7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,17 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from sq.analysis.expected import expected
 from sq.analysis.figures.labels import place_labels
-from sq.analysis.figures.look import BLUE, DOUBLE, GREY, SINGLE, VERMILLION, blank, decade_labels, styled
-from sq.analysis.figures.select import NAMES, OURS, scored
-from sq.analysis.tables.order import training
+from sq.analysis.figures.look import BLUE, DOUBLE, GREY, SINGLE, VERMILLION, blank, decade_labels, styled, tip
+from sq.analysis.figures.points import Quality, points_of
+from sq.analysis.figures.select import scored
+from sq.analysis.results import MissingRuns
+from sq.errors import ConfigError
 
-Quality = Literal["kl", "ppl", "acc"]
 AXES = {"kl": "KL from full precision (nats/token)", "ppl": "perplexity", "acc": "mean zero-shot accuracy (%)"}
-# Marker and colour by kind; printed in grey, the marker alone shows the kind.
-MARKS = {"SingleQuant": ("o", VERMILLION), "closed form": ("s", BLUE), "trained": ("^", GREY)}
+# Marker, size and colour by kind, in drawing order: a trained method is an open triangle around whatever it lies on.
+# Printed in grey, the marker alone shows the kind.
+MARKS = {"trained": ("^", 8.0, GREY), "closed form": ("s", 4.2, BLUE), "SingleQuant": ("o", 5.0, VERMILLION)}
 LINEAR = 1e5  # multiply-adds below which the axis is linear, so that zero has a place on it
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+REAL = "table_main"  # the experiment whose runs stand in for those of figure_quality_cost
+CROWD = 16  # points that are all labelled; of more, the Pareto front alone
+Cost = Literal["multiply_adds", "seconds"]
 
 
 @styled
@@ -32,7 +38,7 @@ def figure_tradeoff(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quali
         frame, overrides: as of all figures.
         quality: "kl" (nats per token) or "ppl" on the first text, or "acc" (mean of the tasks, percent).
     """
-    points = _points(frame, "figure_tradeoff", overrides, quality)
+    points = points_of(scored(frame, "figure_tradeoff", overrides, quality, needs="quantize/seconds"), quality)
     figure = blank(SINGLE, 2.5)
     axes = figure.subplots()
     hours = 3600 / points["seconds"]
@@ -45,18 +51,41 @@ def figure_tradeoff(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quali
         axis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else "")
         axis.set_minor_formatter(NullFormatter())
     _quality_axis(axes, points, quality)
-    _draw_points(axes, hours, points)
+    _draw_points(axes, hours, points, range(len(points)), around=((), ()))
     return figure
 
 
 @styled
-def figure_quality_cost(frame: pd.DataFrame, *, overrides: Sequence[str] = (), quality: Quality = "kl") -> Figure:
+def figure_quality_cost(
+    frame: pd.DataFrame,
+    *,
+    overrides: Sequence[str] = (),
+    quality: Quality = "kl",
+    experiment: Literal["figure_quality_cost", "table_main"] | None = None,
+) -> Figure:
     """Left against online multiply-adds a token (all layers), right against quantization seconds; line: Pareto front.
 
-    Arguments: as of `figure_tradeoff`.
+    Args:
+        frame, overrides, quality: as of `figure_tradeoff`.
+        experiment: whose runs are shown; None = those of figure_quality_cost or, where none of them is there, those of
+            table_main on the same model, with one activation clip a site as a second, open point of each method.
     """
-    points = _points(frame, "figure_quality_cost", overrides, quality)
-    figure = blank(DOUBLE, 2.7)
+    own, needs = experiment or "figure_quality_cost", "quantize/seconds"
+    try:
+        runs = scored(frame, own, overrides, quality, needs)
+    except MissingRuns as missing:
+        if experiment or not _same_model(own, REAL, overrides):
+            raise
+        try:
+            runs = scored(frame, REAL, overrides, quality, needs)
+        except MissingRuns:
+            raise missing from None  # with the command of the figure's own experiment
+    return draw_quality_cost(points_of(runs, quality), quality)
+
+
+def draw_quality_cost(points: pd.DataFrame, quality: Quality) -> Figure:
+    """The two panels of `figure_quality_cost` for points of `sq.analysis.figures.points`."""
+    figure = blank(DOUBLE, 2.9)
     online, seconds = figure.subplots(1, 2, sharey=True)
     _quality_axis(online, points, quality)
     online.set_xscale("symlog", linthresh=LINEAR, linscale=0.6)
@@ -64,15 +93,20 @@ def figure_quality_cost(frame: pd.DataFrame, *, overrides: Sequence[str] = (), q
     online.xaxis.set_major_formatter(_engineering)
     online.set_xlabel("online multiply-adds per token, all layers")
     seconds.set(xscale="log", xlim=(points["seconds"].min() / 1.8, points["seconds"].max() * 2.5))
-    seconds.xaxis.set_major_formatter("{x:g}")
-    seconds.xaxis.set_minor_formatter(NullFormatter())
+    decade_labels(seconds.xaxis)
     seconds.set_xlabel("quantization time (s)")
-    for axes, cost in ((online, "multiply_adds"), (seconds, "seconds")):
-        best = points.iloc[pareto(points[cost].to_numpy(), points["quality"].to_numpy(), rising=quality == "acc")]
+    plain = points[~points["site"]] if not points["site"].all() else points
+    costs: tuple[tuple[Axes, Cost], ...] = ((online, "multiply_adds"), (seconds, "seconds"))
+    for axes, cost in costs:
+        front = pareto(plain[cost].to_numpy(), plain["quality"].to_numpy(), rising=quality == "acc")
+        best = plain.iloc[front]
         x, y = np.r_[best[cost], axes.get_xlim()[1]], np.r_[best["quality"], best["quality"].iloc[-1]]
         axes.step(x, y, where="post", color="#AAAAAA", lw=0.8, ls=(0, (3, 2)), zorder=1)
-        _draw_points(axes, points[cost], points)
-    online.legend(loc="upper right")
+        labelled = range(len(plain)) if len(plain) <= CROWD else front
+        _draw_points(axes, plain[cost], plain, labelled, around=(list(points[cost]), list(points["quality"])))
+        _draw_clips(axes, cost, points, plain)
+    figure.legend(*online.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    figure.suptitle(points.attrs["title"], fontsize=8, x=0.99, ha="right")
     return figure
 
 
@@ -84,32 +118,12 @@ def pareto(cost: np.ndarray, quality: np.ndarray, *, rising: bool) -> np.ndarray
     return order[np.r_[True, best[1:] < best[:-1]]]
 
 
-def _points(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], quality: Quality) -> pd.DataFrame:
-    """Label, kind, quality, seconds and multiply-adds (a token, all layers) of each method, from the same run."""
-    runs = scored(frame, experiment, overrides, quality, needs="quantize/seconds")
-    runs = runs[runs["quantize/seconds"].notna()]  # full precision quantizes nothing
-    points = pd.DataFrame(
-        {
-            "label": runs.apply(_label, axis=1),
-            "kind": runs.apply(_kind, axis=1),
-            "quality": runs["quality"] * (100 if quality == "acc" else 1),
-            "seconds": runs["quantize/seconds"].astype(float),
-            "multiply_adds": runs["transform/multiply_adds"].astype(float),
-        }
-    )
-    return points.reset_index(drop=True)
-
-
-def _label(run: pd.Series) -> str:
-    name = NAMES.get(run["method"], str(run["method"]))
-    amount, unit = training(run)
-    return f"{name}, {amount:g} {unit}" if unit else name
-
-
-def _kind(run: pd.Series) -> str:
-    if training(run)[0] > 0:
-        return "trained"
-    return "SingleQuant" if run["method._target_"] == OURS else "closed form"
+def _same_model(first: str, second: str, overrides: Sequence[str]) -> bool:
+    """Whether two experiments have the same models under these overrides; not where one of them cannot be composed."""
+    try:
+        return set(expected(first, overrides)["model"]) == set(expected(second, overrides)["model"])
+    except ConfigError:  # the model of one is not installed
+        return False
 
 
 def _quality_axis(axes: Axes, points: pd.DataFrame, quality: Quality) -> None:
@@ -124,15 +138,41 @@ def _quality_axis(axes: Axes, points: pd.DataFrame, quality: Quality) -> None:
     decade_labels(axes.yaxis)
 
 
-def _draw_points(axes: Axes, x: pd.Series, points: pd.DataFrame) -> None:
-    """A marked and labelled point a method; ours in colour, on top."""
-    for kind, (marker, colour) in MARKS.items():
-        chosen = points["kind"] == kind
-        if chosen.any():
-            y = points["quality"][chosen]
-            axes.plot(x[chosen], y, marker, color=colour, mec="white", mew=0.4, ms=5, label=kind)
-    colours = [VERMILLION if kind == "SingleQuant" else "#222222" for kind in points["kind"]]
-    place_labels(axes, list(x), list(points["quality"]), list(points["label"]), colours, fontsize=7)
+def _draw_points(
+    axes: Axes,
+    x: pd.Series,
+    points: pd.DataFrame,
+    labelled: Sequence[int] | np.ndarray,
+    around: Sequence[Sequence[float]],
+) -> None:
+    """A marked point a method, those of the given places labelled off all points `around`; ours in colour, on top."""
+    for place, (kind, (marker, size, colour)) in enumerate(MARKS.items()):
+        look: dict[str, Any] = {
+            "mfc": "none" if kind == "trained" else colour,
+            "mec": colour if kind == "trained" else "white",
+        }
+        for number, (at, (_, point)) in enumerate(zip(x, points.iterrows(), strict=True)):
+            if point["kind"] == kind:
+                axes.plot(at, point["quality"], marker, ms=size, mew=0.8, color=colour, zorder=3 + place, **look)
+                tip(axes.lines[-1], point["tip"])
+                axes.lines[-1].set_label(f"_{number}" if kind in axes.get_legend_handles_labels()[1] else kind)
+    some = points.iloc[list(labelled)]
+    colours = [VERMILLION if kind == "SingleQuant" else "#222222" for kind in some["kind"]]
+    at, above = list(x.iloc[list(labelled)]), list(some["quality"])
+    place_labels(axes, at, above, list(some["label"]), colours, avoid=around, fontsize=7)
+
+
+def _draw_clips(axes: Axes, cost: Cost, points: pd.DataFrame, plain: pd.DataFrame) -> None:
+    """Runs with a clip for each site beside runs without, as small open points that hang on those."""
+    for number, (_, point) in enumerate(points.drop(plain.index).iterrows()):
+        for _, other in plain[plain["label"] == point["label"]].iterrows():
+            axes.plot(
+                [other[cost], point[cost]], [other["quality"], point["quality"]], color="#AAAAAA", lw=0.6, zorder=2
+            )
+        colour = MARKS[point["kind"]][2]
+        axes.plot(point[cost], point["quality"], "o", ms=3.5, mfc="white", mec=colour, mew=0.8, zorder=3)
+        tip(axes.lines[-1], point["tip"])
+        axes.lines[-1].set_label(f"_clip {number}" if number else "with one clip a site")
 
 
 def _engineering(value: float, _: object) -> str:

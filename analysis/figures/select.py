@@ -13,8 +13,7 @@ from sq.analysis.results import MissingRuns
 from sq.runs.results import ACTIVATIONS
 
 OURS = "sq.methods.singlequant.SingleQuant"
-# How methods are written in figures; one without an entry is written as in its config. Variants of
-# SingleQuant begin with "+" and share its marker.
+# How methods are written in figures; one without an entry is written as in its config.
 NAMES = {
     "rtn": "RTN",
     "smoothquant": "SmoothQuant",
@@ -24,6 +23,10 @@ NAMES = {
     "flatquant": "FlatQuant",
     "spinquant": "SpinQuant",
     "singlequant": "SingleQuant",
+    "singlequant_folded": "SingleQuant, folded",
+    "cat": "CAT",
+    "hadamard": "Hadamard",
+    "mrgptq": "MR-GPTQ",
     "folded_rank_16": "+ rank 16",
     "full_width": "full width",
     "dense_bound": "dense bound",
@@ -47,7 +50,7 @@ def finished(frame: pd.DataFrame, experiment: str, overrides: Sequence[str], nee
 def scored(
     frame: pd.DataFrame, experiment: str, overrides: Sequence[str], metric: str, needs: str = "status"
 ) -> pd.DataFrame:
-    """Finished runs with "kl" or "ppl" on the first text of those that have `needs`, or mean "acc", as "quality"."""
+    """Finished runs that have `needs`; "quality": "kl", "ppl" or "top1" on the first text, or mean "acc"."""
     runs = finished(frame, experiment, overrides, needs)
     texts = [text for value in runs.get("task.perplexity.texts", ()) if isinstance(value, list) for text in value]
     column = "acc/mean" if metric == "acc" else f"{metric}/{texts[0] if texts else ''}"

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled
+from sq.analysis.figures.look import BLACK, BLUE, DOUBLE, GREY, PURPLE, TIMES, VERMILLION, blank, styled, tips
 from sq.analysis.figures.select import NAMES, finished
 from sq.runs.results import read_result
 
@@ -70,6 +70,8 @@ def _panel(axes: Axes, rates: pd.DataFrame, phase: str) -> None:
         curve = rates[rates["kind"] == kind]
         if len(curve):
             axes.plot(curve["batch"], curve["speedup"], marker=marker, ls=dashes, color=colour, label=label)
+            told = [f"{label}, batch {row.batch}: {row.speedup:.2f}{TIMES} bf16" for row in curve.itertuples()]
+            tips(axes, curve["batch"], curve["speedup"], told)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(rates["batch"].unique()))
     axes.xaxis.minorticks_off()

@@ -20,14 +20,15 @@ from sq.io import write_text
 
 COMPLETE, FAILED, MISTAKE, INCOMPLETE = 0, 1, 2, 3
 EPILOG = """exit status: 0 all there; 1 a notebook failed; 2 a mistake in the command line, or no runs at all;
-3 the report is written, and it names the commands that make runs which are missing"""
+3 the report is written, and it names the commands that make runs which an experiment in it lacks"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse a command line and write what it asks for; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="sq-report",
-        description="Figures (SVG, PNG), tables (Markdown, LaTeX, CSV) and report.html from run files.",
+        description="report.html: all runs of a folder as one table, and figures (SVG, PNG, PDF) and tables "
+        "(Markdown, LaTeX, CSV) of the experiments that they belong to.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="one page about this run instead")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="some of the notebooks, such as quality time")
     parser.add_argument(
-        "overrides", nargs="*", help="that the experiments were run with, such as model=llama2_7b (in front of --only)"
+        "overrides",
+        nargs="*",
+        help="that experiments were run with, such as model=llama2_7b (in front of --only; default: those of the runs)",
     )
     parsed = parser.parse_args(arguments)
     console = Console()
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print_written(console, write_run_report(parsed.run, parsed.out, console))
             return COMPLETE
-        return write_report(parsed.results, parsed.out, parsed.overrides, parsed.only, console)
+        return write_report(parsed.results, parsed.out, parsed.overrides or None, parsed.only, console)
     except (ModuleNotFoundError, SQError, OSError) as error:
         hint = "; it needs `pip install 'singlequant[analysis]'`" if isinstance(error, ModuleNotFoundError) else ""
         print(f"sq-report: {error}{hint}", file=sys.stderr)
@@ -54,45 +57,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_report(
-    results: Path, out: Path, overrides: Sequence[str], only: Sequence[str] | None, console: Console
+    results: Path, out: Path, overrides: Sequence[str] | None, only: Sequence[str] | None, console: Console
 ) -> int:
-    """Execute the notebooks and write figures/, tables/ and report.html into `out`; return the exit status.
+    """Write report.html with all runs, and figures/ and tables/ of the notebooks that have runs; the exit status.
+
+    Args:
+        results, out: folders.
+        overrides: that experiments were run with; None = those of the commands that made the runs.
+        only: notebooks, whether they have runs or not; None = those that have some.
+        console: shows what is done.
 
     Raises:
         DataError: no runs, or a notebook that does not exist.
+        ConfigError: overrides that no task takes.
     """
-    from sq.analysis.report.html import report_html
-    from sq.analysis.report.notebooks import execute, found_notebooks
+    from sq.analysis.report.html import page_html
+    from sq.analysis.report.notebooks import execute, found_notebooks, is_worth_it
     from sq.analysis.report.page import OUT, OVERRIDES, RESULTS
+    from sq.analysis.report.write import report_body, report_facts
 
-    notebooks = found_notebooks()
+    start, notebooks = time.perf_counter(), found_notebooks()
     names = [path.stem for path in notebooks]
     if unknown := [name for name in only or () if name not in names]:
         raise DataError(f"--only {' '.join(unknown)}; allowed: {', '.join(names)}")
-    notebooks = [path for path in notebooks if not only or path.stem in only]
-    check_overrides(overrides)
+    if overrides is not None:
+        check_overrides(overrides)
     runs = load(results)
+    chosen = [path for path in notebooks if (path.stem in only if only else is_worth_it(path, runs, overrides))]
     out.mkdir(parents=True, exist_ok=True)
-    environment = {RESULTS: str(results.resolve()), OUT: str(out.resolve()), OVERRIDES: shlex.join(overrides)}
-    start, done = time.perf_counter(), []
-    steps = execute(notebooks, environment)
+    environment = {RESULTS: str(results.resolve()), OUT: str(out.resolve()), OVERRIDES: shlex.join(overrides or ())}
+    done = []
+    steps = execute(chosen, environment)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        for path in notebooks:
+        for path in chosen:
             task = progress.add_task(path.stem)
             done.append(one := next(steps))
             progress.remove_task(task)
             state = "failed" if one.error else f"{len(one.missing)} to make" if one.missing else "complete"
             progress.console.print(f"{one.name:<14} {one.seconds:6.1f} s  {state}", highlight=False)
         steps.close()
-    facts = {
-        "runs": f"{(runs['status'] == 'finished').sum()} finished, {(runs['status'] == 'failed').sum()} failed",
-        "damaged": ", ".join([*runs.loc[runs["status"] == "damaged", "run_id"], *runs.attrs["unreadable"]]) or "none",
-        "newest run": str(runs["created"].max()),
-        "commits": ", ".join(sorted({str(commit)[:10] for commit in runs["git_commit"].dropna()})) or "unknown",
-        "overrides": shlex.join(overrides) or "none",
-    }
-    write_text(out / "report.html", report_html("SingleQuant: figures and tables", facts, done))
+    facts = report_facts(runs, results, overrides)
+    others = [path for path in notebooks if path not in chosen]
+    write_text(
+        out / "report.html",
+        page_html("SingleQuant: runs", report_body(runs, out, facts, done, others, overrides or ())),
+    )
+    console.print(facts["runs"], highlight=False)
     print_written(console, [out / "report.html", out / "figures", out / "tables"])
     for one in done:
         if one.error:

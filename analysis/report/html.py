@@ -1,94 +1,114 @@
-"""Executed notebooks as one HTML page that needs nothing else: pictures inside, no fonts, no scripts from anywhere."""
+"""Pages that need nothing else: tables, pictures, style and script inside, nothing from anywhere."""
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
-from sq.analysis.report.notebooks import Executed
-from sq.analysis.report.page import MISSING
+from sq.analysis.report.overview import Overview
+from sq.analysis.tables.table import Table, show
+from sq.evaluate.bootstrap import Interval
 
-CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; border-top: 1px solid #ccc; padding-top: 1.2rem; }
-nav a { margin-right: 1rem; } a { color: #0072b2; }
-img { display: block; max-width: 100%; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; display: block; overflow-x: auto; }
-th, td { padding: .15rem .7rem; text-align: left; white-space: nowrap; }
-thead th { border-bottom: 1px solid #222; border-top: 2px solid #222; }
-tbody tr:last-child td { border-bottom: 2px solid #222; }
-pre { background: #f5f5f5; padding: .5rem .8rem; overflow-x: auto; font-size: 13px; }
-details { margin: .4rem 0; color: #666; font-size: 13px; }
-.missing { border-left: 4px solid #e69f00; padding: .1rem .9rem; background: #fdf6e7; }
-.error { border-left: 4px solid #d55e00; padding: .1rem .9rem; background: #fdeee7; }
-.facts { color: #666; font-size: 13px; }
-"""
+LOOK = Path(__file__).parent / "look"
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
-ANSI = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
-
-
-def report_html(title: str, facts: Mapping[str, str], notebooks: Sequence[Executed]) -> str:
-    """The whole report: what it was made from, then each notebook with text, pictures and tables."""
-    links = "".join(f'<a href="#{escape(one.name)}">{escape(one.name)}</a>' for one in notebooks)
-    items = "".join(f"<li>{escape(key)}: {escape(value)}</li>" for key, value in facts.items())
-    body = [f"<h1>{escape(title)}</h1>", f'<ul class="facts">{items}</ul>', f"<nav>{links}</nav>"]
-    for one in notebooks:
-        body.append(f'<section id="{escape(one.name)}">')
-        body += [_cell(cell) for cell in one.cells]
-        if one.error:
-            body.append(f'<div class="error"><p>This notebook failed.</p>{_pre(one.error)}</div>')
-        body.append("</section>")
-    return page_html(title, "\n".join(body))
+TEMPLATES = Environment(loader=FileSystemLoader(LOOK), autoescape=True, trim_blocks=True)
+TABLES: Any = TEMPLATES.get_template("tables.html").module  # its macros
+# Colours of the figures' style -> variables of page.css, so that pictures follow a page that is light or dark.
+THEME = {
+    "#ffffff": "paper", "#000000": "ink", "#222222": "ink", "#333333": "ink", "#555555": "muted", "#777777": "muted",
+    **dict.fromkeys(("#999999", "#aaaaaa", "#bbbbbb", "#cccccc", "#dddddd"), "rule"),
+    "#0072b2": "blue", "#d55e00": "red", "#009e73": "green", "#cc79a7": "purple", "#e69f00": "orange",
+    "#56b4e9": "sky",
+}  # fmt: skip
 
 
 def page_html(title: str, body: str) -> str:
     """A complete document around a body."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body>\n{body}\n</body></html>\n"
-    )
+    css, js = (Markup((LOOK / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    return TEMPLATES.get_template("page.html").render(title=title, body=Markup(body), css=css, js=js)
+
+
+def overview_html(view: Overview) -> str:
+    """The table of all runs, with its filter, and what has no result folded below it."""
+    count = sum(len(group.rows) for group in view.groups)
+    beside = ""
+    if view.beside:
+        table = _plain(["status", "run", "reason"], [[(text, None) for text in row] for row in view.beside], {})
+        beside = folded(f"{len(view.beside)} without a result", table)
+    return f"{TABLES.all_runs(view, count) if count else '<p>No run is finished.</p>'}{beside}"
+
+
+def table_html(table: Table) -> str:
+    """A table that can be sorted, with its title and note; folded below it are rows without any run, and what others
+    published."""
+    heads = [str(head) for head in table.frame]
+    shapes = [table.formats.get(head) for head in heads]
+    rows, missing = [], []
+    for row in table.frame.itertuples(index=False, name=None):
+        cells = [(show(cell, shape or "{}"), _key(cell)) for cell, shape in zip(row, shapes, strict=True)]
+        measured = {text for (text, _), shape in zip(cells, shapes, strict=True) if shape is not None}
+        if "missing" in measured and measured <= {"missing", "", "0"}:
+            missing.append(" ".join(text for text, _ in cells[: 2 if heads[0] == "model" else 1]))
+        else:
+            rows.append(cells)
+    body = _plain(heads, rows, table.formats)
+    if missing:
+        body += folded(f"{len(missing)} rows without a run", f"<p>{escape(', '.join(missing))}</p>")
+    published = folded(table.published.title, table_html(table.published)) if table.published else ""
+    return f"<p><strong>{escape(table.title)}</strong></p>{body}<p>{escape(table.note)}</p>{published}"
 
 
 def markdown_html(text: str) -> str:
     """Markdown with tables as HTML; HTML inside the text is shown and not obeyed."""
-    return str(MARKDOWN.render(text))
+    tables = str(MARKDOWN.render(text)).replace("<table>", '<div class="scroll"><table>')
+    return tables.replace("</table>", "</table></div>")
 
 
 def picture(svg: str, name: str) -> str:
-    """An SVG as an image of its own, so that identifiers of two pictures never meet."""
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/svg+xml;base64,{data}">'
+    """An SVG inside the page: it follows light and dark, and its marks tell their numbers. `name` is unlike others'."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^A-Za-z0-9]', '-', name)}-", svg)
+    svg = re.sub("|".join(THEME), lambda found: f"var(--{THEME[found[0].lower()]})", svg, flags=re.IGNORECASE)
+    points = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 role="img"', svg, count=1)
+    kind = "wide" if points > 300 else "narrow"
+    return f'<figure class="{kind}" aria-label="{escape(name)}">{svg}</figure>'
 
 
-def _cell(cell: Any) -> str:
-    if cell.cell_type == "markdown":
-        # A notebook's own title is a section of the report.
-        return markdown_html(re.sub(r"^#", "##", cell.source, flags=re.MULTILINE))
-    if cell.cell_type != "code":
-        return ""
-    shown = "".join(_output(output) for output in cell.outputs)
-    return f"{shown}<details><summary>code</summary>{_pre(cell.source)}</details>"
+def folded(title: str, body: str) -> str:
+    """A part of a page that opens at a click."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
-def _output(output: Any) -> str:
-    if output.output_type == "error":
-        return ""  # stands once, below the notebook
-    if output.output_type == "stream":
-        return _pre(output.text)
-    data, missing = output.data, output.metadata.get(MISSING)
-    if "image/svg+xml" in data:
-        return picture(data["image/svg+xml"], data.get("text/plain", ""))
-    if "text/markdown" in data:
-        text = markdown_html(data["text/markdown"])
-        return f'<div class="missing">{text}</div>' if missing else text
-    return _pre(data.get("text/plain", ""))
+def code(text: str) -> str:
+    """Text in fixed width, as it is."""
+    return f"<pre>{escape(text)}</pre>"
 
 
-def _pre(text: str) -> str:
-    return f"<pre>{escape(ANSI.sub('', text))}</pre>"
+def _plain(heads: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]], numbers: Mapping[str, Any]) -> str:
+    table = {
+        "heads": [{"name": head, "number": head in numbers} for head in heads],
+        "rows": [
+            [
+                {"text": text, "key": key, "head": head, "number": head in numbers}
+                for (text, key), head in zip(row, heads, strict=True)
+            ]
+            for row in rows
+        ],
+    }
+    return str(TABLES.plain(table))
+
+
+def _key(cell: Any) -> float | None:
+    """What a cell is sorted by; None for a text, which is sorted by itself."""
+    if isinstance(cell, Interval):
+        return cell.mean
+    return float(cell) if isinstance(cell, int | float) and cell == cell else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from sq.analysis.report.page import MISSING
+from sq.analysis.asked import asked
+from sq.analysis.published.check import check_published
+from sq.analysis.report.page import ABSENT, MISSING
 
 ANALYSIS = Path(__file__).resolve().parents[1]
 ORDER = ("quality", "real", "ablation", "time", "outliers", "convergence", "speed", "published")
@@ -35,7 +39,7 @@ class Executed:
         cells: as nbformat has them, outputs included.
         seconds: how long executing took.
         error: the message and traceback of the cell that raised; None where no cell did.
-        missing: commands that make the runs which are not there.
+        missing: commands that make the runs which were asked for and are not there.
     """
 
     name: str
@@ -49,6 +53,23 @@ def found_notebooks(folder: Path = ANALYSIS) -> list[Path]:
     """The notebooks of a folder: known topics in their order, others behind them by name."""
     place = {name: number for number, name in enumerate(ORDER)}
     return sorted(folder.glob("*.ipynb"), key=lambda path: (place.get(path.stem, len(place)), path.stem))
+
+
+def experiments_of(path: Path) -> list[str]:
+    """The experiments that a notebook's cells name, each once."""
+    cells = nbformat.read(path, as_version=4).cells
+    names = re.findall(r"\b(?:table|figure)_\w+", "\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+    return list(dict.fromkeys(names))
+
+
+def is_worth_it(path: Path, runs: pd.DataFrame, overrides: Sequence[str] | None) -> bool:
+    """Whether a notebook may have something to show, which is found out without executing it.
+
+    One that reads no experiment compares runs with the literature (published.ipynb).
+    """
+    if names := experiments_of(path):
+        return any(asked(runs, name, overrides) for name in names)
+    return not check_published(runs).frame.empty
 
 
 def execute(notebooks: Sequence[Path], environment: Mapping[str, str]) -> Generator[Executed, None, None]:
@@ -94,7 +115,8 @@ async def _one(path: Path, kernel: AsyncKernelManager, loop: asyncio.AbstractEve
             client.kc.stop_channels()
     seconds = time.perf_counter() - start
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
-    missing = [command for output in outputs if (command := output.get("metadata", {}).get(MISSING))]
+    told = [output.get("metadata", {}) for output in outputs]
+    missing = [one[MISSING] for one in told if one.get(MISSING) and not one.get(ABSENT)]
     return Executed(path.stem, cells, seconds, error, list(dict.fromkeys(missing)))
 
 

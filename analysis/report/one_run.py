@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,50 +39,56 @@ def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
             f"{folder} has no {RESULT} that can be read{reason}; give the directory of a run, such as runs/<run id>, "
             "or make one with `python run.py`"
         )
-    text = summary(result)
-    console.print(Markdown(text))
+    parts = summary(result)
+    console.print(Markdown("\n\n".join(part.text for part in parts)))
     place = out / "runs" / result.run_id
     place.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(result)
-    files = [path for name, figure in pictures.items() for path in save(figure, place, name)]
-    shown = "\n".join(picture((place / f"{name}.svg").read_text(encoding="utf-8"), name) for name in pictures)
-    links = "\n\n".join(f"![{name}]({name}.svg)" for name in pictures)
-    write_text(place / "summary.md", f"{text}\n{links}\n" if links else text)
-    write_text(place / "summary.html", page_html(result.run_id, markdown_html(text) + shown))
-    return [place / "summary.md", place / "summary.html", *files]
+    files, texts, body = [place / "summary.md", place / "summary.html"], [], []
+    for part in parts:
+        texts.append(part.text)
+        body.append(markdown_html(part.text))
+        if part.picture is not None:
+            files += save(part.picture, place, part.name)
+            texts.append(f"![{part.name}]({part.name}.svg)")
+            body.append(picture((place / f"{part.name}.svg").read_text(encoding="utf-8"), part.name))
+    write_text(files[0], "\n\n".join(texts) + "\n")
+    write_text(files[1], page_html(result.run_id, "\n".join(body)))
+    return files
 
 
-def summary(result: Result) -> str:
-    """The page as Markdown; parts that the run did not measure are left out."""
+@dataclass(frozen=True)
+class Part:
+    """A part of the page: Markdown, and the picture that belongs below it under a file's name."""
+
+    text: str
+    name: str = ""
+    picture: Figure | None = None
+
+
+def summary(result: Result) -> list[Part]:
+    """The page's parts; those that the run did not measure are left out."""
     made = f"{result.created}, commit {(result.git_commit or 'unknown')[:10]}, {result.seconds:.0f} s in all"
-    parts = [f"# {result.run_id}", f"{result.status}, {made}", f"    {result.command}"]
+    head = [f"# {result.run_id}", f"{result.status}, {made}", f"    {result.command}"]
     if result.error is not None:
-        parts.append(f"**It failed:** {result.error}")
+        head.append(f"**It failed:** {result.error}")
     heads = {name: getattr(result, name) for name in ("model", "method", "bits", "weights", "activations", "seed")}
     chosen = {group: _settings(result.config.get(group) or {}) for group in GROUPS}
-    parts += ["## Settings", _table(["", "value"], heads.items()), _table(["group", "settings"], chosen.items())]
+    head += ["## Settings", _table(["", "value"], heads.items()), _table(["group", "settings"], chosen.items())]
+    parts = [Part("\n\n".join(head))]
     if quality := _quality(result.metrics):
-        parts += ["## Quality", _table(["measured", "value"], quality)]
+        parts.append(Part("## Quality\n\n" + _table(["measured", "value"], quality)))
     if sites := result.extras.get("sites"):
-        parts += ["## Outliers: median peak over rms of a site's tokens, and online multiply-adds", _sites(sites)]
+        title = "## Outliers: median peak over rms of a site's tokens, and online multiply-adds"
+        parts.append(Part(f"{title}\n\n{_sites(sites)}", "sites", figure_run_sites(sites)))
     if layers := result.extras.get("layers"):
         rows = [(layer["layer"], f"{layer['error']:.3%}") for layer in layers]
-        parts += ["## Error of each layer's output, relative, squared", _table(["layer", "error"], rows)]
+        title = "## Error of each layer's output, relative, squared"
+        parts.append(Part(f"{title}\n\n{_table(['layer', 'error'], rows)}", "layers", figure_run_layers(layers)))
     if cost := _cost(result.metrics):
-        parts += ["## Time, memory and size", _table(["part", "value"], cost)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _pictures(result: Result) -> dict[str, Figure]:
-    """Of what the run measured, by the name of the file."""
-    metrics: Any = result.metrics if "quantize/seconds" in result.metrics else None
-    sites, layers = result.extras.get("sites"), result.extras.get("layers")
-    drawn = (
-        ("sites", figure_run_sites, sites),
-        ("layers", figure_run_layers, layers),
-        ("time", figure_run_time, metrics),
-    )
-    return {name: draw(measured) for name, draw, measured in drawn if measured}
+        timed = "quantize/seconds" in result.metrics
+        text = "## Time, memory and size\n\n" + _table(["part", "value"], cost)
+        parts.append(Part(text, "time", figure_run_time(result.metrics) if timed else None))
+    return parts
 
 
 def _quality(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:

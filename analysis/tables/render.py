@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -56,11 +57,11 @@ def render(
     if base is not None and not declaration.base:
         raise DataError(f"base={base}; {declaration.experiment} shows no ratios to a base method, leave base out")
     base = base or declaration.base
-    runs = _compared(declaration, frame, which)
+    runs, beside = _compared(declaration, frame, which)
     models, texts = list(dict.fromkeys(runs["model"])), texts_of(runs, declaration.metric)
     labels = in_order(runs.loc[runs["weights"] != "none", "bits"]) or [FULL_PRECISION.label]
     words = {"models": ", ".join(models), "bits": ", ".join(labels), "base": base}
-    notes = (f"{describe(runs)}.", declaration.note.format(**words), declaration.remark(runs))
+    notes = (f"{describe(runs)}.", declaration.note.format(**words), declaration.remark(runs), beside)
     columns = list(_columns(declaration, runs, texts, base))
     if len(models) > 1:  # the title names a model that is the only one
         columns.insert(0, Column("model", lambda cell: cell.model))
@@ -76,8 +77,12 @@ def render(
     return table
 
 
-def _compared(declaration: Declaration, frame: pd.DataFrame, which: Mapping[str, Any]) -> pd.DataFrame:
-    """Runs of one protocol with their row names ("row"): those of an experiment, missing ones as such."""
+def _compared(declaration: Declaration, frame: pd.DataFrame, which: Mapping[str, Any]) -> tuple[pd.DataFrame, str]:
+    """Runs of one protocol with their row names ("row"): those of an experiment, missing ones as such.
+
+    The text names the runs without a result that were left out because their settings are others': a failed run never
+    keeps finished ones from being shown.
+    """
     columns = dict(which)
     experiment: str | None = columns.pop("experiment", declaration.experiment)
     overrides = columns.pop("overrides", ())
@@ -89,7 +94,24 @@ def _compared(declaration: Declaration, frame: pd.DataFrame, which: Mapping[str,
     if not texts_of(runs, declaration.metric):
         make = command(experiment or declaration.experiment, overrides)
         raise MissingRuns(f"no run has {declaration.metric}/... to show", make)
-    return one_protocol(runs, columns, task=declaration.task, several=declaration.several)
+    check = partial(one_protocol, columns=columns, task=declaration.task, several=declaration.several)
+    done = runs[runs["status"] == "finished"]
+    left: list[pd.Series] = []
+    try:
+        return check(runs), ""
+    except DataError:
+        if done.empty or len(done) == len(runs):
+            raise
+        check(done)  # raises where finished runs differ, and names in what
+    kept = done
+    for index, run in runs.drop(done.index).iterrows():
+        try:
+            check(more := runs.loc[[*kept.index, index]])
+            kept = more
+        except DataError:
+            left.append(run)
+    names = "; ".join(f"{run['run_id']} ({run['status']})" for run in left)
+    return check(runs.loc[runs.index.isin(kept.index)]), f"Left out, of other settings: {names}."
 
 
 def _rows(declaration: Declaration, runs: pd.DataFrame, base: str) -> list[Cell]:

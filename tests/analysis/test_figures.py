@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from run_files import OVERRIDES, real_runs
 
 from sq.analysis import MissingRuns, expected, figures, load
 from sq.analysis.figures.givens import used_cells
 from sq.analysis.figures.labels import place_labels
-from sq.analysis.figures.look import blank, styled
-from sq.analysis.figures.quality_cost import pareto
+from sq.analysis.figures.look import BLUE, GREY, blank, styled
+from sq.analysis.figures.outliers import HEIGHTS
+from sq.analysis.figures.quality_cost import draw_quality_cost, pareto
 from sq.analysis.figures.speed import speeds
 
 pytestmark = pytest.mark.slow
@@ -59,12 +62,13 @@ def drawn(frame: pd.DataFrame) -> Callable[[str], Figure]:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_files_are_whole_and_their_text_is_text(name: str, drawn: Callable[[str], Figure], tmp_path: Path) -> None:
-    svg, png = figures.save(drawn(name), tmp_path, name)
+    svg, png, pdf = figures.save(drawn(name), tmp_path, name)
     text = svg.read_text()
     assert text.rstrip().endswith("</svg>")
     assert len(re.findall("<text", text)) > 5
     assert not re.search(r'(href|src)="http', text)
     assert png.read_bytes()[:4] == b"\x89PNG"
+    assert pdf.read_bytes()[:5] == b"%PDF-"
     width = float(re.search(r'width="([\d.]+)pt"', text)[1]) / 72  # type: ignore[index]
     assert width == pytest.approx(3.3, abs=0.01) or width == pytest.approx(6.9, abs=0.01)
 
@@ -107,6 +111,75 @@ def test_accuracies_are_shown_in_percent_and_higher_is_better_there(frame: pd.Da
     points = np.concatenate([line.get_xydata() for line in axes.lines])
     np.testing.assert_allclose(np.sort(points[:, 1]), 100 * numbers)
     assert "%" in axes.get_ylabel()
+
+
+def test_cost_of_another_model_is_drawn_from_the_runs_of_table_main() -> None:
+    """Each method without clips, and the same method with one clip a site as a second point."""
+    runs = expected("table_main", ["model=tiny"])
+    runs = runs[runs["weights"] != "none"]
+    numbers = np.linspace(0.2, 0.6, len(runs))
+    measured = {"kl/embedded": numbers, "quantize/seconds": 10 * numbers, "transform/multiply_adds": 1e6 * numbers}
+    made = runs.assign(status="finished", **measured)
+    plain = made[made["activations.clip"] != "site"]
+    for options in ({}, {"experiment": "table_main"}):
+        figure = figures.figure_quality_cost(made, overrides=["model=tiny"], **options)
+        for axes, cost in zip(figure.axes, ("transform/multiply_adds", "quantize/seconds"), strict=True):
+            filled, open_ones = (
+                np.concatenate([line.get_xydata() for line in axes.lines if line.get_gid() and test(line)])
+                for test in (lambda line: line.get_mfc() != "white", lambda line: line.get_mfc() == "white")
+            )
+            wanted = plain[[cost, "kl/embedded"]].to_numpy(float)
+            np.testing.assert_allclose(filled[filled[:, 1].argsort()], wanted[wanted[:, 1].argsort()])
+            assert len(open_ones) == len(made) - len(plain) == 7
+    assert "gptq" in figure.get_suptitle()
+    with pytest.raises(MissingRuns, match="figure_quality_cost"):
+        figures.figure_quality_cost(made.iloc[:0], overrides=["model=tiny"])
+
+
+def test_a_trained_and_another_method_at_one_place_are_both_seen() -> None:
+    numbers = {"quality": 0.06, "seconds": 9.0, "multiply_adds": 2e6, "site": False, "tip": ""}
+    points = pd.DataFrame([{"label": kind, "kind": kind, **numbers} for kind in ("closed form", "trained")])
+    points.attrs["title"] = ""
+    figure = draw_quality_cost(points, "kl")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axes = figure.axes[0]
+    x, y = axes.transData.transform((2e6, 0.06)).round().astype(int)
+    image = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)  # from below, as places are counted
+    around = image[y - 6 : y + 7, x - 6 : x + 7]
+    for colour in (BLUE, GREY):
+        near = np.abs(around - 255 * np.array(to_rgb(colour))).sum(-1) < 60
+        assert near.sum() >= 6, f"{colour} is hidden"
+
+
+def test_surfaces_go_from_light_to_dark_in_grey_and_labels_stand_in_their_panels(
+    drawn: Callable[[str], Figure],
+) -> None:
+    shades = HEIGHTS(np.linspace(0, 1, 50))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert np.all(np.diff(shades) < 0)
+    assert shades[0] > 0.8
+    assert shades[-1] < 0.2
+    figure = drawn("figure_outliers")
+    figure.draw_without_rendering()
+    surfaces = [axes for axes in figure.axes if hasattr(axes, "get_zlim")]
+    boxes = [axes.get_window_extent() for axes in surfaces]
+    for axes, box in zip(surfaces, boxes, strict=True):
+        assert {text.get_text() for text in axes.texts} == {"channel", "token", "|activation|"}
+        for text in axes.texts:
+            own = text.get_window_extent()
+            middle = (own.x0 + own.x1) / 2
+            assert box.x0 <= middle <= box.x1, text.get_text()
+            assert not any(other.x0 < own.x0 and own.x1 < other.x1 for other in boxes if other is not box)
+
+
+def test_marks_tell_their_numbers_in_the_svg(
+    drawn: Callable[[str], Figure], frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    text = figures.save(drawn("figure_quality_cost"), tmp_path, "one")[0].read_text()
+    titles = re.findall(r'<g class="tip"><title>([^<]*)</title>', text)
+    run = frame[(frame["method"] == "quarot") & frame["kl/embedded"].notna()].iloc[0]
+    assert any(f"KL {run['kl/embedded']:.4f}" in title and run["run_id"] in title for title in titles)
+    assert "tip:" not in text
 
 
 def test_convergence_shows_each_step_and_the_mean_of_each_pass(

@@ -29,7 +29,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_figure_and_table_is_written(out: Path) -> None:
-    figures = {f"figure_{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")}
+    figures = {f"figure_{name}.{suffix}" for name in (*FIGURES, "all_runs_tiny") for suffix in ("svg", "png", "pdf")}
     assert {path.name for path in (out / "figures").iterdir()} == figures
     tables = {f"table_{name}.{suffix}" for name in TABLES for suffix in ("md", "tex", "csv")}
     assert tables <= {path.name for path in (out / "tables").iterdir()}
@@ -38,11 +38,13 @@ def test_every_figure_and_table_is_written(out: Path) -> None:
 
 def test_the_page_needs_nothing_from_elsewhere(out: Path) -> None:
     page = (out / "report.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
-    assert "<script" not in page
+    assert page.count("<figure class=") == len(FIGURES) + 1  # and that of all runs
+    assert page.count("<script") == page.count("<script>") == 1
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#)", page)
     assert "@import" not in page
-    assert page.count("<table>") > len(TABLES)
+    assert page.count("<table") > len(TABLES)
+    assert page.count('class="tip"') > 50  # marks that tell their numbers
 
 
 def test_missing_runs_are_told_with_their_command(out: Path) -> None:

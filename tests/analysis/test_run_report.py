@@ -33,7 +33,7 @@ def test_page_and_pictures_of_a_run(runs: Path, tmp_path: Path, capsys: pytest.C
     result = json.loads((folder / "result.json").read_text())
     assert main(["--run", str(folder), "--out", str(tmp_path)]) == 0
     place = tmp_path / "runs" / result["run_id"]
-    pictures = {f"{name}.{kind}" for name in ("sites", "layers", "time") for kind in ("svg", "png")}
+    pictures = {f"{name}.{kind}" for name in ("sites", "layers", "time") for kind in ("svg", "png", "pdf")}
     assert {path.name for path in place.iterdir()} == {"summary.md", "summary.html", *pictures}
     text = (place / "summary.md").read_text()
     down = [site for site in result["extras"]["sites"] if site["site"] == "down"]
@@ -44,8 +44,10 @@ def test_page_and_pictures_of_a_run(runs: Path, tmp_path: Path, capsys: pytest.C
     assert f"{result['metrics']['kl/embedded']:.4f}" in text
     assert f"{result['metrics']['quantize/capture_seconds']:.2f} s" in text
     page = (place / "summary.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 3
-    assert "<script" not in page
+    places = [page.index(f'aria-label="{name}"') for name in ("sites", "layers", "time")]
+    heads = [page.index(f"<h2>{title}") for title in ("Outliers", "Error of each layer", "Time, memory and size")]
+    assert heads[0] < places[0] < heads[1] < places[1] < heads[2] < places[2], "each picture below its own heading"
+    assert "src=" not in page
     assert "capture" in capsys.readouterr().out
 
 

@@ -70,7 +70,7 @@ def test_columns_and_numbers_are_those_of_the_run_directories(sweep: Callable[..
     assert project.asked == "me/p"
     assert set(ours.columns) == set(theirs.columns)
     ours, theirs = ours.set_index("run_id"), theirs.set_index("run_id")[ours.columns.drop("run_id")]
-    told_otherwise = ["folder", "created", "git_commit"]
+    told_otherwise = ["folder", "created", "git_commit", "command"]
     pd.testing.assert_frame_equal(
         ours.drop(columns=told_otherwise).sort_index(), theirs.drop(columns=told_otherwise).sort_index(),
         check_dtype=False,

@@ -13,7 +13,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-CARRIED = (".py", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".csv", ".ipynb", ".mplstyle")
+CARRIED = (
+    ".py", ".yaml", ".json", ".jsonl", ".safetensors", ".md", ".csv", ".ipynb", ".mplstyle", ".html", ".css", ".js",
+)  # fmt: skip
 IMPORTS = """
 import importlib, pathlib, sys
 import sq
