@@ -1,4 +1,4 @@
-"""Figure 1c of the paper: the activations of a site before, after ART and after URT."""
+"""Figure 1c of the paper: the activations of a site before, after ART and after URT, or after balance and rotation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from sq.analysis.figures.look import BLUE, DOUBLE, TIMES, blank, styled, tips
 from sq.analysis.figures.select import read_activations
 
 TOKENS, COLUMNS = 96, 256  # of the surfaces: more could not be distinguished at print size
-STAGES = {"before": "before", "after_art": "after ART", "after_urt": "after ART and URT"}
+STAGES = {
+    "before": "before",
+    "after_art": "after ART",
+    "after_urt": "after ART and URT",
+    "after_balance": "after balance",
+    "after_rotation": "after both",
+}
 # From light to dark: ordinary values are paper-like and outliers stand out, in grey as well.
 HEIGHTS = LinearSegmentedColormap.from_list("heights", ["#E3EBF3", "#7FA9D1", "#1F5E9C", "#0A2A4D"])
 TOLD = 5  # largest channels of a profile that tell their value
@@ -28,12 +34,13 @@ def figure_outliers(frame: pd.DataFrame, *, overrides: Sequence[str] = ()) -> Fi
     Channels that cannot be distinguished on paper share a line of the surface, which shows the largest of them.
     """
     run, kept = read_activations(frame, "figure_outliers", overrides)
-    stages = [np.abs(kept[name]).astype(float) for name in STAGES]
+    titles = {name: title for name, title in STAGES.items() if name in kept}  # those that the run's method has
+    stages = [np.abs(kept[name]).astype(float) for name in titles]
     top = max(float(stage.max()) for stage in stages)
     figure = blank(DOUBLE, 3.2)
     grid = figure.add_gridspec(2, 3, height_ratios=(1.7, 1))
     profiles = [figure.add_subplot(grid[1, column]) for column in range(3)]
-    for column, (stage, title) in enumerate(zip(stages, STAGES.values(), strict=True)):
+    for column, (stage, title) in enumerate(zip(stages, titles.values(), strict=True)):
         surface = figure.add_subplot(grid[0, column], projection="3d")
         _draw_surface(surface, stage[:TOKENS], top)
         ratio = np.median(stage.max(1) / np.sqrt(np.square(stage).mean(1)))  # as in result.json

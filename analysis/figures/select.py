@@ -76,8 +76,9 @@ def read_activations(
 ) -> tuple[pd.Series, dict[str, np.ndarray]]:
     """The run of an experiment with task=activations, and the arrays of one site that it kept, float32.
 
-    before, after_art, after_urt: tokens of the site, (T, n). givens_channels (2,): the channels that ART's first step
-    rotates, by givens_angle (radians); givens_before, givens_after: these channels, (T, 2).
+    before, after_art, after_urt (or after_balance, after_rotation): tokens of the site, (T, n). givens_channels (2,):
+    the channels that ART's first step rotates, by givens_angle (radians); givens_before, givens_after: these channels,
+    (T, 2).
     """
     run, path = with_file(frame, experiment, overrides, ACTIVATIONS)
     with np.load(path) as arrays:
