@@ -21,6 +21,6 @@ class PackedConfig(PretrainedConfig):
     """What `auto_map` in config.json names: reading it gives the config of the model's own family."""
 
     @classmethod
-    def from_pretrained(cls, name: Any, **others: Any) -> Any:
+    def from_pretrained(cls, name: Any, **others: Any) -> Any:  # type: ignore[override]
         """As `AutoConfig.from_pretrained` without code of the folder."""
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **others)

@@ -16,6 +16,7 @@ from sq.errors import CheckpointError, FileError
 from sq.io import read_json
 
 CONFIG = "config.json"
+CARD = "README.md"  # the model card: it may be edited, so no digest holds it
 UNCHECKED = "SINGLEQUANT_UNCHECKED"  # an environment variable: 1 loads without reading the files once more
 SNAPSHOTS = "snapshots"  # the folder of the hub's cache in which each revision of a repository is a folder
 # Keys of config.json that change no number, and that others write anew.

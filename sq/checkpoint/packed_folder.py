@@ -18,8 +18,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 import sq
 from sq.checkpoint.by_name import add_module, with_keys
+from sq.checkpoint.card import card_text
 from sq.checkpoint.layer_data import describe_layer, empty_layer, guard_of
-from sq.checkpoint.manifest import CONFIG, damaged_files, digests, run_of, seal
+from sq.checkpoint.manifest import CARD, CONFIG, damaged_files, digests, run_of, seal
 from sq.checkpoint.register import FORMAT, QUANT_METHOD
 from sq.digest import content_digest, is_sealed, record_digest, sealed
 from sq.errors import CheckpointError, FileError
@@ -30,7 +31,7 @@ from sq.models.stream import EmbeddingsAndHead
 INDEX = "model.safetensors.index.json"
 MARK = "recipe.txt"  # of a folder that is being written: what writes it
 MEASURED = "quantization.json"  # what the pass measured, layer by layer, times too: no digest of the model holds it
-KEPT = (CONFIG, MEASURED)
+KEPT = (CONFIG, CARD, MEASURED)
 log = logging.getLogger(__name__)
 
 
@@ -115,6 +116,12 @@ class CheckpointWriter:
             ends[self.family.head] = outer.head
         self._save(self._name(self.count), {f"{name}.weight": tensor for name, tensor in ends.items()})
         self._write_index()
+        if self.config.tie_word_embeddings and not outer.tied:
+            log.info(
+                "the head is written as a matrix of its own, %.1f MB: the recipe rotates the residual stream, which "
+                "unties it from the embedding; recipes with transforms online leave both as they are",
+                outer.head.nbytes / 1e6,
+            )
         self.config.tie_word_embeddings = outer.tied
         if tokenizer is not None:
             tokenizer.save_pretrained(self.part)
@@ -122,8 +129,9 @@ class CheckpointWriter:
         (generation or GenerationConfig.from_model_config(self.config)).save_pretrained(self.part)
         if self.run:
             write_json(self.part / MEASURED, sealed({"layers": [data["report"] for data in layers]}))
-        # Last: it makes the folder a checkpoint.
-        write_json(self.part / CONFIG, self._described([data["layer"] for data in layers]))
+        described = self._described([data["layer"] for data in layers])
+        write_text(self.part / CARD, card_text(described))
+        write_json(self.part / CONFIG, described)  # last: it makes the folder a checkpoint
         if self.folder.exists():
             self.folder.rmdir()
         os.replace(self.part, self.folder)
@@ -268,5 +276,5 @@ def _data_name(index: int) -> str:
 
 
 def _of_work(name: str) -> bool:
-    """Whether a file is of the work on a folder, and not of the checkpoint."""
-    return name in (CONFIG, MARK, MEASURED) or name.startswith((".", "layer-"))
+    """Whether a file is of the work on a folder, or says something of it: what no digest in config.json holds."""
+    return name in (CONFIG, CARD, MARK, MEASURED) or name.startswith((".", "layer-"))
