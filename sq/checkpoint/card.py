@@ -54,10 +54,10 @@ def write_card(folder: Path, scores: Sequence[Score] = (), note: str = "") -> No
 
 def card_text(config: Mapping[str, Any], scores: Sequence[Score] = (), note: str = "") -> str:
     """The card of a packed model, from the content of its config.json."""
-    recipe = config["quantization_config"]["recipe"] or {}
-    name = " ".join(
-        str(x) for x in (_of(recipe, "model", "name"), _short(recipe.get("method")), recipe.get("bits")) if x
-    )
+    recipe = config["quantization_config"]["recipe"]
+    recipe = recipe if isinstance(recipe, Mapping) else {}
+    names = (_of(recipe, "model", "name"), _short(recipe.get("method")), recipe.get("bits"))
+    name = " ".join(" ".join(str(part) for part in names if part).split()) or "A packed model"
     parts = [
         f"---\n{_head(recipe, name, scores)}\n---\n\n# {name}\n",
         f"{_base(recipe)}, quantized and packed by the framework SingleQuant.\n",

@@ -88,7 +88,7 @@ def _generate(options: argparse.Namespace) -> None:
         _compare(options, speaker, device)
     elif options.prompt is not None:
         _, reply = _said(options, speaker, [*_system(options), _user(options.prompt)])
-        print(f"{_measured(reply, speaker, device)}", file=sys.stderr)
+        print(_measured(reply, speaker, device), file=sys.stderr)
     else:
         _converse(options, speaker, device)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.checkpoints import save_random
-from packed_folders import ids_of, write
+from packed_folders import METHOD, ids_of, write
 from recipes import folded
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -101,7 +101,7 @@ def test_a_config_that_is_read_first_loads_as_well(saved: Path) -> None:
     assert not hasattr(model.config, "transformers_weights")
 
 
-@pytest.mark.parametrize(("method", "tied"), [(ONLINE, True), (RoundToNearest(), True), (folded(), False)])
+@pytest.mark.parametrize(("method", "tied"), [(ONLINE, True), (RoundToNearest(), True), (METHOD, False)])
 @torch.no_grad()
 def test_a_head_stays_tied_where_nothing_rotates_it(method: object, tied: bool, tmp_path: Path) -> None:
     original = save_random(tmp_path / "original", "llama", tied=True)

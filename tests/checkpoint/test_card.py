@@ -54,7 +54,7 @@ def test_the_text_names_recipe_results_and_how_to_load() -> None:
     assert "import sq" in text
 
 
-@pytest.mark.parametrize("recipe", [None, {}, {"method": "test", "bits": 4}, {"model": "x", "licence": None}])
+@pytest.mark.parametrize("recipe", [None, [], {}, {"method": "test", "bits": 4}, {"model": "x", "licence": None}])
 def test_a_recipe_that_says_little_makes_a_card_that_says_little(recipe: Any) -> None:
     text = card_text(config(recipe))
     assert "## Results" not in text

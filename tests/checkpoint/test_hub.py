@@ -31,8 +31,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_hub(hub: StandInHub, code: str, home: Path) -> None:
     """Run code in a process for which the stand-in is the hub."""
-    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x", "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
-    env = {**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    env = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    env |= {**own, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
 
