@@ -96,6 +96,8 @@ class Pipeline:
             with self._timed("transform"):
                 rotation = self.method.residual_rotation(samples, self.stream.dimensions)
                 self.rotation = None if rotation is None else rotation.to(self.stream.device)
+            if self.rotation is None:  # embedding, final norm and head stay as they are, and a tied head tied
+                return
             tied = self.embeddings_and_head.tied
             self.embeddings_and_head = rotate_embeddings_and_head(self.embeddings_and_head, self.rotation)
             if tied:

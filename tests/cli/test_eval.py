@@ -17,7 +17,7 @@ from sq.evaluate.zeroshot import zeroshot
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 6
+LIMIT = 2
 
 
 def accuracy(folder: Path) -> float:

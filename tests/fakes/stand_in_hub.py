@@ -27,7 +27,7 @@ class StandInHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
-        self.private: dict[str, Any] = {}
+        self.private: dict[str, bool] = {}
         self.large: dict[str, bytes] = {}
         self.unknown: list[str] = []
 
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.server.repositories.setdefault(name, {})
-            self.server.private[name] = asked.get("private")
+            self.server.private[name] = asked.get("visibility") == "private" or bool(asked.get("private"))
             self._json({"name": name, "id": name, "url": f"{self.server.address}/{name}"})
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
