@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from models.checkpoints import save_random
+from packed_folders import write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sq.cli.eval import main
+from sq.embedded.model_folder import embedded_checkpoint
 from sq.embedded.tasks import embedded_tasks
 from sq.evaluate.zeroshot import zeroshot
 
@@ -20,25 +23,38 @@ pytestmark = pytest.mark.slow
 LIMIT = 2
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the embedded one's tokenizer: what it answers is chance, and the same each time."""
+    folder = tmp_path_factory.mktemp("small")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint(folder / "singlequant"))
+    save_random(folder / "original", "llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    packed = write(folder / "original", folder / "packed")
+    tokenizer.save_pretrained(packed)
+    return packed
+
+
 def accuracy(folder: Path) -> float:
     """What lm-eval wrote with --output_path."""
     (file,) = folder.rglob("results_*.json")
     return float(json.loads(file.read_text())["results"]["next_line"]["acc_mutual_info,none"])
 
 
-@pytest.mark.usefixtures("own_cache")
-def test_every_way_of_loading_gives_the_accuracy_of_the_model_in_memory(packed: Path, tmp_path: Path) -> None:
-    place = embedded_tasks(packed.parent / "singlequant")
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(packed), AutoTokenizer.from_pretrained(packed)
+def test_every_way_of_loading_gives_the_accuracy_of_the_model_in_memory(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small.parent))
+    place = embedded_tasks(small.parent / "singlequant")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(small), AutoTokenizer.from_pretrained(small)
     found = zeroshot(model, tokenizer, ["next_line"], batch_size=1, limit=LIMIT, include_path=place)
     ends = ["--tasks", "next_line", "--limit", str(LIMIT), "--output_path"]
-    assert main([str(packed), *ends, str(tmp_path / "sq-eval")]) == 0
+    assert main([str(small), *ends, str(tmp_path / "sq-eval")]) == 0
     assert accuracy(tmp_path / "sq-eval") == found.metrics["acc/next_line"]
     words = [
         "--model",
         "hf",
         "--model_args",
-        f"pretrained={packed},trust_remote_code=True",
+        f"pretrained={small},trust_remote_code=True",
         "--include_path",
         str(place),
     ]
