@@ -9,11 +9,12 @@ from sq.checkpoint.register import register
 if TYPE_CHECKING:
     from sq.api import Quantized as Quantized
     from sq.api import quantize as quantize
+    from sq.checkpoint.hub import push_to_hub as push_to_hub
     from sq.checkpoint.packed_folder import save_packed as save_packed
     from sq.nn.kv_cache import Int4Cache as Int4Cache
 
 __version__ = "0.1.0"
-__all__ = ["Int4Cache", "Quantized", "quantize", "save_packed"]
+__all__ = ["Int4Cache", "Quantized", "push_to_hub", "quantize", "save_packed"]
 
 register()
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from sq.nn.kv_cache import Int4Cache
 
         return Int4Cache
+    if name == "push_to_hub":
+        from sq.checkpoint.hub import push_to_hub
+
+        return push_to_hub
     if name == "save_packed":
         from sq.checkpoint.packed_folder import save_packed
 

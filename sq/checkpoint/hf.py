@@ -19,7 +19,7 @@ from sq.checkpoint.register import FORMAT, QUANT_METHOD
 from sq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -65,6 +65,14 @@ class SingleQuantQuantizer(HfQuantizer):
             wrong = f"unknown keys {found.unknown}" if found.unknown else "layers that are no list"
             raise CheckpointError(f"the checkpoint's quantization_config has {wrong}: it is damaged; fetch it again")
 
+    def update_attn_implementation(self, config: PretrainedConfig) -> PretrainedConfig:
+        """transformers shows the config here before it looks for files: our words to others are taken out of it."""
+        from sq.checkpoint.by_name import without_keys
+
+        return without_keys(config)
+
+    update_tp_plan = update_attn_implementation  # what the first releases of transformers 5 call
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
@@ -88,7 +96,7 @@ class SingleQuantQuantizer(HfQuantizer):
         model.set_attn_implementation(ATTENTION)
         generate_in_int4(model)
         if checkpoint_files:
-            check_files(family, model, checkpoint_files)
+            check_files(family, model, checkpoint_files, tied=bool(model.config.tie_word_embeddings))
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import sq
+from sq.checkpoint.by_name import add_module, with_keys
+from sq.checkpoint.card import card_text
 from sq.checkpoint.layer_data import describe_layer, empty_layer, guard_of
-from sq.checkpoint.manifest import CONFIG, damaged_files, digests, run_of, seal
+from sq.checkpoint.manifest import CARD, CONFIG, damaged_files, digests, run_of, seal
 from sq.checkpoint.register import FORMAT, QUANT_METHOD
 from sq.digest import content_digest, is_sealed, record_digest, sealed
 from sq.errors import CheckpointError, FileError
@@ -29,7 +31,7 @@ from sq.models.stream import EmbeddingsAndHead
 INDEX = "model.safetensors.index.json"
 MARK = "recipe.txt"  # of a folder that is being written: what writes it
 MEASURED = "quantization.json"  # what the pass measured, layer by layer, times too: no digest of the model holds it
-KEPT = (CONFIG, MEASURED)
+KEPT = (CONFIG, CARD, MEASURED)
 log = logging.getLogger(__name__)
 
 
@@ -109,19 +111,27 @@ class CheckpointWriter:
         if missing := [index for index, data in enumerate(found) if data is None]:
             raise CheckpointError(f"layers {missing} were not written to {self.part}")
         layers = [data for data in found if data is not None]
-        names = (self.family.embedding, self.family.final_norm, self.family.head)
-        tensors = (outer.embedding, outer.norm.weight, outer.head)
-        last = self._name(self.count)
-        self._save(last, {f"{name}.weight": tensor for name, tensor in zip(names, tensors, strict=True)})  # type: ignore[misc]
+        ends: dict[str, Any] = {self.family.embedding: outer.embedding, self.family.final_norm: outer.norm.weight}
+        if not outer.tied:
+            ends[self.family.head] = outer.head
+        self._save(self._name(self.count), {f"{name}.weight": tensor for name, tensor in ends.items()})
         self._write_index()
-        self.config.tie_word_embeddings = False
+        if self.config.tie_word_embeddings and not outer.tied:
+            log.info(
+                "the head is written as a matrix of its own, %.1f MB: the recipe rotates the residual stream, which "
+                "unties it from the embedding; recipes with transforms online leave both as they are",
+                outer.head.nbytes / 1e6,
+            )
+        self.config.tie_word_embeddings = outer.tied
         if tokenizer is not None:
             tokenizer.save_pretrained(self.part)
+        add_module(self.part)
         (generation or GenerationConfig.from_model_config(self.config)).save_pretrained(self.part)
         if self.run:
             write_json(self.part / MEASURED, sealed({"layers": [data["report"] for data in layers]}))
-        # Last: it makes the folder a checkpoint.
-        write_json(self.part / CONFIG, self._described([data["layer"] for data in layers]))
+        described = self._described([data["layer"] for data in layers])
+        write_text(self.part / CARD, card_text(described))
+        write_json(self.part / CONFIG, described)  # last: it makes the folder a checkpoint
         if self.folder.exists():
             self.folder.rmdir()
         os.replace(self.part, self.folder)
@@ -150,6 +160,7 @@ class CheckpointWriter:
         if hasattr(self.config, "quantization_config"):
             del self.config.quantization_config
         config: dict[str, Any] = json.loads(self.config.to_json_string())
+        config = with_keys(config)
         config.pop("_name_or_path", None)  # a place on the machine that made it
         files = [path.name for path in self.part.iterdir() if path.is_file() and not _of_work(path.name)]
         data = {"quant_method": QUANT_METHOD, "format": FORMAT, "version": sq.__version__, "run": self.run}
@@ -223,13 +234,18 @@ def save_packed(model: PreTrainedModel, folder: str | Path, tokenizer: PreTraine
     return writer.finish(outer, tokenizer, model.generation_config)
 
 
-def check_files(family: Family, model: nn.Module, files: list[str]) -> None:
+def check_files(family: Family, model: nn.Module, files: list[str], *, tied: bool = False) -> None:
     """Compare a checkpoint's tensors with what an empty model wants, before anything is loaded.
+
+    Args:
+        tied: whether the head is the embedding, so that no file holds one.
 
     Raises:
         CheckpointError: every missing or foreign tensor, wrong shape or dtype, and file that cannot be read, together.
     """
     wanted = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+    if tied:
+        del wanted[f"{family.head}.weight"]  # transformers gives it the embedding's
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     problems: list[str] = []
     for file in files:
@@ -260,5 +276,5 @@ def _data_name(index: int) -> str:
 
 
 def _of_work(name: str) -> bool:
-    """Whether a file is of the work on a folder, and not of the checkpoint."""
-    return name in (CONFIG, MARK, MEASURED) or name.startswith((".", "layer-"))
+    """Whether a file is of the work on a folder, or says something of it: what no digest in config.json holds."""
+    return name in (CONFIG, CARD, MARK, MEASURED) or name.startswith((".", "layer-"))

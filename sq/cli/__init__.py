@@ -1,1 +1,1 @@
-"""The command lines: run, generate, bench, report."""
+"""The command lines: run, generate, eval, bench, report."""

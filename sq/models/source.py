@@ -36,7 +36,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:

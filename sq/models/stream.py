@@ -27,12 +27,17 @@ class EmbeddingsAndHead:
     """What stands around the decoder layers: tokens become hidden states, and hidden states logits.
 
     Embedding and head are (vocab, hidden), the norm is the final RMSNorm. A head that the checkpoint ties to the
-    embedding is a copy of it, so that each can be transformed.
+    embedding is the same tensor: what transforms one of them makes a new tensor and so unties them.
     """
 
     embedding: Tensor
     norm: nn.Module
     head: Tensor
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and head are one matrix in memory."""
+        return self.head.data_ptr() == self.embedding.data_ptr() and self.head.shape == self.embedding.shape
 
     def embed(self, ids: Tensor) -> Tensor:
         """Hidden states of token ids (B, S): (B, S, hidden)."""
@@ -111,7 +116,7 @@ class DecoderStream:
         return self.source.read(f"{self.family.layers}.{index}.{name}" for name in names)
 
     def embeddings_and_head(self) -> EmbeddingsAndHead:
-        """Embedding, final norm and head; a tied head is copied."""
+        """Embedding, final norm and head; a tied head is the embedding itself."""
         paths = (self.family.embedding, self.family.final_norm, self.family.head)
         embedding, norm, head = (f"{path}.weight" for path in paths)
         names = [embedding, norm] + ([head] if head in self.source.names() else [])
@@ -121,10 +126,11 @@ class DecoderStream:
         module = copy.deepcopy(self.skeleton.get_submodule(self.family.final_norm))
         module.load_state_dict({"weight": self._place(weights[norm])}, assign=True)
         tied = self.config.tie_word_embeddings or head not in weights
+        placed = self._place(weights[embedding])
         return EmbeddingsAndHead(
-            embedding=self._place(weights[embedding]),
+            embedding=placed,
             norm=module.requires_grad_(False).eval(),
-            head=self._place(weights[embedding].clone() if tied else weights[head]),
+            head=placed if tied else self._place(weights[head]),
         )
 
     def arguments(self, batch: int, length: int) -> list[dict[str, Any]]:
@@ -161,14 +167,16 @@ class DecoderStream:
         return (self.layer(index) for index in range(self.count))
 
     def assemble(self, layers: list[nn.Module], outer: EmbeddingsAndHead) -> PreTrainedModel:
-        """A whole model in memory from its layers, embeddings and head; the head is untied."""
+        """A whole model in memory from its layers, embeddings and head; tied where these two are one matrix."""
         model = copy.deepcopy(self.skeleton)
         stack = model.get_submodule(self.family.layers)
         for index, layer in enumerate(layers):
             stack[index] = layer  # type: ignore[operator]
-        model.config.tie_word_embeddings = False
-        for path, weight in ((self.family.embedding, outer.embedding), (self.family.head, outer.head)):
-            model.get_submodule(path).weight = nn.Parameter(weight, requires_grad=False)
+        model.config.tie_word_embeddings = outer.tied
+        embedding = nn.Parameter(outer.embedding, requires_grad=False)
+        head = embedding if outer.tied else nn.Parameter(outer.head, requires_grad=False)
+        model.get_submodule(self.family.embedding).weight = embedding
+        model.get_submodule(self.family.head).weight = head
         model.set_submodule(self.family.final_norm, outer.norm)
         model.set_submodule(self.family.rotary, self.rotary())
         model.eval()

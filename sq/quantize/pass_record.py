@@ -112,6 +112,10 @@ class PassRecord:
         self.linear_weights += weights
         self.linear_bytes += packed
 
+    def count_untied(self, elements: int) -> None:
+        """Add a head that the original shares with its embedding, and the result does not: 2 bytes an entry."""
+        self.packed_bytes += 2 * elements
+
     @property
     def bits_per_weight(self) -> float:
         """Effective bits of a rounded weight, scales and zero points included; 16 where none is rounded."""

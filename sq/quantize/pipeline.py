@@ -84,7 +84,8 @@ class Pipeline:
         self.propagate = method.propagates or recipe.propagate
         self.reference: list[Tensor] | None = None
         outer = self.embeddings_and_head = stream.embeddings_and_head()
-        self.record.count_bytes(outer.embedding.numel() + outer.head.numel() + stream.dimensions.hidden)
+        ends = outer.embedding.numel() + (0 if outer.tied else outer.head.numel())
+        self.record.count_bytes(ends + stream.dimensions.hidden)
 
     def prepare(self) -> None:
         """Train on the whole model, where the method does; rotate the residual stream in embeddings and head."""
@@ -99,7 +100,12 @@ class Pipeline:
             with self._timed("transform"):
                 rotation = self.method.residual_rotation(samples, self.stream.dimensions)
                 self.rotation = None if rotation is None else rotation.to(self.stream.device)
+            if self.rotation is None:  # embedding, final norm and head stay as they are, and a tied head tied
+                return
+            tied = self.embeddings_and_head.tied
             self.embeddings_and_head = rotate_embeddings_and_head(self.embeddings_and_head, self.rotation)
+            if tied:
+                self.record.count_untied(self.embeddings_and_head.head.numel())
 
     @torch.no_grad()
     def layers(self) -> Iterator[nn.Module]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sq.checkpoint.card import write_card
 from sq.checkpoint.export.folder import ExportWriter
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
@@ -24,6 +25,7 @@ from sq.evaluate.scores import refuse_guessing
 from sq.evaluate.stream import StreamEvaluation
 from sq.evaluate.task import SpeedSettings, ZeroShotSettings
 from sq.formats.labels import SIXTEEN
+from sq.models.licence import licence_of
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.nn.spread import spread
@@ -34,6 +36,7 @@ from sq.quantize.pipeline import Pipeline
 from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
 from sq.runs.build import build_method, calibration_of, load_model, recipe
+from sq.runs.card_scores import card_scores, how_measured
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS
 from sq.runs.runid import identity, run_id
@@ -165,6 +168,8 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
         _zeroshot(settings, task.zeroshot, result, run_dir)
     if task.speed is not None:
         _speed(task.speed, stream, result, packed=packed)
+    if settings.save_to is not None:
+        write_card(settings.save_to, card_scores(result.metrics, result.arrays), how_measured(texts))
     return result
 
 
@@ -177,6 +182,7 @@ def what_made(settings: ExperimentSettings) -> dict[str, Any]:
         for key in keys:
             if (place := made[part].get(key)) is not None and Path(place).is_absolute():
                 made[part][key] = Path(place).name
+    made["licence"] = licence_of(settings.model.path, settings.model.revision)
     return made
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.checkpoints import FAMILIES, SIZES, save_random
-from quantizers import activation_quantizer, rounder, weight_quantizer
+from models.checkpoints import FAMILIES, save_random
+from packed_folders import METHOD, ids_of, recipe_of, write
 from recipes import folded
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import sq
@@ -23,46 +22,11 @@ from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
-from sq.quantize.method import Method
 from sq.quantize.pipeline import Pipeline
-from sq.quantize.recipe import Recipe
 from sq.rotation.serialize import describe, empty_transform
 from sq.rotation.transform import Compose, Dense
 
 pytestmark = pytest.mark.slow
-
-METHOD = folded(order=("orthogonal", "urt"), rank=3)
-
-
-def ids_of(count: int = 4, length: int = 12) -> Tensor:
-    return torch.randint(0, SIZES["vocab_size"], (count, length), generator=torch.Generator().manual_seed(0))
-
-
-def recipe_of(head_dim: int, bits: int = 4) -> Recipe:
-    cache = activation_quantizer(4, "asymmetric", group_size=head_dim)
-    weights = rounder("rtn", weight_quantizer(bits))
-    return Recipe(weights, activation_quantizer(4, "midrise", clip="search"), keys=cache, values=cache)
-
-
-def write(
-    original: Path, folder: Path, method: Method = METHOD, *, stop: int | None = None, bits: int = 4, run: str = "a"
-) -> Path:
-    """Quantize a checkpoint to `folder`; `stop` ends it after so many layers, as a kill would."""
-    stream = DecoderStream(original, dtype=torch.float32)
-    writer = CheckpointWriter(folder, stream.config, {"method": "test", "bits": bits}, f"{run}{bits}")
-
-    def saved(index: int) -> tuple[torch.nn.Module, object] | None:
-        return writer.read_layer(index, stream.meta_layer(index)) if writer.has(index) else None
-
-    recipe = recipe_of(stream.dimensions.head_dim, bits)
-    pipeline = Pipeline(stream, method, recipe, ids_of(), batch=2, packed=True, saved=saved)
-    pipeline.prepare()
-    for index, layer in enumerate(pipeline.layers()):
-        if index == stop:
-            return folder
-        if not writer.has(index):
-            writer.write_layer(index, layer, pipeline.layer_report)
-    return writer.finish(pipeline.embeddings_and_head)
 
 
 def in_memory(original: Path, *, packed: bool) -> PreTrainedModel:
@@ -183,8 +147,10 @@ def test_linears_take_at_most_27_percent_of_bfloat16(tmp_path: Path) -> None:
     assert packed <= 0.27 * linears, packed / linears
 
 
-def test_without_this_package_loading_raises(saved: Path) -> None:
-    code = f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({str(saved)!r})"
+def test_without_this_package_what_save_pretrained_wrote_does_not_load(saved: Path, tmp_path: Path) -> None:
+    """Its config.json says nothing to others (tests/checkpoint/test_by_name.py has what does); one tensor does."""
+    AutoModelForCausalLM.from_pretrained(saved).save_pretrained(tmp_path)
+    code = f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "singlequant" in done.stderr

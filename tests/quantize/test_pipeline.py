@@ -199,6 +199,19 @@ def test_sizes_are_counted_from_the_parts(tmp_path: Path) -> None:
     assert pipeline.record.packed_bytes == 2 * (total - quantized) + quantized // 2 + 2 * scales
 
 
+def test_a_tied_head_counts_once_unless_the_recipe_unties_it(tmp_path: Path) -> None:
+    """torch lists a shared parameter once; a rotated residual stream adds vocabulary times hidden 16-bit entries."""
+    model = save_random(tmp_path, "llama", tied=True)
+    sizes = {}
+    for name, method in (("plain", RoundToNearest()), ("folded", folded(order=("orthogonal",)))):
+        pipeline = pipeline_of(tmp_path, method)
+        pipeline.prepare()
+        sizes[name] = pipeline.record.packed_bytes
+        list(pipeline.layers())
+        assert pipeline.record.full_bytes == 2 * sum(p.numel() for p in model.parameters())
+    assert sizes["folded"] - sizes["plain"] == 2 * SIZES["vocab_size"] * SIZES["hidden_size"]
+
+
 def test_report_describes_every_site(tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
     pipeline = pipeline_of(tmp_path, folded(**ONLINE))

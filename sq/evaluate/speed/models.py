@@ -21,15 +21,13 @@ from sq.nn.site_input import SiteInput
 
 
 def full_precision(stream: DecoderStream) -> PreTrainedModel:
-    """The original model in bfloat16; a tied head is tied again, as transformers holds it."""
+    """The original model in bfloat16; a tied head stays tied, as transformers holds it."""
     dtype = torch.bfloat16
     layers = [layer.to(dtype) for layer in stream.layers()]
     outer = stream.embeddings_and_head()
-    found = EmbeddingsAndHead(embedding=outer.embedding.to(dtype), norm=outer.norm.to(dtype), head=outer.head.to(dtype))
-    model = stream.assemble(layers, found)
-    if stream.config.tie_word_embeddings:
-        model.get_submodule(stream.family.head).weight = model.get_submodule(stream.family.embedding).weight
-    return model
+    embedding = outer.embedding.to(dtype)
+    head = embedding if outer.tied else outer.head.to(dtype)
+    return stream.assemble(layers, EmbeddingsAndHead(embedding, outer.norm.to(dtype), head))
 
 
 def fake_of(stream: DecoderStream, packed: PreTrainedModel) -> PreTrainedModel:
