@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from sq.io import unwritable
 from sq.models.place import EMBEDDED, known_widths, model_obstacles
 from sq.quantize.arguments import method_of, rounder_mistakes
 from sq.quantize.taken_formats import Grouping, refusals
+
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboard"), "mlflow": ("mlflow", "mlflow-skinny")}  # module, package
 
 
 def broken_rules(found: Mapping[str, Any]) -> list[str]:
@@ -50,8 +53,13 @@ def _model(model: of.ModelSettings) -> Iterator[str]:
         yield f"model.outliers={model.outliers} is for the embedded model, {model.path} has its own; use none"
 
 
-def _tracker(tracker: of.TrackerSettings, paths: of.PathSettings) -> Iterator[str]:
+def _tracker(tracker: of.TrackerSettings, paths: of.PathSettings, save_to: Path | None = None) -> Iterator[str]:
     """W&B itself would write to the system's temporary folder instead, and say nothing."""
+    module, package = TRACKERS.get(tracker.name, ("wandb", "wandb"))
+    if tracker.name != "none" and find_spec(module) is None:
+        yield f"tracker={tracker.name} needs a package that is not installed: pip install {package}"
+    if "packed" in tracker.artifacts and save_to is None:
+        yield "tracker.artifacts names packed, and this run packs nothing; add save_to=FOLDER"
     folder = tracker.dir or Path.cwd()
     if tracker.name != "none" and folder != paths.results and (reason := unwritable(folder)):
         yield f"tracker.dir={folder}; allowed: {reason}, or tracker=none"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
-from pydantic import AfterValidator, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from sq.evaluate.task import TaskSettings as TaskSettings
@@ -99,14 +99,16 @@ class CalibrationSettings:
 
 @dataclass(frozen=True, config=t.CONFIG)
 class TrackerSettings:
-    """Who learns of a finished run besides its run directory."""
+    """Who follows a run besides its run directory; offline and online are W&B."""
 
-    name: Annotated[Literal["offline", "online", "none"], t.NullIsNone]
+    name: Annotated[Literal["offline", "online", "tensorboard", "mlflow", "none"], t.NullIsNone]
     project: t.Text = "singlequant"
     entity: t.Text | None = None
     group: t.Text | None = None
     tags: t.AnyNames = ()
     dir: t.Place | None = None
+    # Files that it gets as well: those of the run directory, and the packed folder of save_to.
+    artifacts: Annotated[tuple[Literal["run", "packed"], ...], BeforeValidator(t.listed)] = ()
 
 
 @dataclass(frozen=True, config=t.CONFIG)

@@ -225,6 +225,7 @@ class Pipeline:
                 )
                 for site in sites:
                     samples[site].append(found[site].tokens)
+                self.log.progress("statistics for the residual rotation", index + 1, self.stream.count)
         return samples
 
     def _embedded(self) -> list[Tensor]:
