@@ -37,6 +37,7 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
         _save_to,
         _random,
         _task,
+        _objective,
         _method,
         _rounder,
         _formats,
@@ -118,6 +119,19 @@ def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterato
             f"task=speed: {', '.join(quantized)} have packed weights, {bits.label} leaves them in 16 bits; use 2 to 8 "
             "bits or a format for weights, or task.speed.kinds=[bf16,bf16_graph]"
         )
+
+
+def _objective(task: of.TaskSettings, method: of.MethodSettings, objective: tuple[str, ...] = ()) -> Iterator[str]:
+    """Metrics that no run of these settings would have. Full precision has fewer, and is no mistake in a search."""
+    texts = () if task.perplexity is None else task.perplexity.texts
+    known = [f"{name}/{text}" for text in texts for name in ("ppl", "kl", "top1")]
+    if task.zeroshot is not None:
+        known += ["acc/mean", *(f"acc/{name}" for name in task.zeroshot.tasks)]
+    known += ["model/bytes", "model/bits_per_weight", "transform/multiply_adds", "quantize/seconds"]
+    known += ["quantize/peak_memory_bytes"]
+    for name in objective:
+        if name not in known and not (task.speed is not None and name.startswith("speed/")):
+            yield f"objective={name} is not measured by task={task.name}; measured: {', '.join(known)}"
 
 
 def _method(method: of.MethodSettings) -> list[str]:

@@ -138,4 +138,5 @@ class ExperimentSettings:
     effort: Annotated[FiniteFloat, Ge(0)] = 1.0  # share of their published training that learned methods take
     force: bool = False
     reference_methods: t.AnyNames = ()
+    objective: t.AnyNames = ()  # metrics that a job returns to the sweeper of a search
     executor: t.Text = "sq.runs.execute:execute"
