@@ -168,7 +168,7 @@ def _measure(settings: ExperimentSettings, name: str, folder: Path, tell: Tell) 
             log.debug("%s", text)
             result = replace(result, status="failed", error=reason, traceback=text)
         except BaseException as end:
-            by = str(end) or type(end).__name__
+            by = "SIGTERM" if str(end) == "SIGTERM" else type(end).__name__
             log.error("%s: interrupted (%s)", name, by)
             ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
             write_json(folder / INTERRUPTED, {"by": by, "at": ended, "host": gethostname(), "command": command()})

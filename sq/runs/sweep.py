@@ -116,7 +116,7 @@ def objective(result: Result, names: Sequence[str]) -> Objective:
 
 
 def _by(end: BaseException) -> str:
-    return f" by {end}" if str(end) else ""
+    return " by SIGTERM" if str(end) == "SIGTERM" else ""
 
 
 def finish_sweep(folder: Path, *, interrupted: bool) -> int:
