@@ -44,7 +44,7 @@ def run(args: Namespace, command: list[str]) -> int:
     from sq.runs.environment import COMMAND
     from sq.runs.interrupt import heed_sigterm
     from sq.runs.preflight import check_jobs
-    from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep
+    from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, finish_waiting
 
     os.environ[COMMAND] = shlex.join(["python", *command])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors of Hydra's own files (a full disk) arrive here
@@ -54,6 +54,8 @@ def run(args: Namespace, command: list[str]) -> int:
         if not (args.config_name or args.config_path or args.config_dir):
             check_jobs(compose_jobs(args.overrides, multirun=bool(args.multirun)))
         hydra_main()
+        if SweepRecord.folder is not None:
+            finish_waiting(SweepRecord.folder)
     except SQError as error:
         print(error, file=sys.stderr)
         return 2

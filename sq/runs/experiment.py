@@ -43,8 +43,12 @@ from sq.runs.tracking import opening_of, track, tracking, under_agent
 log = logging.getLogger(__name__)
 
 
+class Busy(Exception):
+    """Another process is measuring a run."""
+
+
 def experiment(
-    settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None
+    settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None, wait: bool = True
 ) -> Iterator[Result]:
     """Yield the result of each reference method, then that of the run itself, as they finish.
 
@@ -53,8 +57,12 @@ def experiment(
         group: the sweep's name for the tracker.
         since: results made after this moment are reused whatever they are. So `force` measures the references of a
             sweep once, and the jobs of a sweep do not repeat a reference that failed.
+        wait: for runs that other processes measure, instead of leaving them out.
+
+    Raises:
+        Busy: at the end, where runs were left out.
     """
-    seen = set()
+    seen, busy = set(), []
     wanted = [reference(settings, name) for name in settings.reference_methods]
     if under_agent():
         wanted = [replace(one, tracker=replace(one.tracker, name="none")) for one in wanted]
@@ -62,10 +70,19 @@ def experiment(
         if (name := run_id(one)) in seen:
             continue
         seen.add(name)
-        yield run(one, group=group, since=since)
+        try:
+            result = run(one, group=group, since=since, wait=wait)
+        except Busy:
+            busy.append(name)
+            continue
+        yield result
+    if busy:
+        raise Busy(", ".join(busy))
 
 
-def run(settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None) -> Result:
+def run(
+    settings: ExperimentSettings, *, group: str | None = None, since: datetime | None = None, wait: bool = True
+) -> Result:
     """One run: a finished result is reused; else the run is measured while the tracker follows it, and written.
 
     The agent of a W&B sweep waits for a run, so the tracker receives a reused result too. A run that raises is a
@@ -74,6 +91,7 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
 
     Raises:
         OSError: the run directory cannot be written.
+        Busy: another process is measuring it, and `wait` is False.
     """
     _fetch(settings.model)
     name = run_id(settings)
@@ -85,7 +103,7 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc)
     with ExitStack() as followed:  # the tracker is closed behind the lock: it may upload for long
-        with lock(folder / ".lock"):
+        with _owned(folder, wait):
             # Another worker may have finished the run during the wait; its result is new enough even under `force`.
             if (found := _finished(folder, settings, since or now)) is not None:
                 return found
@@ -95,6 +113,16 @@ def run(settings: ExperimentSettings, *, group: str | None = None, since: dateti
             result = _measure(settings, name, folder, tracked.tell)
         tracked.finish(result, folder)
     return result
+
+
+@contextmanager
+def _owned(folder: Path, wait: bool) -> Iterator[None]:
+    with ExitStack() as owned:
+        try:
+            owned.enter_context(lock(folder / ".lock", timeout_seconds=None if wait else 0))
+        except TimeoutError as error:
+            raise Busy(folder.name) from error
+        yield
 
 
 def _fetch(model: ModelSettings) -> None:

@@ -23,7 +23,7 @@ def lock(path: Path, *, poll_seconds: float = 0.2, timeout_seconds: float | None
     """Own the lock file `path` inside the block; wait while a live process owns it, on this host or another.
 
     Raises:
-        TimeoutError: another process still owns it after `timeout_seconds` (None waits for ever).
+        TimeoutError: another process still owns it after `timeout_seconds` (None waits for ever, 0 not at all).
     """
     lease = SoftFileLease(
         path, lease_duration=STALE_SECONDS, heartbeat_interval=BEAT_SECONDS, poll_interval=poll_seconds
@@ -35,7 +35,9 @@ def lock(path: Path, *, poll_seconds: float = 0.2, timeout_seconds: float | None
             log.info("taking up %s, which %s left", path.parent.name, owner)
     except Timeout:
         holder = _owner(lease) or "another process"
-        log.info("waiting for %s, which %s is writing (if that is wrong, delete %s)", path.parent.name, holder, path)
+        if timeout_seconds != 0:
+            hint = f"if that is wrong, delete {path}"
+            log.info("waiting for %s, which %s is writing (%s)", path.parent.name, holder, hint)
         try:
             lease.acquire(timeout=-1 if timeout_seconds is None else timeout_seconds)
         except Timeout as error:

@@ -12,17 +12,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sq.config.parse import parse
+from sq.config.parse import CONF, parse
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError, FileError, SQError
 from sq.io import read_json, write_json
 from sq.runs.environment import command
-from sq.runs.experiment import experiment
+from sq.runs.experiment import Busy, experiment
 from sq.runs.interrupt import heed_sigterm
 from sq.runs.results import Result, examine
 from sq.runs.results_table import print_results
@@ -30,6 +32,7 @@ from sq.runs.results_table import print_results
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # the exit status of a command ended by Ctrl-C or SIGTERM
 SWEEP = "sweep.json"  # the command of a sweep and when it started
+WAITING = "waiting"  # in the record of a job: it left runs to other hosts
 BEST = "optimization_results.yaml"  # what Hydra's Optuna sweeper found
 
 Objective: TypeAlias = float | list[float] | None
@@ -50,13 +53,15 @@ class SweepRecord(Callback):
 
 def job(cfg: DictConfig) -> Objective:
     """A Hydra job. A single run prints its table and ends the process; a sweep's job writes its record and returns the
-    metrics of `objective`, None where they are missing."""
+    metrics of `objective`, None where they are missing. Without a launcher, runs that another host of the same sweep is
+    measuring are left for the end (`finish_waiting`), so that hosts share the work."""
     configure_logging()
     heed_sigterm()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         os.chdir(hydra.runtime.cwd)  # a cluster's worker starts elsewhere; paths are relative to the command's folder
-        return _sweep_job(cfg, Path(hydra.sweep.dir), int(hydra.job.num), list(hydra.overrides.task))
+        wait = hydra.runtime.choices["hydra/launcher"] != "basic"
+        return _sweep_job(cfg, Path(hydra.sweep.dir), int(hydra.job.num), list(hydra.overrides.task), wait=wait)
     sys.exit(_single(cfg))
 
 
@@ -82,7 +87,7 @@ def _single(cfg: DictConfig) -> int:
     return status or int(any(result.status == "failed" for result in results))
 
 
-def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str]) -> Objective:
+def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str], *, wait: bool) -> Objective:
     started = datetime.fromisoformat(read_json(folder / SWEEP)["started"])
     result: Result | None = None
     settings: ExperimentSettings | None = None
@@ -90,10 +95,15 @@ def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str])
     log.info("job %d: %s", number, " ".join(overrides))
     try:
         settings = parse(cfg)
-        for result in experiment(settings, group=folder.name, since=started):
+        wait = wait or bool(settings.objective)  # a search goes on from what the job returns
+        for result in experiment(settings, group=folder.name, since=started, wait=wait):
             record["runs"].append(str(Path(cfg.paths.results).expanduser().absolute() / result.run_id))
             write_json(folder / f"job-{number:05d}.json", record)
         return None if result is None else objective(result, settings.objective)
+    except Busy as others:
+        log.info("job %d: %s is measured elsewhere: left for the end", number, others)
+        write_json(folder / f"job-{number:05d}.json", {**record, WAITING: True})
+        return None
     except (KeyboardInterrupt, SystemExit) as end:  # SystemExit: submitit queues the job again
         record["error"] = f"interrupted{_by(end)}; the same command goes on from here"
         with suppress(OSError):
@@ -105,6 +115,18 @@ def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str])
         with suppress(OSError):  # a full disk must not stop the jobs that follow
             write_json(folder / f"job-{number:05d}.json", record)
         return None
+
+
+def finish_waiting(folder: Path) -> None:
+    """Take the runs that other hosts measured while the sweep went on; wait for them, and take up what is lost."""
+    GlobalHydra.instance().clear()
+    for path in sorted(folder.glob("job-*.json")):
+        record = read_json(path)
+        if record.get(WAITING):
+            number, overrides = int(path.stem.removeprefix("job-")), record["overrides"]
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("config", overrides)
+            _sweep_job(cfg, folder, number, overrides, wait=True)
 
 
 def objective(result: Result, names: Sequence[str]) -> Objective:

@@ -37,7 +37,7 @@ def execute(settings: ExperimentSettings, run_dir: Path, tell: Tell = unheard) -
         tell("training", {"layer": 1, "step": step, "loss": 1 / (1 + step), "bound_r1": "norm"})
         tell("layer", {"layer": step, "error": 0.1 * step, "peak_over_rms/qkv": 3.0})
     if quantizes and os.environ.get("FAKE_SLEEP_BITS") == settings.bits.weights and first():
-        time.sleep(60)
+        time.sleep(float(os.environ.get("FAKE_SLEEP_SECONDS", "60")))
     if settings.task.activations is not None:
         np.savez(run_dir / "activations.npz", before=np.zeros((2, 3)))
     metrics = {

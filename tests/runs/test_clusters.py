@@ -150,19 +150,36 @@ def host(folder: Path, name: str, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def counted(calls: Path) -> list[str]:
+    return sorted(line.rsplit("-", 1)[0] for line in calls.read_text().splitlines())
+
+
 def test_a_host_takes_up_the_run_that_another_host_lost(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     lost = host(tmp_path, "hosta", FAKE_SLEEP_BITS="3")
     wait_until(lost, lambda: calls.exists() and "w3a3" in calls.read_text())
     other = host(tmp_path, "hostb")
-    wait_until(other, lambda: len(calls.read_text().splitlines()) >= 3)
-    assert results(tmp_path)[:1] == ["tiny-fp16-w16a16"]
+    wait_until(other, lambda: "tiny-rtn-w4a8" in results(tmp_path))  # while the first host sleeps in w3a3
     os.killpg(lost.pid, signal.SIGKILL)
     lost.communicate(timeout=30)
     out, err = other.communicate(timeout=120)
     assert other.returncode == 0, err
+    assert re.search(r"job 1: tiny-rtn-w3a3-\w+ is measured elsewhere: left for the end", err)
     assert "on hosta is writing" in err
     assert rows(out) == ALL
-    made = [line.rsplit("-", 1)[0] for line in calls.read_text().splitlines()]
-    assert sorted(made) == sorted([*results(tmp_path), "tiny-rtn-w3a3"]), "only the lost run is measured twice"
+    assert counted(calls) == sorted([*results(tmp_path), "tiny-rtn-w3a3"]), "only the lost run is measured twice"
     assert not list(tmp_path.glob("runs/*/.lock"))
+
+
+def test_two_hosts_share_a_sweep(tmp_path: Path) -> None:
+    """One sleeps in its first run; the other measures the rest, waits for it, and both print the same table."""
+    calls = tmp_path / "calls"
+    slow = host(tmp_path, "hosta", FAKE_SLEEP_BITS="4", FAKE_SLEEP_SECONDS="12", FAKE_ONCE=str(tmp_path / "slept"))
+    wait_until(slow, (tmp_path / "slept").exists)
+    quick = host(tmp_path, "hostb", FAKE_SLEEP_BITS="4", FAKE_ONCE=str(tmp_path / "slept"))
+    found = [process.communicate(timeout=120) for process in (slow, quick)]
+    assert [slow.returncode, quick.returncode] == [0, 0], found
+    assert [rows(out) for out, _ in found] == [ALL, ALL]
+    assert counted(calls) == results(tmp_path), "each once"
+    assert ": running" in found[1][1], "the second host has measured some"
+    assert "tiny-rtn-w4a4" not in " ".join(re.findall(r"(\S+): running", found[1][1]))
