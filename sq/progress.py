@@ -59,6 +59,8 @@ class _Shown:
         self.progress, self.work = progress, dict[str, _Work]()
 
     def __call__(self, text: str, done: int, total: int) -> None:
+        if not total or (done >= total and text not in self.work):
+            return
         now = time.monotonic()
         if text not in self.work:
             bar = None if self.progress is None else self.progress.add_task(text, total=total)
@@ -66,9 +68,9 @@ class _Shown:
             if self.progress is not None and bar is not None:
                 self.progress.update(bar, work=work)
         work = self.work[text]
-        work.done, work.at = done, now
+        work.done, work.total, work.at = done, total, now
         if self.progress is not None and work.bar is not None:
-            self.progress.update(work.bar, completed=done)
+            self.progress.update(work.bar, completed=done, total=total)
         if done < total:
             return
         del self.work[text]

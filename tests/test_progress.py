@@ -56,6 +56,14 @@ def test_the_time_left_is_that_of_the_steps_so_far() -> None:
     assert work.line(3723.0) == "training: 200 of 400, 1:02:03 gone, 0:00 left"
 
 
+def test_what_is_done_already_is_not_shown(lines: pytest.LogCaptureFixture) -> None:
+    with shown() as show:
+        show("nothing", 0, 0)
+        show("rotations", 400, 400)
+        time.sleep(0.05)
+    assert not said(lines, logging.INFO) + said(lines, logging.DEBUG)
+
+
 def test_a_block_inside_another_uses_its_bars(lines: pytest.LogCaptureFixture) -> None:
     with shown() as outer:
         with shown() as inner:

@@ -75,6 +75,7 @@ class StreamEvaluation:
         if self._reference_runs:
             keep_states(self.stream, self._ids, self._reference)
         parts: list[Scores] = []
+        show("scores", 0, len(self._ids))
         for position, ids in enumerate(self._ids):
             parts.append(scores_of_windows([self._score(position, row, ids[row]) for row in range(len(ids))]))
             show("scores", position + 1, len(self._ids))

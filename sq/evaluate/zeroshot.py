@@ -225,10 +225,12 @@ def _bars_shown(show: Callable[[str, int, int], None], text: str) -> Iterator[No
                 show(text, self.n, self.total)
             return True
 
+    show(text, 0, 1)  # until the requests are counted, the tasks are read
     before = huggingface.tqdm
     huggingface.tqdm = Bar
     try:
         yield
+        show(text, 1, 1)
     finally:
         huggingface.tqdm = before
 
