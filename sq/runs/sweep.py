@@ -102,7 +102,8 @@ def _sweep_job(cfg: DictConfig, folder: Path, number: int, overrides: list[str],
         return None if result is None else objective(result, settings.objective)
     except Busy as others:
         log.info("job %d: %s is measured elsewhere: left for the end", number, others)
-        write_json(folder / f"job-{number:05d}.json", {**record, WAITING: True})
+        with suppress(OSError):
+            write_json(folder / f"job-{number:05d}.json", {**record, WAITING: True})
         return None
     except (KeyboardInterrupt, SystemExit) as end:  # SystemExit: submitit queues the job again
         record["error"] = f"interrupted{_by(end)}; the same command goes on from here"
@@ -121,7 +122,10 @@ def finish_waiting(folder: Path) -> None:
     """Take the runs that other hosts measured while the sweep went on; wait for them, and take up what is lost."""
     GlobalHydra.instance().clear()
     for path in sorted(folder.glob("job-*.json")):
-        record = read_json(path)
+        try:
+            record = read_json(path)
+        except FileError:
+            continue  # `finish_sweep` tells of it
         if record.get(WAITING):
             number, overrides = int(path.stem.removeprefix("job-")), record["overrides"]
             with initialize_config_dir(str(CONF), version_base="1.3"):
