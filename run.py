@@ -20,11 +20,11 @@ from sq.config.choices import of_one_method  # which also registers the variants
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def hydra_main(cfg: DictConfig) -> None:
-    """One job, as Hydra composed it."""
+def hydra_main(cfg: DictConfig) -> float | list[float] | None:
+    """One job, as Hydra composed it; a search reads the metrics that it returns."""
     from sq.runs.sweep import job
 
-    job(cfg)
+    return job(cfg)
 
 
 def main() -> int:
@@ -42,16 +42,20 @@ def run(args: Namespace, command: list[str]) -> int:
     from sq.config.compose import compose_jobs
     from sq.errors import SQError
     from sq.runs.environment import COMMAND
+    from sq.runs.interrupt import heed_sigterm
     from sq.runs.preflight import check_jobs
-    from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep
+    from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, finish_waiting
 
     os.environ[COMMAND] = shlex.join(["python", *command])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors of Hydra's own files (a full disk) arrive here
     interrupted = False
+    heed_sigterm()
     try:
         if not (args.config_name or args.config_path or args.config_dir):
             check_jobs(compose_jobs(args.overrides, multirun=bool(args.multirun)))
         hydra_main()
+        if SweepRecord.folder is not None:
+            finish_waiting(SweepRecord.folder)
     except SQError as error:
         print(error, file=sys.stderr)
         return 2
@@ -59,7 +63,7 @@ def run(args: Namespace, command: list[str]) -> int:
         full = isinstance(error, OSError)
         if not full and SweepRecord.folder is None:
             raise
-        hint = "see that the disk has room and its folders can be written to" if full else "a launcher lost a worker"
+        hint = "see that the disk has room and its folders can be written to" if full else "the sweep ended early"
         print(f"run.py: {type(error).__name__}: {' '.join(str(error).split())}; {hint}", file=sys.stderr)
         if SweepRecord.folder is not None:  # what the others finished is printed
             finish_sweep(SweepRecord.folder, interrupted=False)

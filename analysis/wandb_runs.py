@@ -11,7 +11,8 @@ from sq.analysis.results import machine, settings, summary
 from sq.errors import DataError
 from sq.runs.results import shown_method
 
-OWN = ("status", "error", "result")  # what sq.runs.tracking writes beside the metrics; W&B's own names start with "_"
+OWN = ("status", "error", "result")  # what sq.runs.trackers writes beside the metrics
+IN_WORK = ("_", "training/", "layer/")  # W&B's own names, and numbers that came while the run worked
 
 
 def load_wandb(project: str, entity: str | None = None, api: Any = None) -> pd.DataFrame:
@@ -51,7 +52,7 @@ def _row(run: Any) -> dict[str, Any]:
     resolved, packs = config.pop("resolved", None) or {}, config.pop("arithmetic", "fake")
     config |= config.pop("settings", {})  # of a W&B sweep's run, whose swept names are locked to what was swept
     logged: Mapping[str, Any] = dict(run.summary)
-    metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith("_")}
+    metrics = {key: value for key, value in logged.items() if key not in OWN and not key.startswith(IN_WORK)}
     first = {"run_id": config["run_id"], "status": logged["status"], "error": logged.get("error")}
     then = {"created": str(run.created_at), "git_commit": None, "command": None, "folder": None, **metrics}
     then["arithmetic"] = packs

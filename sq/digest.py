@@ -18,9 +18,10 @@ from typing import Any
 
 from sq.errors import FileError
 from sq.io import read_json, write_text
-from sq.progress import progress_bar
+from sq.progress import shown
 
 SETTLED_SECONDS = 2.0  # a file changed so lately may change again without another time: its digest is not kept
+READING = "digests of files, MB"
 SHOWN_BYTES = 2**30  # a bar is shown where so much is to be read: about a second
 HEADER_LIMIT = 100_000_000  # bytes of a safetensors header, as the library has it
 
@@ -82,15 +83,17 @@ def _parts(files: list[Path], cache: Path | None, *, by_tensor: bool = True) -> 
     kept = [_kept(file, cache, tensors) for file, tensors in zip(files, kinds, strict=True)]
     new = [file for file, found in zip(files, kept, strict=True) if found is None]
     sizes = {file: stat_of(file)[0] for file in new}
-    shown = progress_bar() if sum(sizes.values()) >= SHOWN_BYTES else None
+    done, total = 0, sum(sizes.values())
     result = []
-    with shown or nullcontext():
-        task = None if shown is None else shown.add_task("digests of files, MB", total=sum(sizes.values()) >> 20)
+    with shown() if total >= SHOWN_BYTES else nullcontext() as show:
+        if show is not None:
+            show(READING, 0, total >> 20)
         for file, tensors, found in zip(files, kinds, kept, strict=True):
             if found is None:
                 found = _read(file, cache, tensors)
-                if shown is not None and task is not None:
-                    shown.advance(task, sizes[file] >> 20)
+                done += sizes[file]
+                if show is not None:
+                    show(READING, done >> 20, total >> 20)
             whole = by_tensor and _WHOLE in found
             result.append({file.name: found[_WHOLE]} if whole else found)
     return result

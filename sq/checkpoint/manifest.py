@@ -52,7 +52,7 @@ def run_of(folder: Path) -> str | None:
 
 
 def damaged_files(folder: Path, cache: Path | None = None, *, fetched: bool = False) -> list[str]:
-    """What is wrong with the files that a packed folder's config.json, or an exported one's stamp, names: a sentence each.
+    """What is wrong with the files of a packed folder's config.json, or of an exported one's stamp, a sentence each.
 
     Args:
         cache: files that were looked at before are not read again.

@@ -31,7 +31,7 @@ from sq.models.device import ALLOWED
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
-from sq.progress import progress_bar, shown_in
+from sq.progress import shown
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 from sq.quantize.rounders.rtn import Rtn
@@ -86,7 +86,7 @@ def _measured(options: argparse.Namespace) -> Speed:
     source = RandomSource(architecture(options.model, options.layers), device=device)
     stream = DecoderStream(source, device=device)
     needs_packed = any(not kind.startswith("bf16") for kind in options.kinds)
-    with progress_bar() as progress:
+    with shown() as show:
         packed = _packed(stream, options.method, options.kv4) if needs_packed else None
         return measure_speed(
             stream,
@@ -96,7 +96,7 @@ def _measured(options: argparse.Namespace) -> Speed:
             prompt=options.prompt,
             new_tokens=options.new_tokens,
             repeats=options.repeats,
-            show=shown_in(progress),
+            show=show,
         )
 
 

@@ -21,7 +21,7 @@ from sq.data.windows import calibration_windows
 from sq.errors import ConfigError, SQError
 from sq.methods.criterion import Observer, Structure, structures
 from sq.models.families import SITES
-from sq.progress import progress_bar
+from sq.progress import shown
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 from sq.runs.build import load_model
@@ -64,10 +64,10 @@ def measure(overrides: Sequence[str], compared: Sequence[Structure], layers: Seq
     pipeline = Pipeline(stream, observer, Recipe(propagate="full_precision"), windows.ids)
     pipeline.prepare()
     last = max(layers, default=stream.count - 1)
-    with progress_bar() as progress:
-        bar = progress.add_task("layers", total=last + 1)
+    with shown() as show:
+        show("layers", 0, last + 1)
         for index, _ in enumerate(pipeline.layers()):
-            progress.advance(bar)
+            show("layers", index + 1, last + 1)
             if index == last:
                 break
     rows = [

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sq.config.choices import CONF, exists, method_names, method_of_argument, of_one_method, options
 from sq.config.parse import parse
+from sq.config.search import not_swept, objective_mistakes, plugin_hint, samples, trials, values
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.quantize.typed import closest
@@ -67,11 +68,18 @@ def compose_jobs(overrides: Sequence[str], *, multirun: bool = False) -> list[Ex
     with initialize_config_dir(str(CONF), version_base="1.3"):
         command = _Command()
         good = command.readable(overrides)
-        sweeps, params = command.sweep([one for one in good if not one.is_sweep_override()])
-        if not (multirun or sweeps):
+        hydra = command.hydra([one for one in good if not one.is_sweep_override()])
+        if not (multirun or (hydra is not None and hydra.mode == RunMode.MULTIRUN)):
             return command.settings([good])
-        values = {one.get_key_element(): _values(one) for one in [*command.readable(params), *good]}
-        return command.settings([command.parser.parse_overrides(list(job)) for job in product(*values.values())])
+        params = {} if hydra is None else hydra.sweeper.params or {}
+        swept = [*command.readable(f"{key}={value}" for key, value in params.items()), *good]
+        search = hydra is not None and samples(hydra)
+        if not search:
+            command.problems |= {wrong: None for one in swept if (wrong := not_swept(one))}
+        found = {one.get_key_element(): values(one, search=search) for one in swept}
+        jobs = trials(found) if search else product(*found.values())
+        parsed = [command.parser.parse_overrides(list(job)) for job in jobs]
+        return command.settings(parsed, search=hydra if search else None)
 
 
 class _Command:
@@ -103,22 +111,27 @@ class _Command:
         of_hydra = sorted(self._loader.get_group_options(group)) if group.startswith("hydra/") else []
         if not (allowed := options(group) if _is_group(override) else of_hydra) or override.is_delete():
             return
-        for text in _values(override):
+        for text in values(override):
             value = self.parser.parse_overrides([text])[0].value()
             for name in value if isinstance(value, list) else [value]:
                 if str(name) not in allowed and not exists(group, str(name)):
-                    yield f"{group}={name}; allowed: {', '.join(allowed)}"
+                    yield f"{group}={name}; allowed: {', '.join(allowed)}{plugin_hint(group, str(name))}"
 
-    def sweep(self, fixed: Sequence[Override]) -> tuple[bool, list[str]]:
-        """Whether the config itself (an experiment file) sweeps, and over what."""
+    def hydra(self, fixed: Sequence[Override]) -> DictConfig | None:
+        """Hydra's own settings, in which an experiment file may sweep; None beside a mistake that `settings` names."""
         try:
-            hydra = self._compose(fixed).hydra
+            found: DictConfig = self._compose(fixed).hydra
+            return found
         except (HydraException, OmegaConfBaseException):
-            return False, []  # `settings` names the mistake
-        return hydra.mode == RunMode.MULTIRUN, [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+            return None
 
-    def settings(self, jobs: Sequence[Sequence[Override]]) -> list[ExperimentSettings]:
+    def settings(
+        self, jobs: Sequence[Sequence[Override]], *, search: DictConfig | None = None
+    ) -> list[ExperimentSettings]:
         """The settings of every job.
+
+        Args:
+            search: Hydra's settings where its sweeper reads what a job returns.
 
         Raises:
             ConfigError: with every mistake found so far.
@@ -139,6 +152,8 @@ class _Command:
                 problems |= dict.fromkeys(error.problems)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 problems[" ".join(str(error).split())] = None
+        if search is not None:
+            problems |= dict.fromkeys(objective_mistakes(search, found))
         for text in (str(one.input_line).lstrip("+") for job in jobs for one in job):
             method = method_of_argument(text)
             if method and not {method, method_names()[method]} & methods:
@@ -181,13 +196,6 @@ def _set(cfg: DictConfig, override: Override) -> Iterator[str]:
             OmegaConf.update(cfg, key, override.value(), merge=True)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{override.input_line}: {' '.join(str(error).split())}"
-
-
-def _values(override: Override) -> list[str]:
-    """An override for each value of a sweep."""
-    if override.is_sweep_override():
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-    return [str(override.input_line)]
 
 
 def _is_group(override: Override) -> bool:

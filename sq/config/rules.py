@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sq.io import unwritable
 from sq.models.place import EMBEDDED, known_widths, model_obstacles
 from sq.quantize.arguments import method_of, rounder_mistakes
 from sq.quantize.taken_formats import Grouping, refusals
+
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboard"), "mlflow": ("mlflow", "mlflow-skinny")}  # module, package
 
 
 def broken_rules(found: Mapping[str, Any]) -> list[str]:
@@ -36,6 +39,7 @@ def broken_rules(found: Mapping[str, Any]) -> list[str]:
         _save_to,
         _random,
         _task,
+        _objective,
         _method,
         _rounder,
         _formats,
@@ -53,8 +57,13 @@ def _model(model: of.ModelSettings) -> Iterator[str]:
         yield f"model.outliers={model.outliers} is for the embedded model, {model.path} has its own; use none"
 
 
-def _tracker(tracker: of.TrackerSettings, paths: of.PathSettings) -> Iterator[str]:
+def _tracker(tracker: of.TrackerSettings, paths: of.PathSettings, save_to: Path | None = None) -> Iterator[str]:
     """W&B itself would write to the system's temporary folder instead, and say nothing."""
+    module, package = TRACKERS.get(tracker.name, ("wandb", "wandb"))
+    if tracker.name != "none" and find_spec(module) is None:
+        yield f"tracker={tracker.name} needs a package that is not installed: pip install {package}"
+    if "packed" in tracker.artifacts and save_to is None:
+        yield "tracker.artifacts names packed, and this run packs nothing; add save_to=FOLDER"
     folder = tracker.dir or Path.cwd()
     if tracker.name != "none" and folder != paths.results and (reason := unwritable(folder)):
         yield f"tracker.dir={folder}; allowed: {reason}, or tracker=none"
@@ -149,6 +158,19 @@ def _task(model: of.ModelSettings, bits: Bits, task: of.TaskSettings) -> Iterato
             f"task=speed: {', '.join(quantized)} have packed weights, {bits.label} leaves them in 16 bits; use 2 to 8 "
             "bits or a format for weights, or task.speed.kinds=[bf16,bf16_graph]"
         )
+
+
+def _objective(task: of.TaskSettings, method: of.MethodSettings, objective: tuple[str, ...] = ()) -> Iterator[str]:
+    """Metrics that no run of these settings would have. Full precision has fewer, and is no mistake in a search."""
+    texts = () if task.perplexity is None else task.perplexity.texts
+    known = [f"{name}/{text}" for text in texts for name in ("ppl", "kl", "top1")]
+    if task.zeroshot is not None:
+        known += ["acc/mean", *(f"acc/{name}" for name in task.zeroshot.tasks)]
+    known += ["model/bytes", "model/bits_per_weight", "transform/multiply_adds", "quantize/seconds"]
+    known += ["quantize/peak_memory_bytes"]
+    for name in objective:
+        if name not in known and not (task.speed is not None and name.startswith("speed/")):
+            yield f"objective={name} is not measured by task={task.name}; measured: {', '.join(known)}"
 
 
 def _method(method: of.MethodSettings) -> list[str]:

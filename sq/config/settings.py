@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, MinLen
-from pydantic import AfterValidator, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, FiniteFloat
 from pydantic.dataclasses import dataclass
 
 from sq.evaluate.task import TaskSettings as TaskSettings
@@ -101,14 +101,16 @@ class CalibrationSettings:
 
 @dataclass(frozen=True, config=t.CONFIG)
 class TrackerSettings:
-    """Who learns of a finished run besides its run directory."""
+    """Who follows a run besides its run directory; offline and online are W&B."""
 
-    name: Annotated[Literal["offline", "online", "none"], t.NullIsNone]
+    name: Annotated[Literal["offline", "online", "tensorboard", "mlflow", "none"], t.NullIsNone]
     project: t.Text = "singlequant"
     entity: t.Text | None = None
     group: t.Text | None = None
     tags: t.AnyNames = ()
     dir: t.Place | None = None
+    # Files that it gets as well: those of the run directory, and the packed folder of save_to.
+    artifacts: Annotated[tuple[Literal["run", "packed"], ...], BeforeValidator(t.listed)] = ()
 
 
 @dataclass(frozen=True, config=t.CONFIG)
@@ -139,4 +141,5 @@ class ExperimentSettings:
     effort: Annotated[FiniteFloat, Ge(0)] = 1.0  # share of their published training that learned methods take
     force: bool = False
     reference_methods: t.AnyNames = ()
+    objective: t.AnyNames = ()  # metrics that a job returns to the sweeper of a search
     executor: t.Text = "sq.runs.execute:execute"

@@ -63,8 +63,11 @@ class StreamEvaluation:
             self._step(index, self.stream.layer(index), self._reference)
 
     @torch.no_grad()
-    def finish(self) -> dict[str, Scores]:
+    def finish(self, show: Callable[[str, int, int], None] = lambda text, done, total: None) -> dict[str, Scores]:
         """Scores by text, after the last layer.
+
+        Args:
+            show: called with a text, the batches scored and the batches in all.
 
         Raises:
             EvaluationError: scores that are not finite.
@@ -72,8 +75,10 @@ class StreamEvaluation:
         if self._reference_runs:
             keep_states(self.stream, self._ids, self._reference)
         parts: list[Scores] = []
+        show("scores", 0, len(self._ids))
         for position, ids in enumerate(self._ids):
             parts.append(scores_of_windows([self._score(position, row, ids[row]) for row in range(len(ids))]))
+            show("scores", position + 1, len(self._ids))
         scores, start = {}, 0
         for text in self.windows:
             count = len(text.ids.split(self.batch))

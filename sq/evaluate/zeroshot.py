@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ def zeroshot(
     metric: Mapping[str, str] | None = None,
     cache_dir: Path | None = None,
     cache_key: str = "",
+    show: Callable[[str, int, int], None] = lambda text, done, total: None,
 ) -> ZeroShot:
     """Evaluate an instantiated model; tasks found in the cache are not run again.
 
@@ -70,6 +71,7 @@ def zeroshot(
         metric: task -> lm-eval metric ("acc", "acc_norm", ...) where PROTOCOL_METRIC's choice is not wanted.
         cache_dir: folder of finished tasks; None caches nothing.
         cache_key: identifies model, weights and quantization; needed with cache_dir.
+        show: called with a text, the requests answered and the requests in all.
 
     Raises:
         DataError: no task, an unknown one, one whose documents cannot be loaded, or one without its metric.
@@ -97,7 +99,8 @@ def zeroshot(
             )
             for name in names:
                 if results[name] is None:
-                    results[name] = _run(harness, manager, name, limit)
+                    with _bars_shown(show, f"zero-shot {name}"):
+                        results[name] = _run(harness, manager, name, limit)
                     _write(_cache_file(cache_dir, name, key), results[name])
     metrics: dict[str, float] = {}
     for name in names:
@@ -209,6 +212,27 @@ def _write(path: Path | None, result: dict[str, Any] | None) -> None:
         write_json(path, None if result is None else sealed(result))
     except OSError as error:
         logger.warning("zero-shot result %s was not written (%s); the next run evaluates again", path, error)
+
+
+@contextmanager
+def _bars_shown(show: Callable[[str, int, int], None], text: str) -> Iterator[None]:
+    """Show what lm-eval's own bar would print: it offers no other way to hear how far it is."""
+    from lm_eval.models import huggingface
+
+    class Bar(huggingface.tqdm):  # type: ignore[misc]
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.total:
+                show(text, self.n, self.total)
+            return True
+
+    show(text, 0, 1)  # until the requests are counted, the tasks are read
+    before = huggingface.tqdm
+    huggingface.tqdm = Bar
+    try:
+        yield
+        show(text, 1, 1)
+    finally:
+        huggingface.tqdm = before
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def learn_rotations(
         rotations, first = Rotations(saved.tensors[RESIDUAL], saved.tensors[HEADS]), saved.step
         held |= {name[len(HELD) :]: tensor for name, tensor in saved.tensors.items() if name.startswith(HELD)}
         log.resume(saved.records)
+    log.progress("rotations", first, descent.steps)
     for step in range(first, descent.steps):
         rotations = _step(rotations, loss, descent, step, log)
         done = step + 1

@@ -87,6 +87,7 @@ def fit(
         log.check(number, "the loss", step=step, layer=layer, **rates)
         return number
 
+    log.progress(f"layer {layer}", 0, total)
     with torch.no_grad():
         close_epoch(0, [checked(loss(batch), 0) for batch in range(batches)])
     with torch.enable_grad():

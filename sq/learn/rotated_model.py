@@ -50,7 +50,11 @@ class RotatedModel:
         recompute: bool = False,
     ) -> None:
         self.dimensions, self.recompute = training.dimensions, recompute
-        self.blocks = [training.block(index) for index in range(training.count)]
+        self.blocks = []
+        for index in range(training.count):
+            training.log.progress("reading layers", index, training.count)
+            self.blocks.append(training.block(index))
+        training.log.progress("reading layers", training.count, training.count)
         self.round = HeldClip(recipe.weight_quantizer, clip_interval)
         self.embeddings_and_head = training.embeddings_and_head()
         self.dtype = self.blocks[0].dtype

@@ -154,6 +154,16 @@ class PassRecord:
         self.sites.append({"layer": index, "site": site, **peaks, "multiply_adds": macs})
 
 
+def layer_numbers(report: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one layer's report, flat: its error, seconds of each part, peak over rms behind each transform,
+    and the highest memory in bytes so far. A layer that was not quantized has none."""
+    if not report["layers"]:
+        return {}
+    numbers = {"error": report["layers"][0]["error"], "peak_memory_bytes": report["peak_memory"]}
+    numbers |= {f"{part}_seconds": seconds for part, seconds in report["seconds"].items()}
+    return numbers | {f"peak_over_rms/{one['site']}": one["peak_over_rms_after"] for one in report["sites"]}
+
+
 def _seconds_since(start: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -36,6 +36,7 @@ from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
 from sq.rotation.transform import Transform
 
+STATISTICS = "statistics for the residual rotation"
 RESIDUAL_SAMPLE = 1024  # tokens a site and layer kept for a residual rotation: 64 sites of 7B stay under 1.1 GB
 
 
@@ -227,6 +228,7 @@ class Pipeline:
         with self._timed("capture"):
             hidden = self._embedded()
             for index in range(self.stream.count):
+                self.log.progress(STATISTICS, index, self.stream.count)
                 layer = self._folded(self.stream.layer(index)).to(self.stream.dtype)
                 found, hidden = collect(
                     self.stream.family,
@@ -239,6 +241,7 @@ class Pipeline:
                 )
                 for site in sites:
                     samples[site].append(found[site].tokens)
+            self.log.progress(STATISTICS, self.stream.count, self.stream.count)
         return samples
 
     def _embedded(self) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class TrainingLog:
         folder: of the run, or None to write nothing.
         method: printed in messages.
         progress: called with (text, done, total) after each step.
+        told: called with each record.
         force: train anew, whatever checkpoint an interrupted run left in the folder.
     """
 
@@ -29,11 +30,13 @@ class TrainingLog:
         method: str,
         progress: Callable[[str, int, int], None] | None = None,
         *,
+        told: Callable[[Mapping[str, Any]], None] | None = None,
         force: bool = False,
     ) -> None:
         self.folder, self.method, self.force = folder, method, force
         self.records: list[dict[str, Any]] = []
         self._progress = progress or (lambda text, done, total: None)
+        self._told = told or (lambda record: None)
         self._started = False
 
     def write(self, **numbers: Any) -> None:
@@ -63,6 +66,8 @@ class TrainingLog:
         )
 
     def _append(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self._told(record)
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

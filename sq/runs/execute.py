@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ from sq.models.licence import licence_of
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.nn.spread import spread
-from sq.progress import progress_bar, shown_in
+from sq.progress import Show, shown
 from sq.quantize.method import Method
-from sq.quantize.pass_record import PassRecord
+from sq.quantize.pass_record import PassRecord, layer_numbers
 from sq.quantize.pipeline import Pipeline
 from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
 from sq.runs.build import build_method, calibration_of, load_model, recipe
 from sq.runs.card_scores import card_scores, how_measured
 from sq.runs.locks import lock
-from sq.runs.results import ACTIVATIONS
+from sq.runs.results import ACTIVATIONS, Tell, unheard
 from sq.runs.runid import identity, run_id
+
+READING = "reading the model and its texts"
 
 
 @dataclass
@@ -59,21 +62,27 @@ class Execution:
 
 
 def execute(
-    settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool = False, packed: bool = False
+    settings: ExperimentSettings,
+    run_dir: Path | None,
+    tell: Tell = unheard,
+    *,
+    keep_model: bool = False,
+    packed: bool = False,
 ) -> Execution:
     """Quantize and evaluate as the settings say.
 
     Args:
         settings: complete and checked.
         run_dir: keeps finished zero-shot tasks and the results of a training; None keeps nothing.
+        tell: is given what is known while the work goes on.
         keep_model: return the quantized model (placement=memory), even if no task needs it.
         packed: integer weights and products of integers, as with `save_to`, instead of fake quantization.
 
     Raises:
         SQError: with the reason, see sq.errors.
     """
-    with _owned(settings.save_to):
-        return _execute(settings, run_dir, keep_model=keep_model, packed=packed)
+    with _owned(settings.save_to), shown() as show:
+        return _execute(settings, run_dir, tell, show, keep_model=keep_model, packed=packed)
 
 
 def _owned(save_to: Path | None) -> AbstractContextManager[None]:
@@ -84,7 +93,9 @@ def _owned(save_to: Path | None) -> AbstractContextManager[None]:
     return lock(save_to.with_name(f".{save_to.name}.lock"))
 
 
-def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: bool, packed: bool) -> Execution:
+def _execute(
+    settings: ExperimentSettings, run_dir: Path | None, tell: Tell, show: Show, *, keep_model: bool, packed: bool
+) -> Execution:
     task = settings.task
     keep = keep_model or settings.model.placement == "memory" or task.zeroshot is not None or task.speed is not None
     spreads = task.zeroshot is not None and task.zeroshot.device_map is not None
@@ -95,11 +106,15 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
         raise ConfigError(["a model can be returned only when it is kept: set model.placement=memory"])
     torch.manual_seed(settings.seed)
     method = build_method(settings.method)
+    show(READING, 0, 3)
     tokenizer, stream = load_model(settings.model, settings.paths.cache)
+    show(READING, 1, 3)
     texts = _evaluation_texts(settings, tokenizer)
+    show(READING, 2, 3)
     calibration = None
     if method.quantizes:
         calibration = calibration_of(settings.calibration, tokenizer, stream, settings.paths.cache)
+    show(READING, 3, 3)
     kept, record, writer, export = [], None, None, None
     if (shown := task.activations) is not None:
         record = StageRecord(method, shown.layer, shown.site, shown.tokens, layers=stream.count)
@@ -110,35 +125,35 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
         export = ExportWriter(settings.save_to, stream.config, stream.dtype, *made_by)
     elif settings.save_to is not None:
         writer = CheckpointWriter(settings.save_to, stream.config, what_made(settings), identity(settings))
-    with progress_bar() as progress:
-        log = TrainingLog(run_dir, settings.method.name, shown_in(progress), force=settings.force)
-        ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
-        pipeline = Pipeline(
-            stream,
-            method,
-            recipe(settings, stream.dimensions.head_dim),
-            ids,
-            log=log,
-            packed=packed or writer is not None,
-            saved=lambda index: _saved_layer(writer, stream, index),
-            watch=None if record is None else record.see,
-            coded=None if export is None else export.write_layer,
-        )
-        pipeline.prepare()
-        batch = task.perplexity.batch_size if task.perplexity else 8
-        evaluation = StreamEvaluation(
-            stream, texts, pipeline.embeddings_and_head, measured=method.quantizes, batch=batch
-        )
-        bar = progress.add_task(f"{settings.method.name} {settings.bits.label}", total=stream.count)
-        for index, layer in enumerate(pipeline.layers()):
-            if writer is not None and not writer.has(index):
-                writer.write_layer(index, layer, pipeline.layer_report)
-            evaluation.advance(index, layer)
-            if keep:
-                kept.append(layer.to("cpu") if spreads else layer)
-            progress.advance(bar)
+    told = partial(tell, "training")
+    log = TrainingLog(run_dir, settings.method.name, show, told=told, force=settings.force)
+    ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
+    pipeline = Pipeline(
+        stream,
+        method,
+        recipe(settings, stream.dimensions.head_dim),
+        ids,
+        log=log,
+        packed=packed or writer is not None,
+        saved=lambda index: _saved_layer(writer, stream, index),
+        watch=None if record is None else record.see,
+        coded=None if export is None else export.write_layer,
+    )
+    pipeline.prepare()
+    batch = task.perplexity.batch_size if task.perplexity else 8
+    evaluation = StreamEvaluation(stream, texts, pipeline.embeddings_and_head, measured=method.quantizes, batch=batch)
+    row = f"{settings.method.name} {settings.bits.label}"
+    show(row, 0, stream.count)
+    for index, layer in enumerate(pipeline.layers()):
+        if writer is not None and not writer.has(index):
+            writer.write_layer(index, layer, pipeline.layer_report)
+        tell("layer", {"layer": index, **layer_numbers(pipeline.layer_report)})
+        evaluation.advance(index, layer)
+        if keep:
+            kept.append(layer.to("cpu") if spreads else layer)
+        show(row, index + 1, stream.count)
     result = Execution(tokenizer=tokenizer)
-    for name, scores in evaluation.finish().items():
+    for name, scores in evaluation.finish(show).items():
         if task.perplexity is not None and not task.perplexity.untrained:
             refuse_guessing(name, scores, stream.config.vocab_size)
         result.metrics |= scores.metrics(name)
@@ -165,10 +180,10 @@ def _execute(settings: ExperimentSettings, run_dir: Path | None, *, keep_model: 
     if result.model is not None and (packed or writer is not None):
         result.model.config.quantization_config = {"quant_method": QUANT_METHOD, "recipe": what_made(settings)}
     if task.zeroshot is not None:
-        _zeroshot(settings, task.zeroshot, result, run_dir)
+        _zeroshot(settings, task.zeroshot, result, run_dir, show)
     if task.speed is not None:
-        _speed(task.speed, stream, result, packed=packed)
-    if settings.save_to is not None:
+        _speed(task.speed, stream, result, show, packed=packed)
+    if writer is not None and settings.save_to is not None:
         write_card(settings.save_to, card_scores(result.metrics, result.arrays), how_measured(texts))
     return result
 
@@ -233,16 +248,17 @@ def _cost(report: PassRecord, method: Method) -> dict[str, float]:
     }
 
 
-def _speed(wanted: SpeedSettings, stream: DecoderStream, result: Execution, *, packed: bool) -> None:
+def _speed(wanted: SpeedSettings, stream: DecoderStream, result: Execution, show: Show, *, packed: bool) -> None:
     from sq.evaluate.speed import measure_speed
 
-    with progress_bar() as progress:
-        found = measure_speed(stream, result.model if packed else None, **vars(wanted), show=shown_in(progress))
+    found = measure_speed(stream, result.model if packed else None, **vars(wanted), show=show)
     result.metrics |= found.metrics
     result.extras["speed"] = found.facts
 
 
-def _zeroshot(settings: ExperimentSettings, wanted: ZeroShotSettings, result: Execution, run_dir: Path | None) -> None:
+def _zeroshot(
+    settings: ExperimentSettings, wanted: ZeroShotSettings, result: Execution, run_dir: Path | None, show: Show
+) -> None:
     from sq.embedded.tasks import embedded_tasks
     from sq.evaluate.zeroshot import zeroshot
 
@@ -258,6 +274,7 @@ def _zeroshot(settings: ExperimentSettings, wanted: ZeroShotSettings, result: Ex
         # An interrupted run leaves its finished tasks in its directory; under `force` all tasks run again.
         cache_dir=None if settings.force or run_dir is None else run_dir / "zeroshot",
         cache_key=run_id(settings),
+        show=show,
     )
     result.metrics |= found.metrics
     result.extras["zeroshot"] = found.versions

@@ -18,6 +18,7 @@ from sq.io import jsonable, read_json, write_json
 
 SCHEMA = 3  # raised when a field changes its meaning; readers refuse other schemas
 RESULT = "result.json"
+INTERRUPTED = "interrupted.json"  # in its place: by what, when and where a run was cut off
 WINDOWS = "windows.npz"  # values by window
 TRAINING = "training.jsonl"  # numbers of a training, as sq.quantize.training_log writes them
 ACTIVATIONS = "activations.npz"  # what sq.quantize.stage_record keeps, where task.activations is set
@@ -42,7 +43,15 @@ class Measured(Protocol):
     def arrays(self) -> Mapping[str, Any]: ...
 
 
-Executor: TypeAlias = Callable[[ExperimentSettings, Path], Measured]
+Tell: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+"""Is given what is known while a run goes on: "training" with a record of its log, "layer" with what one measured."""
+
+
+def unheard(kind: str, values: Mapping[str, Any]) -> None:
+    """A `Tell` for runs that nobody watches."""
+
+
+Executor: TypeAlias = Callable[[ExperimentSettings, Path, Tell], Measured]
 """Measures one run, into its directory: `sq.runs.execute.execute` unless the config names another."""
 
 
@@ -96,6 +105,14 @@ class Result:
 def shown_method(method: str, resolved: Mapping[str, str]) -> str:
     """As `Result.shown_method`."""
     return ", ".join([method, *(f"{option} {value}" for option, value in resolved.items())])
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config by the names that they have on the command line: "calibration.tokens"."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def read_result(folder: Path) -> Result | None:

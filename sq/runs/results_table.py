@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sq.runs.results import Result
+from sq.runs.results import Result, flat
 from sq.runs.speed_table import speed_tables
 
 # Settings that other columns show, or that do not change a result.
@@ -80,7 +80,7 @@ def varying_settings(rows: Sequence[Result]) -> list[str]:
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row.method, row.model), []).append(_flat(row.config))
+        groups.setdefault((row.method, row.model), []).append(flat(row.config))
     found: list[str] = []
     for group in groups.values():
         for key in sorted({key for config in group for key in config}, key=lambda key: (key.count("."), key)):
@@ -100,17 +100,10 @@ def _implied(group: Sequence[dict[str, Any]], key: str) -> bool:
     return section in ("weights", "activations") and len({name for name, _ in pairs}) == len(pairs)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def _setting(row: Result, key: str) -> str:
     if row.weights == "none" and not key.startswith("method."):
         return "-"  # nothing was quantized: the setting did not matter
-    value = _flat(row.config).get(key)
+    value = flat(row.config).get(key)
     return _dash(str(value).lower() if isinstance(value, bool) else value)
 
 

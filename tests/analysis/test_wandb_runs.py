@@ -31,19 +31,16 @@ class Project:
         self.asked = ""
 
     def init(self, *, config: dict[str, Any], **_: Any) -> Any:
-        run = SimpleNamespace(config=config, summary={"_step": 1}, created_at=f"2026-01-01T00:00:0{len(self.kept)}Z")
+        class Config(dict[str, Any]):
+            def update(self, *values: Any, allow_val_change: bool = False, **_: Any) -> None:
+                super().update(*values)
+
+        created = f"2026-01-01T00:00:0{len(self.kept)}Z"
+        run = SimpleNamespace(config=Config(config), summary={"_step": 1}, created_at=created)
         run.log = run.summary.update
+        run.define_metric = run.finish = lambda *_, **__: None
         self.kept.append(run)
-        project = self
-
-        class Open:
-            def __enter__(self) -> Any:
-                return run
-
-            def __exit__(self, *_: object) -> None:
-                assert project.kept
-
-        return Open()
+        return run
 
     def runs(self, path: str) -> list[Any]:
         self.asked = path
@@ -65,7 +62,7 @@ def test_columns_and_numbers_are_those_of_the_run_directories(sweep: Callable[..
     kv4 = ["bits=w4a4kv4"]
     results = sweep("experiment=smoke", *kv4)
     for result in logged(results):
-        assert track(TRACKER, result)
+        assert track(TRACKER, result, results / result.run_id)
     ours, theirs = analysis.load(results), load_wandb("p", "me", project)
     assert project.asked == "me/p"
     assert set(ours.columns) == set(theirs.columns)
@@ -84,11 +81,12 @@ def test_columns_and_numbers_are_those_of_the_run_directories(sweep: Callable[..
 def test_the_newest_of_two_logs_and_failures_count_and_cut_off_runs_do_not(
     sweep: Callable[..., Path], project: Project
 ) -> None:
-    first, second, *_ = logged(sweep("experiment=smoke"))
-    track(TRACKER, first)
-    track(TRACKER, replace(first, metrics={**first.metrics, "ppl/embedded": 1.5}))
-    track(TRACKER, replace(second, status="failed", error="ValueError: boom", metrics={}))
-    track(TRACKER, replace(second, run_id="cut-off"))
+    results = sweep("experiment=smoke")
+    first, second, *_ = logged(results)
+    track(TRACKER, first, results)
+    track(TRACKER, replace(first, metrics={**first.metrics, "ppl/embedded": 1.5}), results)
+    track(TRACKER, replace(second, status="failed", error="ValueError: boom", metrics={}), results)
+    track(TRACKER, replace(second, run_id="cut-off"), results)
     del project.kept[-1].summary["status"]
     project.kept.append(SimpleNamespace(config={"lr": 1}, summary={}, created_at=""))  # another program's run
     frame = load_wandb("p", api=project).set_index("run_id")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from sq.errors import DataError
-from sq.evaluate.bootstrap import mean_interval, paired_difference, paired_ratio
+from sq.evaluate.bootstrap import Interval, mean_interval, paired_difference, paired_ratio
 
 
 def test_interval_matches_normal_theory() -> None:
@@ -46,3 +48,26 @@ def test_ratio_of_equal_runs_is_one_exactly() -> None:
 def test_unpaired_runs_are_refused(first: list[float], second: list[float]) -> None:
     with pytest.raises(DataError, match="same windows"):
         paired_difference(first, second)
+
+
+@pytest.mark.parametrize("count", [2, 48])
+def test_intervals_are_those_of_scipy(count: int) -> None:
+    """The same draws from the same generator: equal to the last bits."""
+    stats = pytest.importorskip("scipy.stats")
+    first, second = np.random.default_rng(3).exponential(size=(2, count)) + 0.1
+
+    def scipy(statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
+        found = stats.bootstrap(
+            (first, second), statistic, paired=True, vectorized=True, n_resamples=500, method="percentile",
+            rng=np.random.default_rng(7),
+        ).confidence_interval  # fmt: skip
+        return float(found.low), float(found.high)
+
+    ratio = paired_ratio(first, second, resamples=500, seed=7)
+    assert (ratio.low, ratio.high) == pytest.approx(scipy(lambda a, b, axis: a.mean(axis) / b.mean(axis)), rel=1e-12)
+    less = paired_difference(first, second, resamples=500, seed=7)
+    assert (less.low, less.high) == pytest.approx(scipy(lambda a, b, axis: (a - b).mean(axis)), rel=1e-12)
+
+
+def test_one_window_is_its_own_interval() -> None:
+    assert paired_ratio([3.0], [2.0]) == Interval(1.5, 1.5, 1.5)

@@ -106,6 +106,21 @@ def test_scores_agree_with_a_loop_over_choices(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_a_task_is_shown_from_its_start_to_its_end(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """lm-eval's bar counts requests: one a choice of each question."""
+    seen: list[tuple[str, int, int]] = []
+    zeroshot(
+        model, tokenizer, ["first"], batch_size=4, include_path=folder,
+        show=lambda text, done, total: seen.append((text, done, total)),
+    )  # fmt: skip
+    requests = sum(len(question["choices"]) for question in QUESTIONS)
+    assert seen[0] == ("zero-shot first", 0, 1)
+    assert seen[1] == ("zero-shot first", 0, requests)
+    assert ("zero-shot first", requests, requests) in seen
+
+
 def test_finished_tasks_are_not_run_again(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sq.config.settings import ExperimentSettings
+from sq.runs.results import Tell, unheard
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Execution:
     arrays: dict[str, Any]
 
 
-def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
+def execute(settings: ExperimentSettings, run_dir: Path, tell: Tell = unheard) -> Execution:
     logging.getLogger("sq.fake").info("measuring %s", settings.method.name)
     if calls := os.environ.get("FAKE_CALLS"):
         with open(calls, "a") as stream:
@@ -30,10 +31,13 @@ def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
     quantizes = settings.method.quantizes
     if quantizes and os.environ.get("FAKE_FAIL_BITS") == settings.bits.weights:
         raise RuntimeError("the layer melted")
-    if quantizes and os.environ.get("FAKE_KILL_BITS") == settings.bits.weights:
+    if quantizes and os.environ.get("FAKE_KILL_BITS") == settings.bits.weights and first():
         os.kill(os.getpid(), signal.SIGKILL)
-    if quantizes and os.environ.get("FAKE_SLEEP_BITS") == settings.bits.weights:
-        time.sleep(60)
+    for step in range(3 * quantizes):
+        tell("training", {"layer": 1, "step": step, "loss": 1 / (1 + step), "bound_r1": "norm"})
+        tell("layer", {"layer": step, "error": 0.1 * step, "peak_over_rms/qkv": 3.0})
+    if quantizes and os.environ.get("FAKE_SLEEP_BITS") == settings.bits.weights and first():
+        time.sleep(float(os.environ.get("FAKE_SLEEP_SECONDS", "60")))
     if settings.task.activations is not None:
         np.savez(run_dir / "activations.npz", before=np.zeros((2, 3)))
     metrics = {
@@ -50,4 +54,12 @@ def execute(settings: ExperimentSettings, run_dir: Path) -> Execution:
             "quantize/transform_seconds": 0.5,
             "quantize/weights_seconds": 0.7,
         }
-    return Execution(metrics, {"sites": 32}, {"nll": np.arange(4.0)})
+    return Execution(metrics, {"sites": 32, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}, {"nll": np.arange(4.0)})
+
+
+def first() -> bool:
+    """Whether this has not happened yet, where FAKE_ONCE names a file that remembers it; else always."""
+    try:
+        return "FAKE_ONCE" not in os.environ or bool(os.open(os.environ["FAKE_ONCE"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False

@@ -156,7 +156,9 @@ def test_interrupted_leaves_no_result_and_no_lock(
     folder = settings.paths.results / run_id(settings)
     assert not (folder / "result.json").exists()
     assert not (folder / ".lock").exists()
+    assert json.loads((folder / "interrupted.json").read_text())["by"] == "KeyboardInterrupt"
     assert run(settings).status == "finished"
+    assert not (folder / "interrupted.json").exists()
 
 
 def test_an_older_failure_or_half_a_result_does_not_survive(settings: ExperimentSettings) -> None:

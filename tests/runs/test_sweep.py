@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +25,8 @@ SWEEP = ("-m", "method=rtn", "bits=w4a4,w3a3,w4a8", "tracker=none", "executor=fa
 ALL = [["fp16", "W16A16KV16"], ["rtn", "W4A4KV16"], ["rtn", "W3A3KV16"], ["rtn", "W4A8KV16"]]
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fakes")])
+def start(folder: Path, *arguments: str, path: str = "", **environment: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "fakes"), *([path] if path else [])])
     return subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder,
@@ -39,8 +41,8 @@ def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
-def command(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    process = start(folder, *arguments, **environment)
+def command(folder: Path, *arguments: str, path: str = "", **environment: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments, path=path, **environment)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -96,21 +98,30 @@ def test_a_failed_job_does_not_stop_the_sweep_and_the_next_sweep_goes_on(tmp_pat
     assert sorted(calls) == ["tiny-fp16-w16a16", "tiny-rtn-w3a3", "tiny-rtn-w3a3", "tiny-rtn-w4a4", "tiny-rtn-w4a8"]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize("mode", ["sweep", "single"])
-def test_ctrl_c_keeps_what_is_finished_and_prints_it(tmp_path: Path, mode: str) -> None:
+def test_ctrl_c_and_sigterm_keep_what_is_finished_and_print_it(tmp_path: Path, mode: str, sent: signal.Signals) -> None:
     arguments = SWEEP if mode == "sweep" else ("bits=w3a3", *[part for part in SWEEP[1:] if "bits" not in part])
     process = start(tmp_path, *arguments, FAKE_SLEEP_BITS="3")
     wanted = 2 if mode == "sweep" else 1
     wait_until(process, lambda: len(results(tmp_path)) >= wanted and "w3a3" in (tmp_path / "calls").read_text())
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err
+    (cut_off,) = tmp_path.glob("runs/tiny-rtn-w3a3-*")
+    marked = json.loads((cut_off / "interrupted.json").read_text())
+    assert marked["by"] == ("SIGTERM" if sent == signal.SIGTERM else "KeyboardInterrupt")
+    assert "interrupted" in (cut_off / "log.txt").read_text()
     assert "W16A16KV16" in out
     assert ("W4A4KV16" in out) == (mode == "sweep")
     assert "W3A3KV16" not in out
     assert len(results(tmp_path)) == wanted
     assert not list(tmp_path.glob("runs/*/.lock"))
+    status, out, err = command(tmp_path, *arguments)
+    assert status == 0, err
+    assert "W3A3KV16" in out
+    assert not (cut_off / "interrupted.json").exists()
 
 
 def test_a_killed_sweep_and_a_deleted_run_cost_only_what_is_gone(tmp_path: Path) -> None:
@@ -132,13 +143,13 @@ def test_a_killed_sweep_and_a_deleted_run_cost_only_what_is_gone(tmp_path: Path)
     calls.unlink()
     status, out, err = command(tmp_path, *SWEEP)
     assert status == 0, err
-    assert "died while writing tiny-rtn-w3a3" in err
+    assert re.search(r"taking up tiny-rtn-w3a3-\w+, which process \d+ on \S+ left", err)
     assert rows(out) == ALL
     made = [line.rsplit("-", 1)[0] for line in calls.read_text().splitlines()]
     assert made == ["tiny-rtn-w4a4", "tiny-rtn-w3a3", "tiny-rtn-w4a8"]
     assert all(path.parent == gone or path.read_bytes() == content for path, content in before.items())
     assert np.load(half / "windows.npz")["nll"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert not [path.name for path in half.glob(".*") if path.name != ".lock.guard"]
+    assert not list(half.glob(".*"))
 
 
 def launcher(name: str, *arguments: str) -> object:

@@ -1,11 +1,14 @@
-"""W&B is told after the result is safe, and whatever it does the result stays safe."""
+"""W&B follows a run while it works, and whatever W&B does the result stays safe."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from sq.runs.experiment import experiment, run
 from sq.runs.results import read_result
 
 wandb = pytest.importorskip("wandb")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -33,19 +37,26 @@ class FakeRun:
     """Stands for a W&B run; `broken` names the call that raises."""
 
     def __init__(self, broken: str, results: Path) -> None:
-        self.broken, self.results, self.summary, self.logged = broken, results, {}, []
-        assert any(read_result(folder) for folder in results.glob("tiny-*")), "result.json must be there before W&B"
+        self.broken, self.results, self.logged = broken, results, []
+        self.summary: dict[str, Any] = {}
+        self.config, self.exits, self.axes = SimpleNamespace(update=self._update), [], []
+        self.updated: dict[str, Any] = {}
         self._raise("init")
 
     def _raise(self, place: str) -> None:
         if place == self.broken:
             raise OSError(28, f"No space left on device ({place})")
 
-    def __enter__(self) -> FakeRun:
-        return self
+    def _update(self, values: dict[str, Any], allow_val_change: bool) -> None:
+        assert any(read_result(folder) for folder in self.results.glob("tiny-*")), "result.json is written before"
+        self.updated |= values
 
-    def __exit__(self, *_: object) -> None:
+    def define_metric(self, name: str, **_: Any) -> None:
+        self.axes.append(name)
+
+    def finish(self, exit_code: int) -> None:
         self._raise("finish")
+        self.exits.append(exit_code)
 
     def log(self, values: dict[str, Any]) -> None:
         self._raise("log")
@@ -98,10 +109,48 @@ def test_wandb_gets_config_metrics_table_group_and_tags(
     result = run(replace(settings, tracker=replace(settings.tracker, tags=("paper",))), group="sweep-1")
     assert (seen["mode"], seen["group"], seen["tags"], seen["name"]) == ("offline", "sweep-1", ["paper"], result.run_id)
     assert seen["config"]["bits"] == "w4a4kv16"
-    metrics, table = seen["run"].logged
+    *_, metrics, table = seen["run"].logged
     assert metrics["kl/embedded"] == 0.0432
     assert table["result"].columns[:3] == ["run_id", "model", "method"]
     assert seen["run"].summary["status"] == "finished"
+    assert set(seen["run"].updated) == {"environment", "resolved"}
+    assert seen["run"].exits == [0]
+
+
+def test_losses_and_layers_come_while_the_run_works(
+    settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(FakeRun):
+        def log(self, values: dict[str, Any]) -> None:
+            assert "ppl/embedded" in values or "result" in values or not list(self.results.glob("*/result.json"))
+            super().log(values)
+
+    opened: list[FakeRun] = []
+    monkeypatch.setattr(wandb, "init", lambda **_: opened.append(Watched("", settings.paths.results)) or opened[-1])
+    run(settings)
+    assert opened[0].logged[2:4] == [
+        {"training/layer_01/loss": 0.5, "training/step": 1},
+        {"layer/error": 0.1, "layer/peak_over_rms/qkv": 3.0, "layer/step": 1},
+    ]
+    assert opened[0].axes == ["training/step", "training/*", "layer/step", "layer/*"]
+
+
+@pytest.mark.parametrize(("end", "status"), [(KeyboardInterrupt("SIGTERM"), 130), (ValueError("boom"), 1)])
+def test_a_run_that_ends_early_is_closed_as_such(
+    end: BaseException, status: int, settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fake_executor
+
+    def ended(*_: object) -> None:
+        raise end
+
+    opened: list[FakeRun] = []
+    monkeypatch.setattr(wandb, "init", lambda **_: opened.append(FakeRun("", settings.paths.results)) or opened[-1])
+    monkeypatch.setattr(fake_executor, "execute", ended)
+    with suppress(KeyboardInterrupt):
+        run(settings)
+    assert opened[0].exits == [status]
+    assert ("status" in opened[0].summary) == (status == 1), "a table takes what has a status"
 
 
 @pytest.mark.slow
@@ -110,9 +159,23 @@ def test_offline_really_writes_without_an_account_and_says_nothing(
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    run(settings)
-    assert len(list((settings.paths.results / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    home = settings.paths.results.parent / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    wandb.teardown()  # it read the environment when its first run of this process began
+    found = run(replace(settings, tracker=replace(settings.tracker, artifacts=("run",))))
+    wandb.teardown()
+    (kept,) = (settings.paths.results / "wandb").glob("offline-run-*/*.wandb")
+    content = kept.read_bytes()
+    for word in ("training/layer_01/loss", "layer/error", f"run-{found.run_id}", "windows.npz", "ppl/embedded"):
+        assert word.encode() in content, word
     assert "wandb" not in "".join(capfd.readouterr())
+    assert not list(home.iterdir()), "staged in the home folder"
+    if (ROOT / ".git").exists():
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert commit.stdout.strip().encode() in content
 
 
 def test_none_does_not_touch_wandb(settings: ExperimentSettings, monkeypatch: pytest.MonkeyPatch) -> None:
