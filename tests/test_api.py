@@ -88,7 +88,7 @@ def test_import_is_light_and_names_are_lazy() -> None:
     code = "import sys, sq; print('torch' in sys.modules, sq.quantize.__module__, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "sq.api", "True"]
-    with pytest.raises(AttributeError, match="it offers Int4Cache, Quantized, quantize"):
+    with pytest.raises(AttributeError, match="it offers Int4Cache, Quantized, push_to_hub, quantize"):
         _ = sq.magic
 
 

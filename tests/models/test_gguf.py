@@ -238,6 +238,8 @@ def distribution(folder: Path, name: str, files: list[str]) -> None:
     package = folder / name.replace("-", "_")
     package.mkdir()
     (package / "__init__.py").write_text("raise ImportError('this must not be imported')\n")
+    for file in files:  # where importlib_metadata is imported too, files that are not there do not count
+        (package / file).touch()
     names = [f"{package.name}/{file}" for file in [*files, "__init__.py"]]
     (info / "RECORD").write_text("".join(f"{one},,\n" for one in [*names, f"{info.name}/METADATA"]))
 
