@@ -30,6 +30,7 @@ from sq.rotation import (
     has_hadamard,
     random_signs,
 )
+from sq.rotation.transform import invert
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def balanced_blocks(
             f"{where}: a second moment is not positive definite or carries NaN; use more tokens or method.damping"
         )
     root, inverse_root = _power(b, 0.5), _power(b, -0.5)
-    mean = root @ _power(inverse_root @ torch.linalg.inv(a) @ inverse_root, 0.5) @ root  # S_w # S_x^-1
+    mean = root @ _power(inverse_root @ invert(where, a) @ inverse_root, 0.5) @ root  # S_w # S_x^-1
     return _power(mean, 0.5)
 
 

@@ -26,6 +26,7 @@ from sq.rotation import (
     random_orthogonal,
     random_signs,
 )
+from sq.rotation.transform import invert
 
 Builder = Callable[[int, int, int], Transform]
 
@@ -192,3 +193,17 @@ def test_multiply_adds_count_what_is_applied() -> None:
 def test_bad_factors_are_refused(build: Callable[[], Transform], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_many_blocks_are_inverted_with_any_number_of_threads() -> None:
+    """MKL fails on two threads for this size; an inverse takes one."""
+    blocks = torch.randn(64, 172, 172, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blocks += 20 * torch.eye(172, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = invert("a test", blocks)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found @ blocks, torch.eye(172, dtype=torch.float64).expand_as(blocks))
