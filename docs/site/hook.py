@@ -116,9 +116,18 @@ def _methods() -> dict[str, tuple[str, str]]:
     found = {}
     for path in sorted((ROOT / "conf" / "method").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
-        head = " ".join(line.lstrip("# ") for line in text.split("name:")[0].splitlines() if line.startswith("#"))
-        found[path.stem] = (head.replace(" @package _global_", ""), yaml.safe_load(text)["_target_"])
+        head = " ".join(line.lstrip("# ") for line in text.partition("\nname:")[0].splitlines() if line.startswith("#"))
+        found[path.stem] = (head.replace(" @package _global_", ""), _target(path))
     return found
+
+
+def _target(path: Path) -> str:
+    """The class of a method's config, or of the config that it changes."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "_target_" in config:
+        return str(config["_target_"])
+    base = next(entry for entry in config["defaults"] if entry != "_self_")  # /method/NAME@_here_
+    return _target(path.with_name(PurePosixPath(base.partition("@")[0]).name + ".yaml"))
 
 
 def _method_nav() -> list[dict[str, str]]:
@@ -128,8 +137,9 @@ def _method_nav() -> list[dict[str, str]]:
 def _method_page(name: str, head: str, target: str) -> str:
     """The config's comment, the arguments, and the class with its module's text, once under the first name it has."""
     module, _, kind = target.rpartition(".")
-    arguments = (ROOT / "conf" / "method" / f"{name}.yaml").read_text(encoding="utf-8").split("_target_")[1]
-    listing = f"`conf/method/{name}.yaml`:\n\n```yaml\n_target_{arguments.rstrip()}\n```\n"
+    lines = (ROOT / "conf" / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    arguments = "\n".join(line for line in lines if not line.startswith("#"))
+    listing = f"`conf/method/{name}.yaml`:\n\n```yaml\n{arguments.strip()}\n```\n"
     first = next(other for other, (_, built) in _methods().items() if built.rpartition(".")[0] == module)
     if name != first:
         return f"# {name}\n\n{head}\n\n{listing}\nThe class: [{kind}]({first}.md).\n"
