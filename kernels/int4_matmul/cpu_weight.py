@@ -116,8 +116,13 @@ class CpuWeight:
             ones = torch.ones(self.d_out)
             self._prepacked = packed, ones, torch.zeros(self.d_out, dtype=torch.int32)
         packed, ones, zeros = self._prepacked
+        # Codes + 128 as unsigned bytes: with VNNI and no AMX, oneDNN multiplies signed ones by its reference loop
+        # (130 x 576 x 1,536 on an AMD EPYC: 2,134 ms, unsigned 0.3 ms). Without VNNI unsigned ones may saturate.
+        zero = 0
+        if _has_vnni():
+            codes, zero = codes.view(torch.uint8) ^ 128, 128
         found: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            codes, 1.0, zero, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return found
 
@@ -126,6 +131,13 @@ def _finish(fixed: tuple[Any, ...], first: int, last: int) -> None:
     from .numba_rows import finish
 
     finish(first, last, *fixed)
+
+
+@cache
+def _has_vnni() -> bool:
+    """Whether the CPU adds products of bytes to 32 bits in one step."""
+    asked = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(asked is not None and asked())
 
 
 @cache
