@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from sq.checkpoint.manifest import CARD, CONFIG
 from sq.io import read_json, write_text
-from sq.models.place import HUB_ID
+from sq.models.place import is_hub_id
 
 LABELS = {
     "ppl": "perplexity",
@@ -81,7 +80,7 @@ def _head(recipe: Mapping[str, Any], name: str, scores: Sequence[Score]) -> str:
         for score in scores
     ]
     data = ModelCardData(
-        **({"base_model": path, "base_model_relation": "quantized"} if _is_hub_id(path) else {}),
+        **({"base_model": path, "base_model_relation": "quantized"} if is_hub_id(path) else {}),
         license=recipe.get("licence"),
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -95,7 +94,7 @@ def _head(recipe: Mapping[str, Any], name: str, scores: Sequence[Score]) -> str:
 
 def _base(recipe: Mapping[str, Any]) -> str:
     path, named = _of(recipe, "model", "path"), _of(recipe, "model", "name")
-    if _is_hub_id(path):
+    if is_hub_id(path):
         return f"[{path}](https://huggingface.co/{path})"
     known = BASES.get(str(path)) or " ".join(dict.fromkeys(str(x) for x in (named, path and f"(`{path}`)") if x))
     return known[:1].upper() + known[1:] if path in BASES else known or "A model"
@@ -162,10 +161,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _of(recipe: Mapping[str, Any], part: str, key: str) -> Any:
     found = recipe.get(part)
     return found.get(key) if isinstance(found, Mapping) else None
-
-
-def _is_hub_id(path: object) -> bool:
-    return isinstance(path, str) and re.fullmatch(HUB_ID, path) is not None
 
 
 _USE = """

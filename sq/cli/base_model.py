@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 from sq.cli.status import Mistake
 from sq.config.compose import compose
 from sq.config.settings import ModelSettings
-from sq.models.place import EMBEDDED, HUB_ID, PIP, RANDOM
+from sq.models.place import EMBEDDED, PIP, RANDOM, is_hub_id
 from sq.runs.build import load_model
 
 
@@ -45,4 +44,4 @@ def _found_by_name(path: str) -> bool:
     """Whether a recipe's path leads somewhere from any folder: of local folders and files it holds the names alone."""
     if path == RANDOM:
         return False
-    return path == EMBEDDED or path.startswith(PIP) or re.fullmatch(HUB_ID, path) is not None
+    return path == EMBEDDED or path.startswith(PIP) or is_hub_id(path)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from sq.cli.status import Mistake, ended
-from sq.models.place import HUB_ID
+from sq.cli.status import Mistake, ended, refuse_no_model
 
 USAGE = "sq-eval FOLDER --tasks TASK,... [OPTION OF lm_eval run ...]"
 
@@ -44,9 +41,7 @@ def lm_eval_words(given: argparse.Namespace, others: Sequence[str]) -> list[str]
     Raises:
         Mistake: no such folder, no task, or an option that only lm-eval's own command line can have.
     """
-    folder = Path(given.folder)
-    if not (folder / "config.json").is_file() and (folder.exists() or not re.fullmatch(HUB_ID, given.folder)):
-        raise Mistake(f"{given.folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
+    refuse_no_model(given.folder)
     if "," in given.folder or "=" in given.folder:
         raise Mistake(f"lm-eval reads {given.folder!r} as several arguments; rename the folder without , and =")
     if not given.tasks:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sq.cli.status import Mistake, ended, picked_device
+from sq.cli.status import Mistake, ended, picked_device, refuse_no_model
 from sq.models.device import ALLOWED
-from sq.models.place import HUB_ID
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse_mistakes(options: argparse.Namespace) -> None:
     """Raise Mistake for options that nothing can be made of."""
-    folder = Path(options.folder)
-    if not (folder / "config.json").is_file() and (folder.exists() or not re.fullmatch(HUB_ID, options.folder)):
-        raise Mistake(f"{options.folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
+    refuse_no_model(options.folder)
     if options.prompt == "":
         raise Mistake("the prompt is empty; give at least one word")
     if options.compare is not None and options.prompt is None:

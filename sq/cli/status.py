@@ -6,10 +6,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sq.errors import ConfigError, SQError
 from sq.models.device import pick_device
+from sq.models.place import is_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,13 @@ def picked_device(name: str) -> torch.device:
         return pick_device(name, "--device")
     except ConfigError as error:
         raise Mistake(error.problems[0]) from error
+
+
+def refuse_no_model(folder: str) -> None:
+    """Raise Mistake for what is neither a model folder nor has the form of a name on the hub."""
+    path = Path(folder)
+    if not (path / "config.json").is_file() and (path.exists() or not is_hub_id(folder)):
+        raise Mistake(f"{folder} has no config.json: give a folder that `python run.py save_to=FOLDER` wrote")
 
 
 def ended(program: str, run: Callable[[], int | None]) -> int:

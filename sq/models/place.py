@@ -29,6 +29,11 @@ def absolute(path: str) -> str:
     return str(place.absolute()) if local else path
 
 
+def is_hub_id(path: object) -> bool:
+    """Whether a text has the form of a repository's name on the hub, owner/name."""
+    return isinstance(path, str) and re.fullmatch(HUB_ID, path) is not None
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a path names a GGUF file, and not a folder."""
     return path.suffix == ".gguf" and not path.is_dir()
@@ -61,7 +66,7 @@ def local_folder(path: str, revision: str | None = None) -> Path | None:
     """
     if (folder := Path(path).expanduser()).is_dir():
         return folder
-    if not re.fullmatch(HUB_ID, path) or path.startswith("."):
+    if not is_hub_id(path) or path.startswith("."):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from sq.config.parse import as_config
 from sq.config.settings import ExperimentSettings, ModelSettings
 from sq.errors import SQError
 from sq.io import jsonable, write_arrays, write_json, write_text
-from sq.models.place import HUB_ID, local_folder
+from sq.models.place import is_hub_id, local_folder
 from sq.runs.environment import command, environment, git_commit
 from sq.runs.locks import lock
 from sq.runs.references import reference
@@ -127,7 +126,7 @@ def _owned(folder: Path, wait: bool) -> Iterator[None]:
 
 def _fetch(model: ModelSettings) -> None:
     """Have a model from the hub on this machine: its content decides the run's id."""
-    if re.fullmatch(HUB_ID, model.path) and local_folder(model.path, model.revision) is None:
+    if is_hub_id(model.path) and local_folder(model.path, model.revision) is None:
         from sq.models.source import model_folder  # torch, which the check of a command line does not need
 
         with suppress(SQError):  # the run that needs it fails with the reason
