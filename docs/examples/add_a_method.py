@@ -25,6 +25,7 @@ class Evened(Method):
 
 
 def main() -> None:
+    """The method at three strengths."""
     for strength in (0.0, 0.5, 1.0):
         own = ["method._target_=add_a_method.Evened", "method.name=evened", f"+method.strength={strength}"]
         found = sq.quantize("tiny", method="rtn", task="perplexity", overrides=own)

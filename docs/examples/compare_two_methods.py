@@ -9,6 +9,7 @@ import sq
 
 
 def main(model: str = "tiny", *methods: str) -> None:
+    """A line for each method."""
     for method in methods or ("quarot", "singlequant"):
         found = sq.quantize(model, method=method, bits="w4a4", weights="rtn", task="perplexity")
         (kl,) = (value for name, value in found.metrics.items() if name.startswith("kl/"))

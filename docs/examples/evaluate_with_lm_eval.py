@@ -15,6 +15,7 @@ from sq.embedded.tasks import TASKS, embedded_tasks
 
 
 def main(model: str = "tiny", *tasks: str) -> None:
+    """A line of scores for each task."""
     quantized = sq.quantize(model, method="singlequant", bits="w4a4kv4", weights="rtn")
     harness = HFLM(pretrained=quantized.model, tokenizer=quantized.tokenizer, batch_size=8)
     known = TaskManager(include_path=str(embedded_tasks(Path("cache"))))

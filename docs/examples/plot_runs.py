@@ -11,6 +11,7 @@ from sq.analysis import load
 
 
 def main(runs: str = "runs", picture: str = "runs.svg") -> None:
+    """A point for each finished run that was quantized."""
     frame = load(runs)
     text = next(name for name in frame if name.startswith("kl/"))
     frame = frame[frame.status == "finished"].dropna(subset=[text, "transform/multiply_adds"])

@@ -11,6 +11,7 @@ import sq
 
 
 def main(model: str = "tiny", folder: str = "packed") -> None:
+    """Quantize, write, load, generate."""
     quantized = sq.quantize(model, method="singlequant", bits="w4a4", weights="rtn", packed=True)
     sq.save_packed(quantized.model, folder, quantized.tokenizer)
 
