@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from sq.errors import QuantizationError
+from sq.methods.head_rotations import key_blocks, value_rotations
 from sq.models.families import SITES, ModelDimensions
 from sq.models.site_transform import SiteTransform, over_heads
-from sq.quantize.method import LayerView, Method
+from sq.quantize.method import LayerView, Method, SiteStatistics
 from sq.rotation import (
     Art,
     BlockHadamard,
@@ -152,8 +153,8 @@ class SingleQuant(Method):
 
     @property
     def second_moments(self) -> Sequence[str]:
-        """All sites, for a balance that is not diagonal."""
-        return self.sites if self.rank or self.mixing != "none" else ()
+        """All sites, for a dense balance. Others read few numbers of them, which a sample of the tokens gives."""
+        return self.sites if self.mixing == "dense" else ()
 
     def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
         """Anything but a Hadamard of blocks at `down` is one of this method's own."""
@@ -185,22 +186,15 @@ class SingleQuant(Method):
         """One block for each KV head, from its keys and the queries that read them, online after RoPE."""
         if self.keys == "none":
             return None
-        dimensions, stages = layer.dimensions, self._stages()
-        keys = layer.statistics["keys"].tokens.unflatten(-1, (dimensions.kv_heads, -1))  # (T, kv_heads, head_dim)
-        queries = over_heads(layer.statistics["queries"].tokens, dimensions).unflatten(-1, (dimensions.kv_heads, -1))
-        seed, blocks = self.seed + 1 + len(SITES) * dimensions.layers + layer.index, []
-        for head in range(dimensions.kv_heads):
-            tokens = keys[:, head]
-            parts: list[Transform] = []
-            if self.keys == "balance":
-                readers = queries[:, :, head].flatten(0, 1)
-                moments = (part.T.double() @ part.double() / len(part) for part in (tokens, readers))
-                parts.append(dense_balance(*moments))
-                tokens = parts[0](tokens)
-            name = f"layer {layer.index}, keys of head {head}"
-            parts.append(build_rotation(tokens, stages, None, seed, name))
-            blocks.append(Compose(parts).matrix())
-        return PerHead(torch.stack(blocks), orthogonal=self.keys == "rotation")
+        return key_blocks(
+            layer.statistics["keys"].tokens,
+            layer.statistics["queries"].tokens,
+            self._stages(),
+            layer.dimensions,
+            self.seed + 1 + len(SITES) * layer.dimensions.layers + layer.index,
+            f"layer {layer.index}",
+            balanced=self.keys == "balance",
+        )
 
     def site_after(self, layer: LayerView, site: str, stages: int) -> SiteTransform:
         """The transform of one site with the first `stages` of `order`; the method itself applies all of them."""
@@ -211,7 +205,7 @@ class SingleQuant(Method):
             folded.append(self._balance(statistics.rms, weights, site, dimensions))
         if self.placement == "folded" and site == "o":
             balanced = SiteTransform(folded=_chain(folded)).tokens(statistics.tokens, site, dimensions)
-            folded.append(self._head_rotations(balanced, dimensions, name, seed))
+            folded.append(value_rotations(balanced, self._stages(), dimensions, seed, name))
         done = SiteTransform(folded=_chain(folded))
         online: list[Transform] = []
         if site == "down" and self.down != "rotation":
@@ -219,10 +213,9 @@ class SingleQuant(Method):
             return SiteTransform(_chain([*folded, *signed]), _chain(hadamards))
         rotated = self.placement == "online" or site == "down"
         factors = self._factors(dimensions.width(site), name) if self.kronecker and rotated else None
-        if self.second_moments:
-            assert statistics.second_moment is not None
-            moment = OfMatrix(done.moment(statistics.second_moment, site, dimensions))
-            online += self._balances(moment, OfRows(done.weights(weights, site, dimensions)), factors)
+        if self.rank or self.mixing != "none":
+            activations = self._moment(statistics, done, site, dimensions)
+            online += self._balances(activations, OfRows(done.weights(weights, site, dimensions)), factors)
         if rotated:
             tokens = statistics.tokens
             if any(map(reads_samples, self._stages()[:stages])):  # others take their shape alone
@@ -251,6 +244,18 @@ class SingleQuant(Method):
             rms = over_heads(rms, dimensions).square().mean(0).sqrt()
             columns = over_heads(columns, dimensions).square().mean(0).sqrt()
         return Diagonal(1 / diagonal_balance(rms, columns, self.balance_strength))
+
+    def _moment(
+        self, statistics: SiteStatistics, done: SiteTransform, site: str, dimensions: ModelDimensions
+    ) -> SecondMoment:
+        """Of the activations behind `done`: of all tokens where they were gathered, else of the sample.
+
+        On SmolLM2 blocks and 16 directions of 4,096 tokens have a criterion J, on other tokens, 0.7% above that of
+        16,384, and the products of whole moments took as long as half a forward.
+        """
+        if statistics.second_moment is not None and self.second_moments:
+            return OfMatrix(done.moment(statistics.second_moment, site, dimensions))
+        return OfRows(done.tokens(statistics.tokens, site, dimensions))
 
     def _rotation(
         self, tokens: Tensor, stages: int, factors: tuple[int, int] | None, seed: int, name: str
@@ -294,16 +299,6 @@ class SingleQuant(Method):
         elif self.mixing == "dense":
             parts.append(dense_balance(activations, weights, brake=self.brake))
         return parts
-
-    def _head_rotations(self, tokens: Tensor, dimensions: ModelDimensions, name: str, seed: int) -> PerHead:
-        """One rotation a KV head from the tokens of all its query heads."""
-        heads = over_heads(tokens, dimensions).unflatten(-1, (dimensions.kv_heads, dimensions.head_dim))
-        stages = self._stages()
-        blocks = [
-            build_rotation(heads[:, :, head].flatten(0, 1), stages, None, seed, f"{name}, KV head {head}").matrix()
-            for head in range(dimensions.kv_heads)
-        ]
-        return PerHead(torch.stack(blocks))
 
     def _stages(self) -> list[Stage]:
         made: dict[str, Stage] = {

@@ -23,7 +23,8 @@ from sq.rotation.transform import Dense, PerHead
 
 Moment = Tensor | SecondMoment
 FLOOR = 1e-5  # of the largest rms; a quieter channel is treated as this loud, so that s stays within float16
-DIRECT = 1024  # largest matrix whose eigenvectors are all computed
+DIRECT = 256  # largest matrix whose eigenvectors are all computed
+LANCZOS = 6  # blocks of vectors; the criterion J of SmolLM2's sites is 0.05% above that of exact eigenvectors with 5
 
 
 def diagonal_balance(activation_rms: Tensor, weight_rms: Tensor, strength: float = 0.5) -> Tensor:
@@ -84,7 +85,7 @@ def low_rank_balance(
         c = as_moment(c).dense() * diagonal * diagonal[:, None]
         m = as_moment(m).dense() / diagonal / diagonal[:, None]
     left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
-    with fitting_threads(n * n):
+    with fitting_threads(left.entries):
         basis = _leading_eigenvectors(left, right, rank)
         t = _balancer(_projected(left, basis), _projected(right, basis), brake)
         values, vectors = torch.linalg.eigh(t @ t.T)
@@ -99,7 +100,7 @@ def block_balance(c: Moment, m: Moment, block: int, damping: float = 1e-2, brake
     left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
     if block < 1 or left.n % block:
         raise ValueError(f"block balance got blocks of {block} for {left.n} features; the block must divide {left.n}")
-    with fitting_threads(left.n**2):
+    with fitting_threads(left.entries):
         return PerHead(_balancer(left.blocks(block), right.blocks(block), brake), orthogonal=False)
 
 
@@ -152,20 +153,30 @@ def _projected(moment: SecondMoment, basis: Tensor) -> Tensor:
 def _leading_eigenvectors(c: SecondMoment, m: SecondMoment, rank: int) -> Tensor:
     """Orthonormal eigenvectors of the largest |eigenvalue| of C - M, (n, rank), float64.
 
-    Above DIRECT rows by subspace iteration, whose products are float32: any directions close to the leading ones serve.
+    Above DIRECT rows by block Lanczos with full orthogonalization, whose products are float32: any directions close to
+    the leading ones serve.
     """
     n = c.n
-    if n <= DIRECT or 4 * rank > n:
+    if n <= DIRECT or LANCZOS * rank > n:
         values, vectors = torch.linalg.eigh(c.dense() - m.dense())
         return _largest(values, vectors, rank)
+
+    def product(v: Tensor) -> Tensor:
+        single = v.to(torch.float32)
+        return (c.times(single) - m.times(single)).to(torch.float64)
+
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(n, min(n, rank + 16), generator=generator, dtype=torch.float64).to(c.device)
-    space: Tensor = torch.linalg.qr(start).Q
-    for _ in range(16):
-        single = space.to(torch.float32)
-        space = torch.linalg.qr((c.times(single) - m.times(single)).to(torch.float64)).Q
-    values, mixing = torch.linalg.eigh(_projected(c, space) - _projected(m, space))
-    found: Tensor = space @ _largest(values, mixing, rank)
+    start = torch.randn(n, rank, generator=generator, dtype=torch.float64).to(c.device)
+    basis: Tensor = torch.linalg.qr(start).Q
+    products = product(basis)
+    for _ in range(LANCZOS - 1):
+        block = products[:, -rank:]
+        for _ in range(2):  # the second pass takes out what rounding left of the first
+            block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
+        basis, products = torch.cat([basis, block], 1), torch.cat([products, product(block)], 1)
+    within = basis.T @ products
+    values, mixing = torch.linalg.eigh((within + within.T) / 2)
+    found: Tensor = basis @ _largest(values, mixing, rank)
     return found
 
 

@@ -7,6 +7,7 @@ of blocks and of a few directions reads a hundredth of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,14 +24,16 @@ class SecondMoment(ABC):
     Attributes:
         n: its size.
         device: where it lies.
+        entries: numbers that a product with it reads.
     """
 
     n: int
     device: torch.device
+    entries: int
 
     @abstractmethod
     def times(self, v: Tensor) -> Tensor:
-        """The product with v (n, k), computed in the dtype of v, float32 or float64."""
+        """The product with v (n, k), float32 or float64, in its dtype."""
 
     @abstractmethod
     def blocks(self, size: int) -> Tensor:
@@ -56,6 +59,7 @@ class OfMatrix(SecondMoment):
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the {name} second moment has shape {tuple(matrix.shape)}; it must be (n, n)")
         self.n, self.device, self._matrix = len(matrix), matrix.device, matrix.detach()
+        self.entries = matrix.numel()
 
     def times(self, v: Tensor) -> Tensor:
         """Rows are converted a few at a time."""
@@ -77,33 +81,38 @@ class OfMatrix(SecondMoment):
 
 
 class OfRows(SecondMoment):
-    """W^T W / d_out of W (d_out, n), at least float32: never made as a whole unless `dense` asks for it."""
+    """X^T X / T of tokens or weights X (T, n), at least float32; made as a whole only where `dense` asks."""
 
     def __init__(self, rows: Tensor) -> None:
         self.n, self.device, self._rows = rows.shape[1], rows.device, rows.detach()
+        self.entries = rows.numel()
 
     def times(self, v: Tensor) -> Tensor:
-        """W^T (W v) / d_out."""
-        found = torch.zeros(self.n, v.shape[1], dtype=v.dtype, device=v.device)
+        """X^T (X v) / T, multiplied in X's dtype, whatever that of v."""
+        factor = v.to(self._rows.dtype)
+        found = torch.zeros_like(factor)
         for rows in self._rows.split(ROWS):
-            rows = rows.to(v.dtype)
-            found.addmm_(rows.T, rows @ v)
-        return found / len(self._rows)
+            found.addmm_(rows.T, rows @ factor)
+        return found.div_(len(self._rows)).to(v.dtype)
 
     def blocks(self, size: int) -> Tensor:
-        """See `SecondMoment`; the diagonal is summed in float64, products of blocks in W's dtype."""
+        """See `SecondMoment`; products are in X's dtype."""
         if size == 1:
-            return self._rows.square().mean(0, dtype=torch.float64)[:, None, None]
+            return self._diagonal[:, None, None]
         made = [part.T @ part for part in self._rows.split(size, dim=1)]
         return torch.stack(made).to(torch.float64) / len(self._rows)
 
     def dense(self) -> Tensor:
-        """Multiplied in W's dtype."""
+        """Multiplied in X's dtype."""
         return (self._rows.T @ self._rows / len(self._rows)).to(torch.float64)
 
     def is_finite(self) -> Tensor:
-        """Of W."""
-        return finite(self._rows)
+        """Of X, read off its squares' sums; inf too where they overflow."""
+        return torch.isfinite(self._diagonal).all()
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        return self._rows.square().sum(0).to(torch.float64) / len(self._rows)
 
 
 class Normalized(SecondMoment):
@@ -116,7 +125,7 @@ class Normalized(SecondMoment):
     """
 
     def __init__(self, base: SecondMoment, mean: Tensor, damping: float) -> None:
-        self.n, self.device = base.n, base.device
+        self.n, self.device, self.entries = base.n, base.device, base.entries
         self._base, self._mean, self._damping = base, mean, damping
 
     def times(self, v: Tensor) -> Tensor:
@@ -153,7 +162,7 @@ class Stretched(SecondMoment):
     """
 
     def __init__(self, base: SecondMoment, transform: LowRank, *, of_weights: bool = False) -> None:
-        self.n, self.device, self._base = base.n, base.device, base
+        self.n, self.device, self.entries, self._base = base.n, base.device, base.entries, base
         self._u = transform.directions()
         self._v = transform.change_of(inverse_transpose=of_weights)
         self._k = base.times(self._u)
