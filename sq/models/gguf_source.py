@@ -73,7 +73,8 @@ class GgufSource:
         shape = gguf.quant_shape_to_byte_shape(entry.shape, kind)
         # Mapped for this tensor alone: touched pages count as resident until the map is closed.
         mapped = np.memmap(self.path, np.uint8, "r", offset=entry.start, shape=(self._bytes[self._names[name]],))
-        values = np.array(gguf.dequantize(mapped.reshape(shape), kind), dtype=np.float32)
+        # As a plain array: each slice of a memmap takes a constructor in Python, a third of the time of reading.
+        values = np.array(gguf.dequantize(np.asarray(mapped).reshape(shape), kind), dtype=np.float32)
         tensor = torch.from_numpy(values)
         linear = name.rpartition(".")[0].removeprefix(f"{self._family.layers}.").partition(".")[2]
         if linear not in self._family.gguf_interleaved:
