@@ -6,7 +6,6 @@ Four steps a layer: collect statistics from one calibration forward (collect.py)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -17,14 +16,15 @@ from torch import Tensor, nn
 from sq.errors import ConfigError, QuantizationError, SQError
 from sq.formats.qtensor import QTensor
 from sq.models.families import SITES
-from sq.models.fold import fold_norm_gains, rotate_embeddings_and_head, rotate_residual
+from sq.models.fold import rotate_embeddings_and_head
 from sq.models.memory import return_freed
 from sq.models.site_transform import SiteTransform
 from sq.models.stream import DecoderStream, EmbeddingsAndHead
 from sq.nn.hooks import without_quantizers
 from sq.nn.site_input import SiteInput
 from sq.quantize.apply import install_plan, install_quantizers, pack_weights, site_quantizers
-from sq.quantize.collect import StackedWeights, collect
+from sq.quantize.calibration import Calibration
+from sq.quantize.collect import StackedWeights
 from sq.quantize.method import LayerPlan, LayerView, Method, SiteStatistics, on_device
 from sq.quantize.pass_record import PassRecord
 from sq.quantize.recipe import Recipe
@@ -34,10 +34,8 @@ from sq.quantize.site_peaks import with_site_peaks
 from sq.quantize.training import Training
 from sq.quantize.training_block import TrainingBlock
 from sq.quantize.training_log import TrainingLog
-from sq.rotation.transform import Transform
 
 STATISTICS = "statistics for the residual rotation"
-RESIDUAL_SAMPLE = 1024  # tokens a site and layer kept for a residual rotation: 64 sites of 7B stay under 1.1 GB
 
 
 class Pipeline:
@@ -47,7 +45,7 @@ class Pipeline:
         stream, method, recipe: the model, its transforms and its quantizers.
         ids: calibration windows (count, window).
         batch: windows a forward.
-        sample: tokens a site that transforms are built from.
+        sample: tokens a site that transforms are built from; see `Calibration`.
         log: of trainings; one that keeps nothing on disk unless given.
         packed: yield layers with integer weights (`PackedLinear`) in the place of fake ones.
         saved: index -> a packed layer that an interrupted run left, and its report; None where there is none.
@@ -67,7 +65,7 @@ class Pipeline:
         ids: Tensor,
         *,
         batch: int = 8,
-        sample: int = 4096,
+        sample: int | None = None,
         log: TrainingLog | None = None,
         packed: bool = False,
         saved: Callable[[int], tuple[nn.Module, Mapping[str, Any] | None] | None] = lambda index: None,
@@ -76,12 +74,11 @@ class Pipeline:
     ) -> None:
         self.packed, self.saved, self.watch, self.coded = packed, saved, watch, coded
         self.stream, self.method, self.recipe = stream, method, recipe
-        self.ids, self.batch, self.sample = ids, batch, sample
+        self.calibration = Calibration(stream, ids, batch=batch, sample=sample, fold_norms=method.fold_norms)
         self.log = log or TrainingLog(None, method.name)
         self.record = PassRecord()
         self.layer_report: dict[str, Any] = {}
         return_freed()
-        self.rotation: Transform | None = None
         self.propagate = method.propagates or recipe.propagate
         self.reference: list[Tensor] | None = None
         outer = self.embeddings_and_head = stream.embeddings_and_head()
@@ -97,14 +94,18 @@ class Pipeline:
         if not self.method.fold_norms:
             return
         with torch.no_grad():
-            samples = self._residual_samples() if self.method.reads_residual else {}
+            samples: Mapping[str, Sequence[Tensor]] = {}
+            if self.method.reads_residual:
+                with self._timed("capture"):
+                    samples = self.calibration.residual_samples(self.embeddings_and_head, self._residual_progress)
             with self._timed("transform"):
                 rotation = self.method.residual_rotation(samples, self.stream.dimensions)
-                self.rotation = None if rotation is None else rotation.to(self.stream.device)
-            if self.rotation is None:  # embedding, final norm and head stay as they are, and a tied head tied
+                rotation = None if rotation is None else rotation.to(self.stream.device)
+            if rotation is None:  # embedding, final norm and head stay as they are, and a tied head tied
                 return
             tied = self.embeddings_and_head.tied
-            self.embeddings_and_head = rotate_embeddings_and_head(self.embeddings_and_head, self.rotation)
+            self.calibration.rotation = rotation
+            self.embeddings_and_head = rotate_embeddings_and_head(self.embeddings_and_head, rotation)
             if tied:
                 self.record.count_untied(self.embeddings_and_head.head.numel())
 
@@ -112,7 +113,7 @@ class Pipeline:
     def layers(self) -> Iterator[nn.Module]:
         """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
         with self._timed("capture"):
-            hidden = self._embedded()
+            hidden = self.calibration.embedded(self.embeddings_and_head)
             self.reference = list(hidden) if self._keeps_reference else None
         for index in range(self.stream.count):
             mark = self.record.mark()
@@ -130,12 +131,19 @@ class Pipeline:
             if not self.method.quantizes:
                 self.record.count_bytes(elements)
                 return layer, hidden
-            layer = self._folded(layer)
+            layer = self.calibration.folded(layer)
             if (found := self.saved(index)) is not None:
                 kept, report = found
                 self.record.add(report or {})
                 return kept, self._resumed(index, kept, layer, hidden)
-            statistics, outputs = self._collect(index, layer, hidden)
+            statistics, outputs = self.calibration.collect(
+                index,
+                layer,
+                hidden,
+                second_moment=SITES if self._rounds_from_collected_moments else self.method.second_moments,
+                attention=self.recipe.quantizes_scores,
+                wants_outputs=self.propagate == "full_precision",
+            )
             full = outputs[0][:1].clone()
         reference = hidden if self.reference is None else self.reference
         with self._timed("transform"):
@@ -148,13 +156,15 @@ class Pipeline:
             rounded = {} if work is None else work.rounded
             layer.to(stream.dtype)
             if self.propagate == "quantized_weights":
-                outputs = rounded_outputs or self._run(index, layer, hidden)
+                outputs = rounded_outputs or self.calibration.run(index, layer, hidden)
             install_quantizers(stream.family, layer, inputs, plan, self.recipe)
             if self.propagate == "quantized":
-                outputs = self._run(index, layer, hidden)
+                outputs = self.calibration.run(index, layer, hidden)
         with self.record.recording(stream.device):
             # Of one window: the whole text would cost a forward.
-            quantized = outputs if self.propagate == "quantized" else self._run(index, layer, [hidden[0][:1]])
+            quantized = (
+                outputs if self.propagate == "quantized" else self.calibration.run(index, layer, [hidden[0][:1]])
+            )
             self.record.describe_layer(view, plan, full, quantized[0][:1], {} if work is None else work.reports)
         if self.coded is not None:
             self.coded(index, layer, rounded)
@@ -186,66 +196,11 @@ class Pipeline:
         if self.reference is not None:
             self.reference = self._block(index, layer, hidden, self.reference).targets()
         if self.propagate == "full_precision":
-            return self._run(index, layer.to(self.stream.dtype), hidden)
+            return self.calibration.run(index, layer.to(self.stream.dtype), hidden)
         if self.propagate == "quantized":
-            return self._run(index, found, hidden)
+            return self.calibration.run(index, found, hidden)
         with without_quantizers(self.stream.family, found):
-            return self._run(index, found, hidden)
-
-    def _folded(self, layer: nn.Module) -> nn.Module:
-        """The layer in at least float32, gains folded and the residual rotated where the method does that."""
-        layer = layer.to(torch.promote_types(self.stream.dtype, torch.float32))
-        if self.method.fold_norms:
-            fold_norm_gains(self.stream.family, layer)
-            if self.rotation is not None:
-                rotate_residual(self.stream.family, layer, self.rotation)
-        return layer
-
-    def _collect(
-        self, index: int, layer: nn.Module, hidden: list[Tensor]
-    ) -> tuple[dict[str, SiteStatistics], list[Tensor]]:
-        moments = SITES if self._rounds_from_collected_moments else self.method.second_moments
-        running = layer
-        if next(layer.parameters()).dtype != self.stream.dtype:
-            running = copy.deepcopy(layer).to(self.stream.dtype)
-        return collect(
-            self.stream.family,
-            running,
-            lambda batch: self.stream.forward(index, running, batch),
-            hidden,
-            index=index,
-            sites=SITES,
-            second_moment=moments,
-            attention=self.recipe.quantizes_scores,
-            sample=self.sample,
-            wants_outputs=self.propagate == "full_precision",
-        )
-
-    def _residual_samples(self) -> Mapping[str, list[Tensor]]:
-        """Normalized tokens at the sites that the residual stream feeds, all layers: one forward of the original."""
-        sites = tuple(self.stream.family.norms)
-        samples: dict[str, list[Tensor]] = {site: [] for site in sites}
-        with self._timed("capture"):
-            hidden = self._embedded()
-            for index in range(self.stream.count):
-                self.log.progress(STATISTICS, index, self.stream.count)
-                layer = self._folded(self.stream.layer(index)).to(self.stream.dtype)
-                found, hidden = collect(
-                    self.stream.family,
-                    layer,
-                    lambda batch, i=index, m=layer: self.stream.forward(i, m, batch),  # type: ignore[misc]
-                    hidden,
-                    index=index,
-                    sites=sites,
-                    sample=RESIDUAL_SAMPLE,
-                )
-                for site in sites:
-                    samples[site].append(found[site].tokens)
-            self.log.progress(STATISTICS, self.stream.count, self.stream.count)
-        return samples
-
-    def _embedded(self) -> list[Tensor]:
-        return [self.embeddings_and_head.embed(batch) for batch in self.ids.split(self.batch)]
+            return self.calibration.run(index, found, hidden)
 
     def _training(self) -> Training:
         """What `Method.learn` is given; it reads layers when it needs them."""
@@ -255,12 +210,12 @@ class Pipeline:
             return rotate_embeddings_and_head(found, None) if self.method.fold_norms else found
 
         return Training(
-            block=lambda index: self._block(index, self._folded(self.stream.layer(index)), (), ()),
+            block=lambda index: self._block(index, self.calibration.folded(self.stream.layer(index)), (), ()),
             count=self.stream.count,
             embeddings_and_head=embeddings_and_head,
             dimensions=self.stream.dimensions,
             recipe=self.recipe,
-            ids=self.ids,
+            ids=self.calibration.ids,
             log=self.log,
         )
 
@@ -307,7 +262,7 @@ class Pipeline:
             outputs: list[Tensor] | None = None
 
             def run(batches: Sequence[Tensor]) -> list[Tensor]:
-                return self._run(index, layer, batches)
+                return self.calibration.run(index, layer, batches)
 
             if rounder.sees_rounded_sites:
                 wanted = self.propagate == "quantized_weights"
@@ -325,10 +280,8 @@ class Pipeline:
         work.from_statistics(hessians)
         return work, None
 
-    def _run(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of a layer, computed in its own dtype."""
-        dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
-        return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
+    def _residual_progress(self, done: int, count: int) -> None:
+        self.log.progress(STATISTICS, done, count)
 
     def _timed(self, part: str) -> AbstractContextManager[None]:
         return self.record.timed(part, self.stream.device)
