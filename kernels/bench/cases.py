@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..block_product import block_product
 from ..coded import Coded
+from ..fourth_moment import turn_pairs
 from ..hadamard import hadamard
 from ..int4_matmul import Form, int4_matmul
 from ..kv4_attention import kv4_append, kv4_attention, kv4_cache, kv4_partials
@@ -83,6 +84,18 @@ def blocked(tokens: int, n1: int, n2: int, rank: int) -> Case:
     size = 4 * tokens * n + 2 * (n * n2 + n1 * n1 + 2 * n * rank)
     flops = 2 * tokens * n * (n2 + n1 + 2 * rank)
     return Case(f"block_product {n1}x{n2} r={rank} T={tokens}", make, size, flops, tuned=True)
+
+
+def fourth_moment(sets: int, m: int, tokens: int) -> Case:
+    """A step of fourth-moment rotations: samples in float32 and R in float64, both read and written once."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        rows = place.normal(seed, sets, m, tokens).float()
+        turned = torch.eye(m, dtype=torch.float64, device=place.device).repeat(sets, 1, 1)
+        pairs = torch.arange(m // 2 * 2, device=place.device).view(2, -1)
+        return lambda: turn_pairs(rows, turned, pairs, backend=place.backend)
+
+    return Case(f"turn_pairs {sets}x{m} T={tokens}", make, sets * m * (8 * tokens + 16 * m))
 
 
 def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:

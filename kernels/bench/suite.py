@@ -8,7 +8,17 @@ from typing import Any
 
 from . import yardsticks
 from .case import Case, Row
-from .cases import attention, block_hadamard, blocked, linear, matmul, memory, online_hadamard, rotation
+from .cases import (
+    attention,
+    block_hadamard,
+    blocked,
+    fourth_moment,
+    linear,
+    matmul,
+    memory,
+    online_hadamard,
+    rotation,
+)
 from .shapes import Shapes
 
 _LEAST_WEIGHT_BYTES = 33e6  # of packed weights whose reading is no longer a matter of ramp-up
@@ -36,7 +46,7 @@ def _rates(shapes: Shapes) -> Iterator[Row]:
 
 
 def _rotations(shapes: Shapes) -> Iterator[Row]:
-    """rotate_quantize, the online Hadamard and block_product."""
+    """rotate_quantize, the online Hadamard, block_product, and the step that builds a rotation."""
 
     def rotated(n: int, tokens: int = shapes.side_tokens, **options: Any) -> Case:
         return rotation(tokens, *shapes.factors[n], **options)
@@ -70,6 +80,8 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
         yield Row(f"{case.name} over eager", case, "speedup", eager, "block_product eager")
         single = blocked(1, *size)
         yield Row(f"{single.name}, latency", single, "latency")
+    for sizes in shapes.fourth_moments:
+        yield over_copy(fourth_moment(*sizes))
 
 
 def _matmuls(shapes: Shapes) -> Iterator[Row]:

@@ -85,6 +85,16 @@ def test_rotate_quantize(
         assert "wgmma" in compiled.asm["ptx"], "products do not use Hopper's wide instructions"
 
 
+@pytest.mark.parametrize(("block", "warps"), [(2048, 8), (2048, 16), (128, 1)], ids=str)
+def test_fourth_moment(block: int, warps: int) -> None:
+    from sq.kernels.fourth_moment.triton import turn_pairs_kernel
+
+    types = {"p_rows": "*fp32", "p_turned": "*fp64", "p_pairs": "*i32"}
+    compiled = compile_for_hopper(turn_pairs_kernel, types, {"BLOCK_T": block, "BLOCK_M": 1024}, warps)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    assert "fma.rn.f64" in compiled.asm["ptx"], "sums are not in float64"
+
+
 @pytest.mark.parametrize(("k", "powers", "warps"), [(1, 128, 4), (172, 64, 16)], ids=["128", "11008"])
 def test_hadamard(k: int, powers: int, warps: int) -> None:
     import triton.language as tl
