@@ -17,6 +17,7 @@ from .cases import (
     matmul,
     memory,
     online_hadamard,
+    rope_append,
     rotation,
 )
 from .shapes import Shapes
@@ -66,6 +67,7 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
     for n in shapes.norms:
         case = rotated(n, norm=True)
         yield Row(f"{case.name}, extra time", case, "extra", rotated(n), "norm")
+        yield over_copy(rotated(n, norm=True, residual=True))
     for n in sorted({model.intermediate for model in shapes.models}):
         yield over_copy(rotated(n, swiglu=True))
     for n in shapes.norms:
@@ -120,12 +122,16 @@ def _prefill(name: str, size: tuple[int, int, int], shapes: Shapes) -> Iterator[
 
 
 def _attentions(shapes: Shapes) -> Iterator[Row]:
-    """Attention of every model, then its memory."""
+    """Attention of every model and the append in front of it, then its memory."""
     for model in shapes.models:
         for batch, positions in shapes.attention:
             size = (batch, model.heads, model.kv_heads, model.head_dim, positions)
             name = f"{model.name} attention B={batch} S={positions} over sdpa"
             yield Row(name, attention(*size), "speedup", yardsticks.sdpa(*size), "attention")
+        for batch in shapes.decode:
+            heads = (batch, model.heads, model.kv_heads, model.head_dim)
+            name = f"{model.name} RoPE + append B={batch} over eager"
+            yield Row(name, rope_append(*heads), "speedup", yardsticks.eager_rope_append(*heads))
     for model in shapes.models:
         for batch in shapes.memory_batches:
             ours, theirs = (memory(model, batch, shapes.memory_positions, packed) for packed in (True, False))

@@ -85,6 +85,7 @@ BYTES = {
     "rotate_quantize 64 T=1": 128 + 32 + 4,
     "eager rotate_quantize 64 T=4": 4 * (128 + 32 + 4),
     "RMSNorm + rotate_quantize 64 T=4": 4 * (128 + 32 + 4),
+    "residual + RMSNorm + rotate_quantize 64 T=4": 4 * (3 * 128 + 32 + 4),
     "SwiGLU + rotate_quantize 96 T=4": 4 * (192 + 192 + 48 + 4),
     "rotate_quantize 64 to int8_planes T=4": 4 * (128 + 64 + 4),
     "block-16 Hadamard + quantize 64 T=4": 4 * (128 + 32 + 4),
@@ -101,6 +102,7 @@ BYTES = {
     "_int_mm scaled 64x128 M=18": 64 * 128 + 18 * 128 + 10 * 18 * 64 + 4 * 18 + 4 * 64,
     "linear 64x128 M=18": 18 * (2 * 128 + 128 + 4 + 128 + 4) + 64 * 64 + 4 * 64 + 2 * 18 * 64,
     "kv4_attention 4/2x32 B=1 S=9": 9 * 2 * 2 * (16 + 4 + 1) + 2 * 2 * 4 * 32,
+    "kv4_rope_append 4/2x32 B=3": 3 * (2 * 2 * 4 * 32 + 2 * 2 * 2 * 32 + 2 * 2 * (16 + 4 + 1) + 2 * 2 * 32),
     "sdpa 4/2x32 B=1 S=9": 9 * 2 * 2 * 2 * 32 + 2 * 2 * 4 * 32,
 }
 FLOPS = {

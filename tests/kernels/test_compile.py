@@ -48,7 +48,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "scheme", "candidates", "warps", "front"),
     [
-        ((64, 64), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_GAIN": True}),
+        ((64, 64), "symmetric", 1, 4, {"HAS_RESIDUAL": True, "HAS_NORM": True, "HAS_GAIN": True}),
         ((86, 128), "midrise", 9, 8, {"HAS_UP": True, "CONTAINER": "int8"}),
         ((128, 224), "asymmetric", 1, 16, {"HAS_UP": True, "HAS_ENDS": True}),
         ((1, 4096), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_LEFT": False, "HAS_RIGHT": False}),
@@ -70,10 +70,13 @@ def test_rotate_quantize(
     from sq.kernels.rotate_quantize.tiles import block_sizes
     from sq.kernels.rotate_quantize.triton import rotate_quantize_kernel
 
-    types = {f"p_{name}": "*bf16" for name in ("x", "up", "gain", "diagonal", "basis", "change", "r1", "r2")}
+    types = {
+        f"p_{name}": "*bf16"
+        for name in ("x", "residual", "total", "up", "gain", "diagonal", "basis", "change", "r1", "r2")
+    }
     types |= {"p_clips": "*fp32", "p_codes": "*i8" if "CONTAINER" in front else "*u8", "p_scale": "*fp32"}
     types |= {"p_zero": "*fp32", "eps": "fp32", "end_low": "fp32", "end_high": "fp32"}
-    flags = ("HAS_NORM", "HAS_GAIN", "HAS_UP", "HAS_BALANCE", "HAS_DIAGONAL", "HAS_ENDS")
+    flags = ("HAS_RESIDUAL", "HAS_NORM", "HAS_GAIN", "HAS_UP", "HAS_BALANCE", "HAS_DIAGONAL", "HAS_ENDS")
     constants: dict[str, Any] = dict.fromkeys(flags, False)
     constants |= {"RANK": 0, "HAS_LEFT": True, "HAS_RIGHT": True, "CONTAINER": "int4", **front}
     (n1, n2), (block_1, block_2) = sizes, block_sizes(*sizes, rotates=constants["HAS_LEFT"])
@@ -142,8 +145,11 @@ def test_kv4_attention(group: int, head_dim: int, nibbles: str, zero: bool) -> N
 
 
 def test_kv4_cache_and_second_pass() -> None:
+    import triton.language as tl
+
     from sq.kernels.kv4_attention.triton import kv4_combine_kernel
     from sq.kernels.kv4_attention.triton_append import kv4_append_kernel
+    from sq.kernels.kv4_attention.triton_rope import kv4_rope_append_kernel
 
     types = {"p_k": "*bf16", "p_v": "*bf16", "p_positions": "*i64", "p_clips": "*fp32", "p_part": "*fp32"}
     types |= {f"p_{side}_{part}": "*fp32" if part == "scale" else "*u8" for side in "kv" for part in PARTS}
@@ -152,6 +158,9 @@ def test_kv4_cache_and_second_pass() -> None:
     compile_for_hopper(kv4_append_kernel, types, constants | {"INCLUDE_ZERO": True}, warps=1)
     wide = types | {"p_k_zero": "*i16", "p_v_zero": "*i16"}
     compile_for_hopper(kv4_append_kernel, wide, constants | {"INCLUDE_ZERO": False}, warps=1)
+    wide |= dict.fromkeys(("p_q", "p_cos", "p_sin", "p_y"), "*bf16")
+    turned = constants | {"INCLUDE_ZERO": False, "HEADS": 32, "COMPUTE": tl.bfloat16}
+    compile_for_hopper(kv4_rope_append_kernel, wide, turned, warps=1)
     constants = {"SPLITS": 5, "BLOCK_SPLITS": 8, "D": 128, "BLOCK_D": 128}
     compile_for_hopper(kv4_combine_kernel, types, constants, warps=4)
 
