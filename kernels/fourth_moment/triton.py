@@ -83,5 +83,5 @@ def launch(rows: Tensor, turned: Tensor, pairs: Tensor) -> None:
     with torch.cuda.device_of(rows):  # Triton launches on the current device
         turn_pairs_kernel[(programs,)](
             rows, turned, pairs, tokens, m, pairs.shape[1],
-            BLOCK_T=block, BLOCK_M=power_of_two_from(min(m, LARGEST_BLOCK // 2), 128), num_warps=warps,
+            BLOCK_T=block, BLOCK_M=min(power_of_two_from(m, 128), 128 * warps), num_warps=warps,
         )  # fmt: skip
