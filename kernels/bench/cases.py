@@ -10,23 +10,34 @@ from torch import Tensor
 
 from ..block_product import block_product
 from ..coded import Coded
+from ..fourth_moment import turn_pairs
 from ..hadamard import hadamard
 from ..int4_matmul import Form, int4_matmul
-from ..kv4_attention import kv4_append, kv4_attention, kv4_cache, kv4_partials
+from ..kv4_attention import kv4_append, kv4_attention, kv4_cache, kv4_partials, kv4_rope_append
 from ..kv4_attention.partials import split_count
-from ..rotate_quantize import Container, Norm, rotate_quantize
+from ..rotate_quantize import Container, Norm, Residual, rotate_quantize
 from ..rotate_quantize.reference import contain
 from .case import Case, Place
 from .shapes import Model
-from .yardsticks import block_operands, factors, int4_operands
+from .yardsticks import block_operands, factors, int4_operands, new_tokens, rope_append_size
 
 _WRITTEN = 512  # positions at a time when the cache is filled: bounds the bfloat16 keys that are alive
 
 
 def rotation(
-    tokens: int, n1: int, n2: int, *, container: Container = "int4", norm: bool = False, swiglu: bool = False
+    tokens: int,
+    n1: int,
+    n2: int,
+    *,
+    container: Container = "int4",
+    norm: bool = False,
+    swiglu: bool = False,
+    residual: bool = False,
 ) -> Case:
-    """Kronecker rotation, symmetric grid, codes: 2 n + n / 2 + 4 bytes a token, n / 2 more in int8, 2 n with SwiGLU."""
+    """Kronecker rotation, symmetric grid, codes: 2 n + n / 2 + 4 bytes a token.
+
+    n / 2 more in int8, 2 n with SwiGLU, 4 n with a residual.
+    """
     n = n1 * n2
 
     def make(place: Place, seed: int) -> Callable[[], Any]:
@@ -34,13 +45,14 @@ def rotation(
         up = place.normal(seed + 1, tokens, n) if swiglu else None
         r1, r2 = factors(place, seed, n1, n2)
         front = Norm(1e-5, 1 + place.normal(seed + 4, n) / 8) if norm else None
+        added = Residual(place.normal(seed + 5, tokens, n), place.empty(tokens, n)) if residual else None
         out = _buffers(place, tokens, n, container)
         return lambda: rotate_quantize(
-            x, r1, r2, norm=front, up=up, container=container, out=out, backend=place.backend
+            x, r1, r2, norm=front, up=up, residual=added, container=container, out=out, backend=place.backend
         )
 
-    with_ = "RMSNorm + " * norm + "SwiGLU + " * swiglu
-    size = tokens * (2 * n * (1 + swiglu) + (n // 2 if container == "int4" else n) + 4)
+    with_ = "residual + " * residual + "RMSNorm + " * norm + "SwiGLU + " * swiglu
+    size = tokens * (2 * n * (1 + swiglu + 2 * residual) + (n // 2 if container == "int4" else n) + 4)
     into = "" if container == "int4" else f" to {container}"
     return Case(f"{with_}rotate_quantize {n}{into} T={tokens}", make, size, 2 * tokens * n * (n1 + n2), tuned=True)
 
@@ -83,6 +95,18 @@ def blocked(tokens: int, n1: int, n2: int, rank: int) -> Case:
     size = 4 * tokens * n + 2 * (n * n2 + n1 * n1 + 2 * n * rank)
     flops = 2 * tokens * n * (n2 + n1 + 2 * rank)
     return Case(f"block_product {n1}x{n2} r={rank} T={tokens}", make, size, flops, tuned=True)
+
+
+def fourth_moment(sets: int, m: int, tokens: int) -> Case:
+    """A step of fourth-moment rotations: samples in float32 and R in float64, both read and written once."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        rows = place.normal(seed, sets, m, tokens).float()
+        turned = torch.eye(m, dtype=torch.float64, device=place.device).repeat(sets, 1, 1)
+        pairs = torch.arange(m // 2 * 2, device=place.device).view(2, -1)
+        return lambda: turn_pairs(rows, turned, pairs, backend=place.backend)
+
+    return Case(f"turn_pairs {sets}x{m} T={tokens}", make, sets * m * (8 * tokens + 16 * m))
 
 
 def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:
@@ -141,6 +165,18 @@ def attention(batch: int, heads: int, kv_heads: int, head_dim: int, positions: i
 
     size = 2 * batch * kv_heads * positions * (head_dim // 2 + 5) + 4 * batch * heads * head_dim
     return Case(f"kv4_attention {heads}/{kv_heads}x{head_dim} B={batch} S={positions}", make, size, tuned=True)
+
+
+def rope_append(batch: int, heads: int, kv_heads: int, head_dim: int) -> Case:
+    """RoPE of a new token's queries and keys and its append to an asymmetric cache."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        cache, q, k, v, cos, sin, positions = new_tokens(place, seed, batch, heads, kv_heads, head_dim)
+        y = torch.empty_like(q)
+        return lambda: kv4_rope_append(cache, q, k, v, cos, sin, positions, out=y, backend=place.backend)
+
+    size = rope_append_size(batch, heads, kv_heads, head_dim)
+    return Case(f"kv4_rope_append {heads}/{kv_heads}x{head_dim} B={batch}", make, size)
 
 
 def memory(model: Model, batch: int, positions: int, packed: bool) -> Case:

@@ -55,6 +55,7 @@ class Shapes:
     blocks: tuple[int, ...]  # n that it is measured at
     hadamards: dict[int, int]  # order K of the base for each n of the online Hadamard
     block_products: tuple[tuple[int, int, int], ...]  # (n1, n2, r)
+    fourth_moments: tuple[tuple[int, int, int], ...]  # (sets, m, T) of a step of fourth-moment rotations
     models: tuple[Model, ...]  # whose linears and attention are measured
     sites: tuple[str, ...]  # of their linears
     prefill: tuple[int, ...]  # M of this form of int4_matmul
@@ -71,6 +72,7 @@ FULL = Shapes(
     latencies=(4096, 11008), norms=(4096, 8192), block=128, blocks=(4096, 8192, 11008, 14336, 28672),
     hadamards={128: 1, 4096: 1, 5120: 20, 11008: 172, 14336: 28, 28672: 28},
     block_products=((32, 128, 0), (32, 128, 16), (64, 64, 16), (9, 64, 16), (112, 128, 0)),
+    fourth_moments=((1, 4096, 16384), (8, 128, 16384), (1, 128, 2**20)),
     models=(LLAMA2_7B, LLAMA3_8B, LLAMA2_70B), sites=("qkv", "o", "gate_up", "down"),
     prefill=(2048, 8192, 32768), decode=(1, 16, 64), attention=((32, 2048), (64, 2048), (32, 8192)),
     memory_batches=(1, 16, 64), memory_positions=2048, square=4096, copied=2**30,
@@ -78,6 +80,6 @@ FULL = Shapes(
 
 QUICK = replace(
     FULL, rotated=(4096, 11008), tokens=(4096,), latencies=(4096,), norms=(4096,), blocks=(4096,), hadamards={128: 1},
-    block_products=((32, 128, 16),),
+    block_products=((32, 128, 16),), fourth_moments=((1, 4096, 16384),),
     models=(LLAMA2_7B,), sites=("o", "gate_up", "down"), prefill=(2048,), attention=((32, 2048),),
 )  # fmt: skip

@@ -8,7 +8,18 @@ from typing import Any
 
 from . import yardsticks
 from .case import Case, Row
-from .cases import attention, block_hadamard, blocked, linear, matmul, memory, online_hadamard, rotation
+from .cases import (
+    attention,
+    block_hadamard,
+    blocked,
+    fourth_moment,
+    linear,
+    matmul,
+    memory,
+    online_hadamard,
+    rope_append,
+    rotation,
+)
 from .shapes import Shapes
 
 _LEAST_WEIGHT_BYTES = 33e6  # of packed weights whose reading is no longer a matter of ramp-up
@@ -36,7 +47,7 @@ def _rates(shapes: Shapes) -> Iterator[Row]:
 
 
 def _rotations(shapes: Shapes) -> Iterator[Row]:
-    """rotate_quantize, the online Hadamard and block_product."""
+    """rotate_quantize, the online Hadamard, block_product, and the step that builds a rotation."""
 
     def rotated(n: int, tokens: int = shapes.side_tokens, **options: Any) -> Case:
         return rotation(tokens, *shapes.factors[n], **options)
@@ -56,6 +67,7 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
     for n in shapes.norms:
         case = rotated(n, norm=True)
         yield Row(f"{case.name}, extra time", case, "extra", rotated(n), "norm")
+        yield over_copy(rotated(n, norm=True, residual=True))
     for n in sorted({model.intermediate for model in shapes.models}):
         yield over_copy(rotated(n, swiglu=True))
     for n in shapes.norms:
@@ -70,6 +82,8 @@ def _rotations(shapes: Shapes) -> Iterator[Row]:
         yield Row(f"{case.name} over eager", case, "speedup", eager, "block_product eager")
         single = blocked(1, *size)
         yield Row(f"{single.name}, latency", single, "latency")
+    for sizes in shapes.fourth_moments:
+        yield over_copy(fourth_moment(*sizes))
 
 
 def _matmuls(shapes: Shapes) -> Iterator[Row]:
@@ -108,12 +122,16 @@ def _prefill(name: str, size: tuple[int, int, int], shapes: Shapes) -> Iterator[
 
 
 def _attentions(shapes: Shapes) -> Iterator[Row]:
-    """Attention of every model, then its memory."""
+    """Attention of every model and the append in front of it, then its memory."""
     for model in shapes.models:
         for batch, positions in shapes.attention:
             size = (batch, model.heads, model.kv_heads, model.head_dim, positions)
             name = f"{model.name} attention B={batch} S={positions} over sdpa"
             yield Row(name, attention(*size), "speedup", yardsticks.sdpa(*size), "attention")
+        for batch in shapes.decode:
+            heads = (batch, model.heads, model.kv_heads, model.head_dim)
+            name = f"{model.name} RoPE + append B={batch} over eager"
+            yield Row(name, rope_append(*heads), "speedup", yardsticks.eager_rope_append(*heads))
     for model in shapes.models:
         for batch in shapes.memory_batches:
             ours, theirs = (memory(model, batch, shapes.memory_positions, packed) for packed in (True, False))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kv4_attention import Kv4Cache, kv4_append, kv4_cache, rope_reference
 from ..nibbles import pack_nibbles
 from ..rotate_quantize import rotate_quantize
 from .case import Case, Place
@@ -132,6 +133,37 @@ def sdpa(batch: int, heads: int, kv_heads: int, head_dim: int, positions: int) -
 
     size = 4 * batch * kv_heads * positions * head_dim + 4 * batch * heads * head_dim
     return Case(f"sdpa {heads}/{kv_heads}x{head_dim} B={batch} S={positions}", make, size)
+
+
+def eager_rope_append(batch: int, heads: int, kv_heads: int, head_dim: int) -> Case:
+    """RoPE of queries and keys in eager bfloat16, each operation a kernel of its own, then kv4_append."""
+
+    def make(place: Place, seed: int) -> Callable[[], Any]:
+        cache, q, k, v, cos, sin, positions = new_tokens(place, seed, batch, heads, kv_heads, head_dim)
+
+        def run() -> Tensor:
+            kv4_append(cache, rope_reference(k, cos, sin), v, positions, backend=place.backend)
+            return rope_reference(q, cos, sin)
+
+        return run
+
+    size = rope_append_size(batch, heads, kv_heads, head_dim)
+    return Case(f"eager RoPE + kv4_append {heads}/{kv_heads}x{head_dim} B={batch}", make, size)
+
+
+def rope_append_size(batch: int, heads: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes: queries read and written, keys and values read, codes with scale and zero written, cos and sin."""
+    return batch * (4 * heads * head_dim + kv_heads * (4 * head_dim + 2 * (head_dim // 2 + 5)) + 4 * head_dim)
+
+
+def new_tokens(
+    place: Place, seed: int, batch: int, heads: int, kv_heads: int, head_dim: int
+) -> tuple[Kv4Cache, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """An asymmetric cache of 8 positions, q, k, v, cos and sin of a token a row, and the positions they go to."""
+    cache = kv4_cache(batch, kv_heads, 8, head_dim, "asymmetric", place.device)
+    q, k, v = (place.normal(seed + i, batch, h, 1, head_dim) for i, h in enumerate((heads, kv_heads, kv_heads)))
+    angles = place.normal(seed + 3, batch, 1, head_dim)
+    return cache, q, k, v, angles.cos(), angles.sin(), torch.full((batch,), 5, device=place.device)
 
 
 def factors(place: Place, seed: int, n1: int, n2: int) -> tuple[Tensor, Tensor]:

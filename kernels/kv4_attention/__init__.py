@@ -12,11 +12,12 @@ from ..backend import Backend, picks_triton
 from .cache import Kv4Cache, append_reference, dequantized, kv4_cache, zero_dtype
 from .partials import Kv4Partials, kv4_partials, split_count
 from .reference import kv4_attention_reference
+from .rope import rope_reference
 from .takes import obstacle
 
 __all__ = [
     "Kv4Cache", "Kv4Partials", "dequantized", "kv4_append", "kv4_attention", "kv4_attention_reference", "kv4_cache",
-    "kv4_partials", "obstacle",
+    "kv4_partials", "kv4_rope_append", "obstacle", "rope_reference",
 ]  # fmt: skip
 
 _HEAD_DIMS = (32, 64, 128, 256)
@@ -106,20 +107,10 @@ def kv4_append(
             cache (CPU), or backend="triton" where it cannot run.
     """
     clips = clip_factors(clip)
-    _check_cache(cache, k.device)
-    kv_heads, capacity, head_dim = _cache_sizes(cache)
-    expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)
-    check_tensor("k", k, expected, None, k.device)
-    check_tensor("v", v, expected, (k.dtype,), k.device, of="k")
-    _check_batch(cache, len(k), {"positions": positions}, k.device)
+    _check_appended(cache, k, v, positions)
     triton = picks_triton(backend, k, None)
     if k.numel() == 0:
         return
-    if k.device.type == "cpu" and (int(positions.min()) < 0 or int(positions.max()) + k.shape[2] > capacity):
-        raise ValueError(
-            f"{k.shape[2]} tokens at positions {positions.tolist()} leave the cache, which holds {capacity}; "
-            "make it larger with kv4_cache"
-        )
     if triton:
         from .triton_append import launch
 
@@ -127,6 +118,50 @@ def kv4_append(
     else:
         for side, x in ((cache.keys, k), (cache.values, v)):
             append_reference(side, cache.scheme, x, positions, clips, cache.include_zero)
+
+
+@torch.no_grad()
+def kv4_rope_append(
+    cache: Kv4Cache, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *,
+    clip: float | Sequence[float] = 1.0, out: Tensor | None = None, backend: Backend = "auto",
+) -> Tensor:  # fmt: skip
+    """Queries behind RoPE; keys behind RoPE and values go into the cache, as `kv4_append` puts them there.
+
+    Args:
+        q: (B, H, N, D), any strides, of k's dtype.
+        cache, k, v, positions, clip: as for `kv4_append`, but k in front of RoPE. No transform stands behind it.
+        cos, sin: (B or 1, N, D) of k's dtype: x cos + (-x_2, x_1) sin of halves x = (x_1, x_2). Each product and the
+            sum are rounded to k's dtype, as transformers' modules round them.
+        out: (B, H, N, D) of q's dtype, contiguous, written and returned if given; not q.
+        backend: see sq/kernels/backend.py.
+
+    Returns: (B, H, N, D) of q's dtype.
+
+    Raises:
+        ValueError: as `kv4_append`; q, cos, sin or out that do not fit k.
+    """
+    clips = clip_factors(clip)
+    _check_appended(cache, k, v, positions)
+    batch, _, tokens, head_dim = k.shape
+    heads = q.shape[1] if q.dim() == 4 else 0
+    check_tensor("q", q, (batch, heads, tokens, head_dim), (k.dtype,), k.device, of="k")
+    rows = batch if cos.dim() == 3 and len(cos) == batch else 1
+    for name, angle in (("cos", cos), ("sin", sin)):
+        check_tensor(name, angle, (rows, tokens, head_dim), (k.dtype,), k.device, of="k")
+    check_tensor("out", out, q.shape, (q.dtype,), k.device, of="k", contiguous=True)
+    triton = picks_triton(backend, k, None)
+    turned = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    if k.numel() == 0:
+        return turned
+    if triton:
+        from .triton_rope import launch
+
+        launch(cache, q, k, v, cos, sin, positions, clips, turned)
+    else:
+        turned.copy_(rope_reference(q, cos, sin))
+        for side, x in ((cache.keys, rope_reference(k, cos, sin)), (cache.values, v)):
+            append_reference(side, cache.scheme, x, positions, clips, cache.include_zero)
+    return turned
 
 
 def _kernel_obstacle(head_dim: int, group: int) -> str | None:
@@ -157,6 +192,26 @@ def _check_cache(cache: Kv4Cache, device: torch.device) -> None:
         parts = {"codes": (side.codes, shape, (torch.uint8,)), "scale": (side.scale, shape[:3], _FLOAT32)}
         for part, (tensor, expected, dtypes) in (parts | {"zero": (side.zero, shape[:3], zero_dtypes)}).items():
             check_tensor(f"cache.{name}.{part}", tensor, expected, dtypes, device, of="the input", contiguous=True)
+
+
+def _check_appended(cache: Kv4Cache, k: Tensor, v: Tensor, positions: Tensor) -> None:
+    """New keys and values fit the cache, and where it waits for nothing, their positions as well."""
+    _check_cache(cache, k.device)
+    kv_heads, capacity, head_dim = _cache_sizes(cache)
+    expected = (cache.keys.scale.shape[0], kv_heads, k.shape[2] if k.dim() == 4 else 0, head_dim)
+    check_tensor("k", k, expected, None, k.device)
+    check_tensor("v", v, expected, (k.dtype,), k.device, of="k")
+    _check_batch(cache, len(k), {"positions": positions}, k.device)
+    outside = (
+        k.device.type == "cpu"
+        and k.numel()
+        and (int(positions.min()) < 0 or int(positions.max()) + k.shape[2] > capacity)
+    )
+    if outside:
+        raise ValueError(
+            f"{k.shape[2]} tokens at positions {positions.tolist()} leave the cache, which holds {capacity}; "
+            "make it larger with kv4_cache"
+        )
 
 
 def _check_batch(cache: Kv4Cache, batch: int, indices: dict[str, Tensor | None], device: torch.device) -> None:

@@ -34,24 +34,34 @@ def kv4_append_kernel(
     inside = (i_s >= 0) & (i_s < S)
     p_key = p_k + i_b * stride_k_b + i_h * stride_k_h + i_n.to(tl.int64) * stride_k_n
     p_value = p_v + i_b * stride_v_b + i_h * stride_v_h + i_n.to(tl.int64) * stride_v_n
-    _write_row(
-        p_key, p_clips, p_k_codes, p_k_scale, p_k_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES, INCLUDE_ZERO
-    )
-    _write_row(
-        p_value, p_clips, p_v_codes, p_v_scale, p_v_zero, i_row, inside, D, BLOCK_H, SCHEME, CANDIDATES, INCLUDE_ZERO
-    )
+    o_h = tl.arange(0, BLOCK_H)
+    m_h = o_h < D // 2
+    b_even, b_odd = load_halves(p_key, o_h, m_h)
+    write_row(
+        b_even, b_odd, p_clips, p_k_codes, p_k_scale, p_k_zero, i_row, inside, o_h, m_h,
+        D, SCHEME, CANDIDATES, INCLUDE_ZERO,
+    )  # fmt: skip
+    b_even, b_odd = load_halves(p_value, o_h, m_h)
+    write_row(
+        b_even, b_odd, p_clips, p_v_codes, p_v_scale, p_v_zero, i_row, inside, o_h, m_h,
+        D, SCHEME, CANDIDATES, INCLUDE_ZERO,
+    )  # fmt: skip
 
 
 @triton.jit
-def _write_row(
-    p_x, p_clips, p_codes, p_scale, p_zero, i_row, inside,
-    D: tl.constexpr, BLOCK_H: tl.constexpr,
-    SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, INCLUDE_ZERO: tl.constexpr,
-):  # fmt: skip
-    o_h = tl.arange(0, BLOCK_H)
-    m_h = o_h < D // 2
+def load_halves(p_x, o_h, m_h):
+    """Even and odd features of a row, in float32."""
     b_even = tl.load(p_x + 2 * o_h, mask=m_h, other=0.0).to(tl.float32)
     b_odd = tl.load(p_x + 2 * o_h + 1, mask=m_h, other=0.0).to(tl.float32)
+    return b_even, b_odd
+
+
+@triton.jit
+def write_row(
+    b_even, b_odd, p_clips, p_codes, p_scale, p_zero, i_row, inside, o_h, m_h,
+    D: tl.constexpr, SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, INCLUDE_ZERO: tl.constexpr,
+):  # fmt: skip
+    """Quantize a key or a value, given as its even and odd features, into row i_row of the cache."""
     b_even, b_odd, scale, zero = quantized_token(
         b_even, b_odd, m_h, p_clips, 1.0, 1.0, SCHEME, CANDIDATES, False, INCLUDE_ZERO
     )

@@ -12,7 +12,7 @@ from ..backend import Backend, picks_triton
 from ..coded import Coded
 from ..schemes import Scheme
 from ..steps import LowRankStep
-from .front import Front, Norm, check_front
+from .front import Front, Norm, Residual, check_front
 from .reference import Container, rotate_quantize_reference
 from .takes import form_of, obstacle
 from .tiles import tile_obstacle
@@ -20,7 +20,7 @@ from .tiles import tile_obstacle
 # Entries the torch backend works on at a time; on a GPU the bound is on its temporaries.
 _CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25
 
-__all__ = ["Container", "Norm", "form_of", "obstacle", "rotate_quantize", "rotate_quantize_reference"]
+__all__ = ["Container", "Norm", "Residual", "form_of", "obstacle", "rotate_quantize", "rotate_quantize_reference"]
 
 
 @torch.no_grad()
@@ -28,9 +28,11 @@ def rotate_quantize(
     x: Tensor, r1: Tensor | None, r2: Tensor | None, *,
     scheme: Scheme = "symmetric", clip: float | Sequence[float] = 1.0, ends: tuple[float, float] = (1.0, 1.0),
     norm: Norm | None = None, up: Tensor | None = None, balance: LowRankStep | None = None,
+    residual: Residual | None = None,
     container: Container = "int4", out: Coded | None = None, backend: Backend = "auto",
 ) -> Coded:  # fmt: skip
-    """Quantize y = f(x) (R1 (x) R2) to 4 bits per token on the grids of kernels/grid.py; f: norm or up, then balance.
+    """Quantize y = f(x) (R1 (x) R2) to 4 bits per token on the grids of kernels/grid.py; f: residual and norm, or up,
+    then balance.
 
     Args:
         x: (..., n), floating point; rows of one stride are read in place.
@@ -41,6 +43,7 @@ def rotate_quantize(
         norm: RMSNorm in front.
         up: x's shape and dtype: SwiGLU in front, with x as the gate.
         balance: low-rank balance behind these; its tensors are used in x's dtype.
+        residual: added to x in front of the norm, and where the sum is written; not beside up.
         container: of the codes, -8..7 or (asymmetric) 0..15. "int4": uint8 (..., ceil(n / 2)), code 2j in the low
             nibble of byte j, negative ones as two's complement; "int8": int8 (..., n), a code a byte; "int8_planes":
             int8 (..., 2, n / 2), the even features, then the odd ones.
@@ -53,12 +56,13 @@ def rotate_quantize(
 
     Raises:
         ValueError: an unknown scheme, container or backend, a clip or end outside (0, 1], no candidates, factors or
-            parts of the front that do not fit n or lie on another device, norm beside up, int8_planes of an odd n, out
+            parts of the front that do not fit n or lie on another device, norm or residual
+            beside up, int8_planes of an odd n, out
             that does not match, or backend="triton" where the kernel cannot run.
     """
     clips = clip_factors(clip)
     n1, n2 = _factor_sizes(x, r1, r2)
-    front = Front(norm, up, balance)
+    front = Front(norm, up, balance, residual)
     check_front(x, front)
     _check(scheme, ends, container, x.shape[-1])
     triton = picks_triton(backend, x, tile_obstacle(n1, n2, r1 is not None, r2 is not None, x.element_size()))
@@ -81,13 +85,16 @@ def _in_chunks(
 ) -> None:  # fmt: skip
     """The torch backend, written to result: a few tokens at a time, so that what lies between its steps is cached."""
     n = x.shape[-1]
-    rows, up = x.reshape(-1, n), None if front.up is None else front.up.reshape(-1, n)
+    rows, up, residual = x.reshape(-1, n), None if front.up is None else front.up.reshape(-1, n), front.residual
+    what, total = (None, None) if residual is None else (part.reshape(-1, n) for part in residual)
     parts = (result.codes, result.scale, result.zero)
     targets = [None if whole is None else whole.view(len(rows), *whole.shape[x.dim() - 1 :]) for whole in parts]
     step = max(1, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // n)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         own = front._replace(up=None if up is None else up[part])
+        if what is not None and total is not None:
+            own = own._replace(residual=Residual(what[part], total[part]))
         values = rotate_quantize_reference(rows[part], r1, r2, scheme, clips, front=own, ends=ends, container=container)
         for target, value in zip(targets, values[:3], strict=True):
             if target is not None and value is not None:

@@ -1,4 +1,4 @@
-"""What may stand in front of the rotation, in torch: RMSNorm or SwiGLU, then a low-rank balance."""
+"""What may stand in front of the rotation, in torch: a residual, RMSNorm or SwiGLU, then a low-rank balance."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ class Norm(NamedTuple):
     gain: Tensor | None = None  # (n,), used in x's dtype; None where it is folded into what reads the norm
 
 
+class Residual(NamedTuple):
+    """x + what, rounded to x's dtype, takes the place of x and is written to `total`: the residual stream goes on."""
+
+    what: Tensor  # x's shape and dtype
+    total: Tensor  # likewise, contiguous; neither x nor `what`, since tuning runs a kernel repeatedly
+
+
 class Front(NamedTuple):
-    """Steps in front of the rotation, in this order; the first two exclude each other."""
+    """Steps in front of the rotation: the residual, then the norm, or up alone; then the balance."""
 
     norm: Norm | None = None  # of x
     up: Tensor | None = None  # x's shape and dtype; the gate x becomes silu(x) up, rounded to x's dtype after each
     balance: LowRankStep | None = None  # its sums are float32, and the result is rounded to x's dtype once
+    residual: Residual | None = None
 
 
 def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,7 +41,9 @@ def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32)
     def rounded(value: Tensor) -> Tensor:
         return value.to(x.dtype).to(dtype)
 
-    norm, up, balance = front
+    norm, up, balance, residual = front
+    if residual is not None:
+        x = torch.add(x, residual.what, out=residual.total)
     if norm is not None:
         x = rms_norm(x, None if norm.gain is None else norm.gain.to(x.dtype), norm.eps, dtype)
     value = x.to(dtype)
@@ -48,8 +58,17 @@ def front_reference(x: Tensor, front: Front, dtype: torch.dtype = torch.float32)
 
 def check_front(x: Tensor, front: Front) -> None:
     """Raise ValueError unless the front fits x (..., n)."""
-    norm, up, balance = front
+    norm, up, balance, residual = front
     n = x.shape[-1]
+    if residual is not None:
+        if up is not None:
+            raise ValueError("residual and up are both given; a SwiGLU reads no residual stream")
+        check_tensor("residual.what", residual.what, x.shape, (x.dtype,), x.device)
+        check_tensor("residual.total", residual.total, x.shape, (x.dtype,), x.device, contiguous=True)
+        if residual.total.numel() and residual.total.data_ptr() in (x.data_ptr(), residual.what.data_ptr()):
+            raise ValueError(
+                "residual.total is x or residual.what; use another buffer: tuning runs a kernel repeatedly"
+            )
     if norm is not None and up is not None:
         raise ValueError("norm and up are both given; a site has an RMSNorm or a SwiGLU in front, not both")
     if norm is not None and not norm.eps >= 0:

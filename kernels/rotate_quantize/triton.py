@@ -15,18 +15,18 @@ from ..coded import Coded
 from ..tuning import autotune, compute_dtype, start, token_bucket
 from .front import Front
 from .tiles import block_sizes
-from .triton_front import balanced, rms_norm, swiglu
+from .triton_front import added, balanced, rms_norm, swiglu
 from .triton_grid import quantized_token
 
 
 @autotune
 @triton.jit
 def rotate_quantize_kernel(
-    p_x, p_up, p_gain, p_diagonal, p_basis, p_change, p_r1, p_r2, p_clips,
-    p_codes, p_scale, p_zero,
-    T, stride_x, stride_up, eps, end_low, end_high, T_BUCKET,
+    p_x, p_residual, p_up, p_gain, p_diagonal, p_basis, p_change, p_r1, p_r2, p_clips,
+    p_total, p_codes, p_scale, p_zero,
+    T, stride_x, stride_residual, stride_up, eps, end_low, end_high, T_BUCKET,
     N1: tl.constexpr, N2: tl.constexpr, BLOCK_N1: tl.constexpr, BLOCK_N2: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_UP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, HAS_GAIN: tl.constexpr, HAS_UP: tl.constexpr,
     HAS_BALANCE: tl.constexpr, HAS_DIAGONAL: tl.constexpr, RANK: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     SCHEME: tl.constexpr, CANDIDATES: tl.constexpr, HAS_ENDS: tl.constexpr, CONTAINER: tl.constexpr,
@@ -51,10 +51,14 @@ def rotate_quantize_kernel(
         b_r2_even = tl.load(p_right, mask=m_right, other=0.0).to(COMPUTE)
         b_r2_odd = tl.load(p_right + 1, mask=m_right, other=0.0).to(COMPUTE)
     row_x = tl.full([], stride_x, tl.int64)
+    row_residual = tl.full([], stride_residual, tl.int64)
     row_up = tl.full([], stride_up, tl.int64)
+    row_total = tl.full([], N1 * N2, tl.int64)
     row_codes = tl.full([], N1 * N2 // 2 if CONTAINER == "int4" else N1 * N2, tl.int64)
     for i_t in range(tl.program_id(0), T, tl.num_programs(0)):
         b_x = tl.load(p_x + i_t * row_x + o_x, mask=m_x, other=0.0)
+        if HAS_RESIDUAL:
+            b_x = added(b_x, p_residual + i_t * row_residual, p_total + i_t * row_total, o_x, m_x, COMPUTE)
         if HAS_NORM:
             b_x = rms_norm(b_x.to(tl.float32), p_gain, o_x, m_x, eps, N1 * N2, HAS_GAIN, COMPUTE)
         if HAS_UP:
@@ -102,7 +106,8 @@ def launch(
     """rotate_quantize of checked, non-empty arguments without a tile_obstacle, written to out."""
     rows = _rows(x)
     up = rows if front.up is None else _rows(front.up)
-    norm, balance = front.norm, front.balance
+    norm, balance, residual = front.norm, front.balance, front.residual
+    what, total = (rows, rows) if residual is None else (_rows(residual.what), residual.total)
 
     def operand(tensor: Tensor | None) -> Tensor:
         """In x's dtype, contiguous; x stands for what is not there."""
@@ -113,12 +118,14 @@ def launch(
     # fmt: off
     start(
         rotate_quantize_kernel, x, rows.shape[0],
-        rows, up, *map(operand, operands), clips_on(x.device, clips),
-        out.codes, out.scale, out.scale if out.zero is None else out.zero,
-        T=rows.shape[0], stride_x=rows.stride(0), stride_up=up.stride(0), eps=0.0 if norm is None else norm.eps,
+        rows, what, up, *map(operand, operands), clips_on(x.device, clips),
+        total, out.codes, out.scale, out.scale if out.zero is None else out.zero,
+        T=rows.shape[0], stride_x=rows.stride(0), stride_residual=what.stride(0), stride_up=up.stride(0),
+        eps=0.0 if norm is None else norm.eps,
         end_low=ends[0], end_high=ends[1], T_BUCKET=token_bucket(rows.shape[0]),
         N1=sizes[0], N2=sizes[1], BLOCK_N1=block_1, BLOCK_N2=block_2,
-        HAS_NORM=norm is not None, HAS_GAIN=norm is not None and norm.gain is not None, HAS_UP=front.up is not None,
+        HAS_RESIDUAL=residual is not None, HAS_NORM=norm is not None,
+        HAS_GAIN=norm is not None and norm.gain is not None, HAS_UP=front.up is not None,
         HAS_BALANCE=balance is not None, HAS_DIAGONAL=balance is not None and balance.diagonal is not None,
         RANK=0 if balance is None else balance.basis.shape[0], HAS_LEFT=r1 is not None, HAS_RIGHT=r2 is not None,
         SCHEME=scheme, CANDIDATES=len(clips), HAS_ENDS=ends != (1.0, 1.0), CONTAINER=container,

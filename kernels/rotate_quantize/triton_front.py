@@ -1,11 +1,21 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of its kernels and takes tl.constexpr only.)
-"""RMSNorm, SwiGLU and low-rank balance of one token in registers, in front of the rotation. Imports Triton."""
+"""Residual, RMSNorm, SwiGLU and low-rank balance of one token in registers, before the rotation. Imports Triton."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def added(b_x, p_residual, p_total, o_x, m_x, COMPUTE: tl.constexpr):
+    """x + residual in float32, rounded to their dtype and written."""
+    DTYPE: tl.constexpr = p_total.dtype.element_ty
+    b_residual = tl.load(p_residual + o_x, mask=m_x, other=0.0).to(tl.float32)
+    b_x = rounded(b_x.to(tl.float32) + b_residual, DTYPE, COMPUTE)
+    tl.store(p_total + o_x, b_x.to(DTYPE), mask=m_x)
+    return b_x
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sq.kernels.fourth_moment import fourth_moment_angle
 from sq.rotation.art import Partner, Statistic, art_angle, art_rotation, art_step
 from sq.rotation.balance import block_balance, dense_balance, diagonal_balance, low_rank_balance
 from sq.rotation.block_hadamard import BlockHadamard, largest_power
@@ -16,10 +17,11 @@ from sq.rotation.hadamard import (
     random_signs,
 )
 from sq.rotation.kronecker import Kronecker, kronecker_factors
-from sq.rotation.kurtosis import fourth_moment_angle, kurtosis_rotation
+from sq.rotation.kurtosis import kurtosis_rotation, kurtosis_rotations
 from sq.rotation.low_rank import LowRank
 from sq.rotation.permutation import Permutation
 from sq.rotation.second_moment import OfMatrix, OfRows, SecondMoment, Stretched, as_moment
+from sq.rotation.set_rotations import set_rotations
 from sq.rotation.stages import (
     Art,
     RandomHadamard,

@@ -9,55 +9,77 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sq.kernels.fourth_moment import fourth_moment_angle, fourth_moment_sums
 from sq.rotation.compiled_sweep import compiled_sweeps
 from sq.rotation.givens import rotate_halves
-from sq.rotation.samples import channel_rows, fitting_threads, token_rms
+from sq.rotation.launched_sweep import launched_sweeps
+from sq.rotation.samples import check_samples, fitting_threads, token_rms
 
 SLICE = 2**18  # entries worked on at a time, about 1 MB in float32: a slice and its copy stay in cache
 
 
 def kurtosis_rotation(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> Tensor:
-    """R that lowers sum_tj (x R)_tj^4, shape (m, m), float64.
+    """R that lowers sum_tj (x R)_tj^4, shape (m, m), float64: kurtosis_rotations of one set of samples (T, m)."""
+    check_samples(x)
+    return _rotations(x[None], sweeps, unit_tokens)[0]
 
-    A sweep meets every pair of channels once, m/2 disjoint pairs a step. No step raises the sum. Sums run in the dtype
-    of x over slices of tokens and in float64 over the slices.
+
+def kurtosis_rotations(x: Tensor, sweeps: int = 1, unit_tokens: bool = True) -> Tensor:
+    """R_b that lowers sum_tj (x_b R_b)_tj^4 for each of B independent sets of samples, shape (B, m, m), float64.
+
+    A sweep meets every pair of channels once, m/2 disjoint pairs a step, of all sets at once. No step raises a sum.
+    float32 samples on a CPU take the loops of compiled_sweep.py, on a CUDA device the launches of launched_sweep.py;
+    others, and those where numba or Triton is missing, the form in torch, with sums in the dtype of x over slices of
+    tokens and in float64 over the slices.
 
     Args:
-        x: samples, shape (T, m), CalibrationError as by check_samples.
+        x: samples, shape (B, T, m), such as heads or blocks. CalibrationError as by check_samples.
         sweeps: times every pair is met.
         unit_tokens: first divide every sample by its rms, so that each token counts the same.
     """
+    if x.dim() != 3:
+        raise ValueError(f"got samples of shape {tuple(x.shape)}; (B, T, m) is allowed, x[None] for one set of them")
+    check_samples(x.flatten(0, 1))
+    return _rotations(x, sweeps, unit_tokens)
+
+
+def _rotations(x: Tensor, sweeps: int, unit_tokens: bool) -> Tensor:
     if sweeps < 0:
         raise ValueError(f"got {sweeps} sweeps; 0 or more are allowed")
-    rows = channel_rows(x)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rows = x.detach().mT.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if unit_tokens:
-        rows /= token_rms(rows.T).T
-    m = rows.shape[0]
+        rows /= token_rms(rows.mT).mT
+    batch, m, _ = rows.shape
     if m < 2:
-        return torch.eye(m, dtype=torch.float64, device=x.device)
+        return torch.ones(batch, m, m, dtype=torch.float64, device=x.device)
     following = _round_robin(m + m % 2)
-    turned = compiled_sweeps(rows, sweeps, following)
-    return (_sweeps(rows, sweeps, following) if turned is None else turned).T.contiguous()
+    for fast in (compiled_sweeps, launched_sweeps):
+        if (turned := fast(rows, sweeps, following)) is not None:
+            return turned.mT.contiguous()
+    return _sweeps(rows, sweeps, following).mT.contiguous()
 
 
 def _sweeps(rows: Tensor, sweeps: int, following: Tensor) -> Tensor:
-    """R^T (m, m), float64, of rows (m, T): the form for any device and dtype, and the reference of the compiled one."""
-    odd = rows.shape[0] % 2 == 1
-    if odd:  # a row of zeros at place 0, which the schedule never moves: its partner sits a step out
+    """R^T (B, m, m), float64, of rows (B, m, T): the form for any device and dtype, and the reference of the others."""
+    batch, m, tokens = rows.shape
+    size = len(following)
+    rows = rows.transpose(0, 1)  # places outside, sets inside: the two halves are those of every set
+    if size > m:  # a row of zeros at place 0, which the schedule never moves: its partner sits a step out
         rows = torch.cat([torch.zeros_like(rows[:1]), rows])
-    size = rows.shape[0]
     # On an accelerator one slice holds all tokens: launches cost more there than passes over memory.
-    width = rows.shape[1] if rows.device.type != "cpu" else max(256, SLICE // size)
-    slices = [part.clone() for part in torch.split(rows, width, dim=1)]
+    width = tokens if rows.device.type != "cpu" else max(256, SLICE // size)
+    slices = [part.reshape(size * batch, -1).clone() for part in torch.split(rows, width, dim=2)]
     scratch = [torch.empty_like(part) for part in slices]
-    rotation = torch.eye(size, dtype=torch.float64, device=rows.device)  # rows of R^T: rotated exactly as those of x^T
+    # Rows of R^T: rotated exactly as those of x^T.
+    rotation = torch.eye(size, dtype=torch.float64, device=rows.device).repeat_interleave(batch, dim=0)
     rotated = torch.empty_like(rotation)
-    following = following.to(rows.device)
+    following = (following[:, None] * batch + torch.arange(batch)).flatten().to(rows.device)
     with fitting_threads(rows.numel()):
         for _ in range(sweeps * (size - 1)):
             theta = fourth_moment_angle(*_sums(slices))
-            if odd:
-                theta[0] = 0.0
+            if size > m:
+                theta[:batch] = 0.0
             c, s = theta.cos()[:, None], theta.sin()[:, None]
             low_c, low_s = c.to(rows.dtype), s.to(rows.dtype)
             for part, out in zip(slices, scratch, strict=True):
@@ -65,28 +87,17 @@ def _sweeps(rows: Tensor, sweeps: int, following: Tensor) -> Tensor:
                 torch.index_select(out, 0, following, out=part)
             rotate_halves(rotation, c, s, rotated)
             torch.index_select(rotated, 0, following, out=rotation)
-    return rotation[1:, 1:] if odd else rotation
-
-
-def fourth_moment_angle(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """theta = atan2(2B, A - C) / 4 in [-pi/4, pi/4], the minimizer of sum x'^4 + y'^4 over all rotations of the plane.
-
-    x' = cos x + sin y, y' = -sin x + cos y, p = x y, q = (y^2 - x^2) / 2, A = sum p^2, B = sum p q, C = sum q^2.
-    """
-    return torch.atan2(2 * b, a - c) / 4
+    turned: Tensor = rotation.unflatten(0, (size, batch)).transpose(0, 1)
+    return turned[:, size - m :, size - m :]
 
 
 def _sums(slices: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """A, B, C of row k against row m/2 + k, each shape (m/2,), float64."""
+    """A, B, C of row k against row N/2 + k of N, each shape (N/2,), float64."""
     half = slices[0].shape[0] // 2
     total = torch.zeros(3, half, dtype=torch.float64, device=slices[0].device)
     for part in slices:
-        first, second = part[:half], part[half:]
-        p = first * second
-        q = second.square().addcmul_(first, first, value=-1).mul_(0.5)
-        total[0] += torch.linalg.vecdot(p, p)
-        total[1] += torch.linalg.vecdot(p, q)
-        total[2] += torch.linalg.vecdot(q, q)
+        for sums, more in zip(total, fourth_moment_sums(part[:half], part[half:]), strict=True):
+            sums += more
     return total[0], total[1], total[2]
 
 

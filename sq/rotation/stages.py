@@ -12,6 +12,7 @@ from torch import Tensor
 from sq.rotation.art import Partner, Statistic, art_rotation
 from sq.rotation.hadamard import Hadamard, hadamard_matrix, random_orthogonal, random_signs
 from sq.rotation.kronecker import Kronecker
+from sq.rotation.kurtosis import kurtosis_rotations
 from sq.rotation.samples import check_samples, token_rms
 from sq.rotation.transform import Dense, Identity, Transform
 from sq.rotation.urt import TARGETS, Target, urt_rotation
@@ -72,6 +73,12 @@ class Urt:
         """urt_rotation; the seed is not used."""
         return urt_rotation(x, self.target, self.statistic, self.sweeps, unit_tokens=False)
 
+    def rotations(self, x: Tensor, seed: int) -> Tensor:
+        """R (B, m, m) of many sets of samples (B, S, m): target "kurtosis" builds them at once."""
+        if self.target == "kurtosis":
+            return kurtosis_rotations(x, self.sweeps, unit_tokens=False)
+        return torch.stack([self.rotation(samples, seed) for samples in x])
+
 
 @dataclass(frozen=True)
 class RandomHadamard:
@@ -130,7 +137,7 @@ def build_rotation(
     if not stages:
         return Identity(n)
     if factors is None and len(stages) == 1 and isinstance(stages[0], RandomHadamard):
-        return Hadamard(n, random_signs(n, _draw(seeds))).to(x.device)
+        return Hadamard(n, random_signs(n, draw_seed(seeds))).to(x.device)
     x = x.detach() if x.dtype == torch.float64 else x.detach().to(torch.float32)
     rms = token_rms(x) if any(stage.unit_tokens for stage in stages) else None
     sizes = (n,) if factors is None else factors
@@ -144,7 +151,7 @@ def build_rotation(
                 samples = tokens if factors is None else _axis_samples(tokens, factors, axis)
             else:
                 samples = x.new_empty(1, size)
-            step = stage.rotation(samples, _draw(seeds)).to(x.device)
+            step = stage.rotation(samples, draw_seed(seeds)).to(x.device)
             rotations[axis] = rotations[axis] @ step
             if index <= last:
                 x = _apply(x, step, factors, axis)
@@ -179,5 +186,6 @@ def _apply(x: Tensor, step: Tensor, factors: tuple[int, int] | None, axis: int) 
     return (x.reshape(-1, n2) @ step if axis == 1 else torch.matmul(step.T, x.reshape(-1, n1, n2))).reshape(x.shape)
 
 
-def _draw(generator: torch.Generator) -> int:
+def draw_seed(generator: torch.Generator) -> int:
+    """The seed of the next stage, in [0, 2^62)."""
     return int(torch.randint(2**62, (), generator=generator))

@@ -43,6 +43,7 @@ TOY = Shapes(
     blocks=(64,),
     hadamards={2048: 1, 6144: 12},
     block_products=((3, 16, 0), (4, 24, 2)),
+    fourth_moments=((2, 5, 150),),
     models=(Model("Toy", 64, 96, heads=4, kv_heads=2, head_dim=32, layers=2, vocabulary=100),),
     sites=("o", "down"),
     prefill=(18,),
@@ -84,6 +85,7 @@ BYTES = {
     "rotate_quantize 64 T=1": 128 + 32 + 4,
     "eager rotate_quantize 64 T=4": 4 * (128 + 32 + 4),
     "RMSNorm + rotate_quantize 64 T=4": 4 * (128 + 32 + 4),
+    "residual + RMSNorm + rotate_quantize 64 T=4": 4 * (3 * 128 + 32 + 4),
     "SwiGLU + rotate_quantize 96 T=4": 4 * (192 + 192 + 48 + 4),
     "rotate_quantize 64 to int8_planes T=4": 4 * (128 + 64 + 4),
     "block-16 Hadamard + quantize 64 T=4": 4 * (128 + 32 + 4),
@@ -92,6 +94,7 @@ BYTES = {
     "block_product 3x16 r=0 T=4": 4 * 4 * 48 + 2 * (3 * 16 * 16 + 9),
     "block_product 4x24 r=2 T=4": 4 * 4 * 96 + 2 * (4 * 24 * 24 + 16 + 2 * 96 * 2),
     "eager block_product 4x24 r=2 T=4": 4 * 4 * 96 + 2 * (4 * 24 * 24 + 16 + 2 * 96 * 2),
+    "turn_pairs 2x5 T=150": 2 * 5 * 150 * 4 * 2 + 2 * 5 * 5 * 8 * 2,
     "int4_matmul 64x128 M=1": 64 * 64 + 4 * 64 + 64 + 4 + 2 * 64,
     "int4_matmul 64x96 M=3": 64 * 48 + 4 * 64 + 3 * 48 + 12 + 2 * 3 * 64,
     "int4_matmul 64x128 M=18": 64 * 64 + 4 * 64 + 18 * 128 + 4 * 18 + 2 * 18 * 64,
@@ -99,6 +102,7 @@ BYTES = {
     "_int_mm scaled 64x128 M=18": 64 * 128 + 18 * 128 + 10 * 18 * 64 + 4 * 18 + 4 * 64,
     "linear 64x128 M=18": 18 * (2 * 128 + 128 + 4 + 128 + 4) + 64 * 64 + 4 * 64 + 2 * 18 * 64,
     "kv4_attention 4/2x32 B=1 S=9": 9 * 2 * 2 * (16 + 4 + 1) + 2 * 2 * 4 * 32,
+    "kv4_rope_append 4/2x32 B=3": 3 * (2 * 2 * 4 * 32 + 2 * 2 * 2 * 32 + 2 * 2 * (16 + 4 + 1) + 2 * 2 * 32),
     "sdpa 4/2x32 B=1 S=9": 9 * 2 * 2 * 2 * 32 + 2 * 2 * 4 * 32,
 }
 FLOPS = {

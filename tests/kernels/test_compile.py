@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sass import resources
 
 from sq.kernels.backend import interpreted, power_of_two_from
 
@@ -48,7 +49,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "scheme", "candidates", "warps", "front"),
     [
-        ((64, 64), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_GAIN": True}),
+        ((64, 64), "symmetric", 1, 4, {"HAS_RESIDUAL": True, "HAS_NORM": True, "HAS_GAIN": True}),
         ((86, 128), "midrise", 9, 8, {"HAS_UP": True, "CONTAINER": "int8"}),
         ((128, 224), "asymmetric", 1, 16, {"HAS_UP": True, "HAS_ENDS": True}),
         ((1, 4096), "symmetric", 1, 4, {"HAS_NORM": True, "HAS_LEFT": False, "HAS_RIGHT": False}),
@@ -70,10 +71,13 @@ def test_rotate_quantize(
     from sq.kernels.rotate_quantize.tiles import block_sizes
     from sq.kernels.rotate_quantize.triton import rotate_quantize_kernel
 
-    types = {f"p_{name}": "*bf16" for name in ("x", "up", "gain", "diagonal", "basis", "change", "r1", "r2")}
+    types = {
+        f"p_{name}": "*bf16"
+        for name in ("x", "residual", "total", "up", "gain", "diagonal", "basis", "change", "r1", "r2")
+    }
     types |= {"p_clips": "*fp32", "p_codes": "*i8" if "CONTAINER" in front else "*u8", "p_scale": "*fp32"}
     types |= {"p_zero": "*fp32", "eps": "fp32", "end_low": "fp32", "end_high": "fp32"}
-    flags = ("HAS_NORM", "HAS_GAIN", "HAS_UP", "HAS_BALANCE", "HAS_DIAGONAL", "HAS_ENDS")
+    flags = ("HAS_RESIDUAL", "HAS_NORM", "HAS_GAIN", "HAS_UP", "HAS_BALANCE", "HAS_DIAGONAL", "HAS_ENDS")
     constants: dict[str, Any] = dict.fromkeys(flags, False)
     constants |= {"RANK": 0, "HAS_LEFT": True, "HAS_RIGHT": True, "CONTAINER": "int4", **front}
     (n1, n2), (block_1, block_2) = sizes, block_sizes(*sizes, rotates=constants["HAS_LEFT"])
@@ -83,6 +87,21 @@ def test_rotate_quantize(
     assert compiled.metadata.shared <= SHARED_BYTES
     if constants["HAS_LEFT"]:
         assert "wgmma" in compiled.asm["ptx"], "products do not use Hopper's wide instructions"
+
+
+@pytest.mark.parametrize(("block", "warps"), [(2048, 8), (2048, 16), (128, 1)], ids=str)
+def test_fourth_moment(tmp_path: Path, block: int, warps: int) -> None:
+    """Three barriers, around the two sums that all warps must have before a row is written; one warp needs none."""
+    from sq.kernels.fourth_moment.triton import turn_pairs_kernel
+
+    types = {"p_rows": "*fp32", "p_turned": "*fp64", "p_pairs": "*i32"}
+    compiled = compile_for_hopper(turn_pairs_kernel, types, {"BLOCK_T": block, "BLOCK_M": 128 * warps}, warps)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    assert "fma.rn.f64" in compiled.asm["ptx"], "sums are not in float64"
+    used = resources(compiled, tmp_path)
+    assert used.spilled == 0
+    assert used.programs(warps) * warps >= 16, "too few warps an SM to keep reads in flight"
+    assert used.barriers <= (3 if warps > 1 else 0)
 
 
 @pytest.mark.parametrize(("k", "powers", "warps"), [(1, 128, 4), (172, 64, 16)], ids=["128", "11008"])
@@ -113,7 +132,9 @@ def test_hadamard(k: int, powers: int, warps: int) -> None:
     [(4, 128, "bf16", True), (1, 64, "fp16", False), (8, 32, "fp32", True)],
     ids=["bf16", "fp16", "fp32"],
 )
-def test_kv4_attention(group: int, head_dim: int, nibbles: str, zero: bool) -> None:
+def test_kv4_attention(tmp_path: Path, group: int, head_dim: int, nibbles: str, zero: bool) -> None:
+    """Positions are split for four programs an SM (partials.py), so registers must hold four; barriers are those around
+    the two products and the two sums over positions of a block, and the first loads."""
     import triton.language as tl
 
     from sq.kernels.kv4_attention.triton import kv4_attention_kernel
@@ -129,19 +150,33 @@ def test_kv4_attention(group: int, head_dim: int, nibbles: str, zero: bool) -> N
     compiled = compile_for_hopper(kv4_attention_kernel, types, constants, warps=4)
     assert compiled.metadata.shared <= SHARED_BYTES
     assert ("prmt.b32" in compiled.asm["ptx"] and "mma.sync" in compiled.asm["ptx"]) or not half
+    used = resources(compiled, tmp_path)
+    assert used.spilled <= 8
+    assert used.programs(warps=4) >= 4
+    assert used.barriers <= 24
 
 
-def test_kv4_cache_and_second_pass() -> None:
+def test_kv4_cache_and_second_pass(tmp_path: Path) -> None:
+    """A program of one warp waits for no other one, and the token's features stay in registers."""
+    import triton.language as tl
+
     from sq.kernels.kv4_attention.triton import kv4_combine_kernel
     from sq.kernels.kv4_attention.triton_append import kv4_append_kernel
+    from sq.kernels.kv4_attention.triton_rope import kv4_rope_append_kernel
 
     types = {"p_k": "*bf16", "p_v": "*bf16", "p_positions": "*i64", "p_clips": "*fp32", "p_part": "*fp32"}
     types |= {f"p_{side}_{part}": "*fp32" if part == "scale" else "*u8" for side in "kv" for part in PARTS}
     types |= {"p_lse": "*fp32", "p_o": "*bf16"}
     constants: dict[str, Any] = {"KV_HEADS": 8, "D": 128, "BLOCK_H": 64, "SCHEME": "asymmetric", "CANDIDATES": 2}
-    compile_for_hopper(kv4_append_kernel, types, constants | {"INCLUDE_ZERO": True}, warps=1)
+    compiled = [compile_for_hopper(kv4_append_kernel, types, constants | {"INCLUDE_ZERO": True}, warps=1)]
     wide = types | {"p_k_zero": "*i16", "p_v_zero": "*i16"}
-    compile_for_hopper(kv4_append_kernel, wide, constants | {"INCLUDE_ZERO": False}, warps=1)
+    compiled.append(compile_for_hopper(kv4_append_kernel, wide, constants | {"INCLUDE_ZERO": False}, warps=1))
+    wide |= dict.fromkeys(("p_q", "p_cos", "p_sin", "p_y"), "*bf16")
+    turned = constants | {"INCLUDE_ZERO": False, "HEADS": 32, "COMPUTE": tl.bfloat16}
+    compiled.append(compile_for_hopper(kv4_rope_append_kernel, wide, turned, warps=1))
+    for used in (resources(kernel, tmp_path) for kernel in compiled):
+        assert used.barriers == used.spilled == 0
+        assert used.registers <= 64, "32 warps an SM, as many as it starts blocks"
     constants = {"SPLITS": 5, "BLOCK_SPLITS": 8, "D": 128, "BLOCK_D": 128}
     compile_for_hopper(kv4_combine_kernel, types, constants, warps=4)
 

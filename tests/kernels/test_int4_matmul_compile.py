@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sass import resources
 
 from sq.kernels.backend import interpreted
 from sq.kernels.schemes import Scheme
@@ -89,15 +90,26 @@ def test_prefill(block: tuple[int, int, int], warps: int, schemes: tuple[Scheme,
 
 
 @pytest.mark.parametrize(
-    ("block", "warps", "product", "more"),
+    ("block", "warps", "product", "more", "programs", "barriers"),
     [
-        ((64, 16, 256), 4, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 4}),
-        ((128, 64, 128), 8, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 8, "HAS_BIAS": True}),
-        ((16, 16, 256), 2, r"mma\.sync\S*s8\.s8", {"SPLIT": 1}),
+        ((64, 16, 256), 4, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 4}, 4, 12),
+        ((128, 64, 128), 8, r"wgmma\S*s32\.s8\.s8", {"SPLIT": 8, "HAS_BIAS": True}, 1, 14),
+        ((16, 16, 256), 2, r"mma\.sync\S*s8\.s8", {"SPLIT": 1}, 8, 6),
     ],
     ids=["1 token", "64 tokens", "without a split"],
 )
-def test_decode(block: tuple[int, int, int], warps: int, product: str, more: dict[str, Any]) -> None:
+def test_decode(
+    tmp_path: Path,
+    block: tuple[int, int, int],
+    warps: int,
+    product: str,
+    more: dict[str, Any],
+    programs: int,
+    barriers: int,
+) -> None:
+    """Registers, too: small tiles are there to keep that many programs of an SM reading while others wait, which a
+    spill or a register more would undo. Barriers are those around stages, products and the sum of the parts: they are
+    counted so that one more in the loop, which every block of a row would pay, is seen."""
     from sq.kernels.int4_matmul.triton import decode_kernel
 
     schemes: tuple[Scheme, Scheme] = ("midrise", "midrise")
@@ -105,3 +117,7 @@ def test_decode(block: tuple[int, int, int], warps: int, product: str, more: dic
     assert_uses(compiled, product)
     counted = "atom.global.gpu.acq_rel.add" in compiled.asm["ptx"]
     assert counted == (more["SPLIT"] > 1)
+    used = resources(compiled, tmp_path)
+    assert used.spilled == 0
+    assert used.programs(warps) >= programs
+    assert used.barriers <= barriers

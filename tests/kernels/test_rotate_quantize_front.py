@@ -11,11 +11,12 @@ from quantizers import activation_quantizer
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+import sq.kernels.rotate_quantize as rotate_quantize_module
 from sq.formats.activation import clip_candidates
 from sq.formats.elements import SCHEMES
 from sq.formats.format import integer
 from sq.kernels.coded import Coded
-from sq.kernels.rotate_quantize import Norm, rotate_quantize
+from sq.kernels.rotate_quantize import Norm, Residual, rotate_quantize
 from sq.kernels.rotate_quantize.front import Front, front_reference
 from sq.kernels.rotate_quantize.reference import rotate
 from sq.kernels.schemes import Scheme
@@ -71,6 +72,39 @@ def test_norm_rounds_where_the_module_rounds(run: Any, scheme: Scheme, dtype: to
     assert torch.equal(got.codes, codes.to(torch.int8))
     assert torch.equal(got.scale, scale)
     assert zero is None or torch.equal(got.zero, zero)
+
+
+def summed(x: Tensor, residual: Residual, backend: Any, **arguments: Any) -> tuple[Coded, Tensor]:
+    """Codes and the sum, for a process that shares no memory with the caller."""
+    return rotate_quantize(x, None, None, residual=residual, backend=backend, **arguments), residual.total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("with_norm", [True, False], ids=["norm", "alone"])
+def test_residual_is_added_where_a_decoder_layer_adds_it(run: Any, with_norm: bool, dtype: torch.dtype) -> None:
+    """The sum bit for bit as torch adds; codes bit for bit those of the sum, handed in by itself."""
+    wide = torch.randn(2, 5, 72)
+    x, what = wide[..., :64].to(dtype), (30 * torch.randn(2, 5, 64)).to(dtype)  # rows of a wider tensor
+    what[1, 2, 3] = torch.nan
+    arguments: dict[str, Any] = {"scheme": "asymmetric", "container": "int8"}
+    if with_norm:
+        arguments["norm"] = Norm(1e-6, torch.randn(64).to(dtype))
+    expected = run(rotate_quantize, x + what, None, None, **arguments)
+    found, total = run(summed, x, Residual(what, torch.zeros_like(what)), **arguments)
+    torch.testing.assert_close(total, x + what, rtol=0, atol=0, equal_nan=True)
+    for got, wanted in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_torch_twin_adds_the_residual_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotate_quantize_module, "_CPU_CHUNK", 3 * 16)
+    x, what, norm = torch.randn(5, 2, 16), torch.randn(5, 2, 16), Norm(1e-6)
+    total = torch.empty_like(x)
+    found = rotate_quantize(x, None, None, norm=norm, residual=Residual(what, total))
+    expected = rotate_quantize(x + what, None, None, norm=norm)
+    assert torch.equal(total, x + what)
+    assert torch.equal(found.codes, expected.codes)
+    assert torch.equal(found.scale, expected.scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=["fp32", "fp16", "bf16"])
@@ -172,6 +206,7 @@ def test_kernel_stays_within_its_tensors(run: Any, guarded: Callable[..., Any], 
     tokens, n1, n2 = 3, 11, 18
     n = n1 * n2
     shapes = {"x": (tokens, n), "up": (tokens, n), "diagonal": (n,), "basis": (2, n), "change": (2, n)}
+    shapes |= {"residual": (tokens, n)}
     shapes |= {"r1": (n1, n1), "r2": (n2, n2), "gain": (n,)}
     read = {name: guarded(shape, torch.float32, torch.nan) for name, shape in shapes.items()}
     values = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -179,15 +214,20 @@ def test_kernel_stays_within_its_tensors(run: Any, guarded: Callable[..., Any], 
         buffer.inside.copy_(values[name])
     codes = {"int4": (tokens, n // 2), "int8": (tokens, n), "int8_planes": (tokens, 2, n // 2)}[container]
     written = {
+        "total": guarded((tokens, n), torch.float32, 77.0),
         "codes": guarded(codes, torch.uint8 if container == "int4" else torch.int8, 77),
         "scale": guarded((tokens, 1), torch.float32, 77.0),
         "zero": guarded((tokens, 1), torch.float32, 77.0),
     }
-    target = Coded(*(buffer.inside for buffer in written.values()))
+    total, *parts = (buffer.inside for buffer in written.values())
+    target = Coded(*parts)
 
     def arguments(source: Callable[[str], Tensor], step: str) -> dict[str, Any]:
         balance = LowRankStep(source("diagonal"), source("basis"), source("change"))
-        front = {"norm": Norm(1e-6, source("gain"))} if step == "norm" else {"up": source("up")}
+        front: dict[str, Any] = {"up": source("up")}
+        if step == "norm":
+            sums = total if source("x") is read["x"].inside else torch.empty(tokens, n)
+            front = {"norm": Norm(1e-6, source("gain")), "residual": Residual(source("residual"), sums)}
         return {"scheme": "asymmetric", "container": container, "balance": balance, **front}
 
     for step in ("norm", "swiglu"):
@@ -210,6 +250,11 @@ X = torch.ones(2, 12)
     [
         ({"norm": Norm(1e-6), "up": X}, "not both"),
         ({"norm": Norm(-1.0)}, "norm.eps is -1.0"),
+        ({"residual": Residual(X, torch.empty(2, 12)), "up": X}, "residual and up are both given"),
+        ({"residual": Residual(torch.ones(2, 11), torch.empty(2, 12))}, r"residual.what is torch.float32 \(2, 11\)"),
+        ({"residual": Residual(X.half(), torch.empty(2, 12))}, "residual.what is torch.float16"),
+        ({"residual": Residual(X, torch.empty(12, 2).T)}, "contiguous"),
+        ({"residual": Residual(torch.ones(2, 12), X)}, "residual.total is x or residual.what"),
         ({"norm": Norm(1e-6, torch.ones(11))}, r"norm.gain is torch.float32 \(11,\).*\(12,\)"),
         ({"up": torch.ones(2, 11)}, r"up is torch.float32 \(2, 11\)"),
         ({"up": X.half()}, "up is torch.float16 and the gate x is torch.float32"),

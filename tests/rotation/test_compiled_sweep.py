@@ -95,7 +95,7 @@ def test_threads_change_nothing_but_digits(monkeypatch: pytest.MonkeyPatch, m: i
 
 
 def test_samples_keep_their_values() -> None:
-    rows = heavy(50, 6).T.contiguous()
+    rows = heavy(50, 6).T[None].contiguous()
     before = rows.clone()
     assert compiled_sweep.compiled_sweeps(rows, 1, kurtosis_module._round_robin(6)) is not None
     assert torch.equal(rows, before)
@@ -103,8 +103,8 @@ def test_samples_keep_their_values() -> None:
 
 def test_float64_and_other_devices_take_the_form_in_torch() -> None:
     following = kurtosis_module._round_robin(6)
-    assert compiled_sweep.compiled_sweeps(torch.ones(6, 9, dtype=torch.float64), 1, following) is None
-    assert compiled_sweep.compiled_sweeps(torch.ones(6, 9, device="meta"), 1, following) is None
+    assert compiled_sweep.compiled_sweeps(torch.ones(1, 6, 9, dtype=torch.float64), 1, following) is None
+    assert compiled_sweep.compiled_sweeps(torch.ones(1, 6, 9, device="meta"), 1, following) is None
     x = heavy(50, 6).double()
     assert torch.equal(kurtosis_rotation(x, unit_tokens=False), in_torch(x))
 
