@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sq.models.families import ModelDimensions
 from sq.models.site_transform import over_heads
-from sq.rotation import Compose, PerHead, Stage, Transform, build_rotation, dense_balance
+from sq.rotation import PerHead, Stage, dense_balance, set_rotations
 
 
 def value_rotations(
@@ -23,11 +23,8 @@ def value_rotations(
         name: for messages, such as "layer 3, o".
     """
     heads = over_heads(tokens, dimensions).unflatten(-1, (dimensions.kv_heads, dimensions.head_dim))
-    blocks = [
-        build_rotation(heads[:, :, head].flatten(0, 1), stages, None, seed, f"{name}, KV head {head}").matrix()
-        for head in range(dimensions.kv_heads)
-    ]
-    return PerHead(torch.stack(blocks))
+    of_head = heads.permute(2, 0, 1, 3).flatten(1, 2)  # (T, group, kv_heads, head_dim) as (kv_heads, T group, head_dim)
+    return PerHead(set_rotations(of_head, stages, seed, f"{name}, KV head"))
 
 
 def key_blocks(
@@ -49,17 +46,15 @@ def key_blocks(
         name: for messages, such as "layer 3".
         balanced: put a dense balance of keys and queries before the rotation.
     """
-    of_keys = keys.unflatten(-1, (dimensions.kv_heads, -1))  # (T, kv_heads, head_dim)
+    of_keys = keys.unflatten(-1, (dimensions.kv_heads, -1)).transpose(0, 1)  # (kv_heads, T, head_dim)
     of_queries = over_heads(queries, dimensions).unflatten(-1, (dimensions.kv_heads, -1))
-    blocks = []
-    for head in range(dimensions.kv_heads):
-        tokens = of_keys[:, head]
-        parts: list[Transform] = []
-        if balanced:
+    blocks = torch.eye(of_keys.shape[-1], dtype=torch.float64, device=keys.device).expand(dimensions.kv_heads, -1, -1)
+    if balanced:
+        made = []
+        for head, tokens in enumerate(of_keys):
             readers = of_queries[:, :, head].flatten(0, 1)
             moments = (part.T.double() @ part.double() / len(part) for part in (tokens, readers))
-            parts.append(dense_balance(*moments))
-            tokens = parts[0](tokens)
-        parts.append(build_rotation(tokens, stages, None, seed, f"{name}, keys of head {head}"))
-        blocks.append(Compose(parts).matrix())
-    return PerHead(torch.stack(blocks), orthogonal=not balanced)
+            made.append(dense_balance(*moments).matrix())
+        blocks = torch.stack(made)
+        of_keys = of_keys @ blocks.to(of_keys.dtype)
+    return PerHead(blocks @ set_rotations(of_keys, stages, seed, f"{name}, keys of head"), orthogonal=not balanced)
