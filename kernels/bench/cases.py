@@ -110,7 +110,7 @@ def fourth_moment(sets: int, m: int, tokens: int) -> Case:
 
 
 def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:
-    """Packed weights by symmetric codes: packed for decode, int8 planes for prefill."""
+    """Packed weights by symmetric codes: packed for decode, int8 planes for the other forms."""
     container: Container = "int4" if form == "decode" else "int8_planes"
 
     def make(place: Place, seed: int) -> Callable[[], Any]:
@@ -121,7 +121,8 @@ def matmul(tokens: int, d_out: int, d_in: int, form: Form) -> Case:
 
     read = tokens * (d_in // 2 if form == "decode" else d_in) + 4 * tokens
     size = d_out * d_in // 2 + 4 * d_out + read + 2 * tokens * d_out
-    return Case(f"int4_matmul {d_out}x{d_in} M={tokens}", make, size, 2 * tokens * d_out * d_in, tuned=True)
+    through = " by workspace" if form == "workspace" else ""
+    return Case(f"int4_matmul {d_out}x{d_in} M={tokens}{through}", make, size, 2 * tokens * d_out * d_in, tuned=True)
 
 
 def linear(tokens: int, d_out: int, n1: int, n2: int) -> Case:

@@ -114,6 +114,8 @@ def _prefill(name: str, size: tuple[int, int, int], shapes: Shapes) -> Iterator[
     whole = linear(tokens, d_out, *shapes.factors[d_in])
     yield Row(f"{name} over _int_mm", case, "speedup", yardsticks.int_mm(*size), "prefill int_mm")
     yield Row(f"{name} over bf16", case, "speedup", yardsticks.bf16_matmul(*size), "prefill bf16")
+    wide = matmul(*size, "workspace")
+    yield Row(f"{name} by workspace over bf16", wide, "speedup", yardsticks.bf16_matmul(*size), "prefill bf16")
     yield Row(
         f"{name} over _int_mm + scaling", case, "speedup", yardsticks.int_mm_scaled(*size), "prefill int_mm scaled"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -15,12 +13,10 @@ from .blocked import int4_matmul_blocked
 from .cpu_weight import CpuWeight
 from .planes import int8_planes, weight_sums
 from .reference import int4_matmul_reference
-from .takes import LARGEST_D_IN, obstacle
+from .takes import LARGEST_D_IN, Form, obstacle, workspace_obstacle
 from .tiles import DECODE_TOKENS
 
 __all__ = ["CpuWeight", "Form", "int4_matmul", "int4_matmul_reference", "int8_planes", "obstacle", "weight_sums"]
-
-Form = Literal["auto", "prefill", "decode"]
 
 _OUTPUTS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -47,7 +43,9 @@ def int4_matmul(
         out: (..., d_out), contiguous, written and returned; not the residual, since tuning runs a kernel repeatedly.
             With it, and after a first call that tunes, a CUDA graph can capture the call; graphs of one device that
             hold decode calls must not run at the same time.
-        form: "prefill" | "decode" | "auto", of the Triton kernel; "auto" is decode up to 64 tokens, all that it takes.
+        form: of the Triton kernel: "decode", up to 64 tokens; "prefill"; "workspace", for int8 activations and weights
+            without zeros and groups, which takes d_out d_in bytes while it runs. "auto" is decode up to 64 tokens, and
+            beyond them the faster of the two others, timed at the first call of a shape.
         backend: "auto" | "torch" | "triton", see sq/kernels/backend.py.
 
     Raises:
@@ -63,6 +61,8 @@ def int4_matmul(
     count = tokens.numel()
     if form == "decode" and count > DECODE_TOKENS:
         raise ValueError(f'form="decode" got {count} tokens; it takes up to {DECODE_TOKENS}, form="prefill" any number')
+    if form == "workspace" and (reason := workspace_obstacle(x, w)) is not None:
+        raise ValueError(f'form="workspace" does not take these operands: {reason}; use form="prefill" or "auto"')
     out = _checked_output((*tokens, d_out), w.codes.device, dtype, out, bias, residual)
     triton = picks_triton(backend, x.scale, _kernel_obstacle(x, w, x_scheme))
     if out.numel() == 0:
@@ -80,7 +80,7 @@ def int4_matmul(
     if triton:
         from .launch import launch
 
-        launch(*arguments, decode=form == "decode" or (form == "auto" and count <= DECODE_TOKENS))
+        launch(*arguments, form)
     else:
         int4_matmul_blocked(*arguments)
     return out

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
+
+from ..coded import HasCodes
 from ..formats import Format, grid_obstacle
 from .tiles import LARGEST_SUM
 
 LARGEST_D_IN = LARGEST_SUM // 2**14 - 1  # even; sums of int8 products stay within int32
+
+
+Form = Literal["auto", "prefill", "decode", "workspace"]
+
+
+def workspace_obstacle(x: HasCodes, w: HasCodes) -> str | None:
+    """Why the workspace form does not take these operands, or None: its sums are of bytes alone, in one row."""
+    if x.codes.dtype == torch.uint8:
+        return "activations are packed, and it takes those in int8"
+    if w.zero is not None:
+        return "weights have zeros"
+    if w.scale.shape[1] > 1:
+        return f"weights have {w.scale.shape[1]} groups a row"
+    return None
 
 
 def obstacle(x_format: Format, w_format: Format, d_in: int) -> str | None:

@@ -53,8 +53,16 @@ DECODE = [
     for split in (1, 2, 4, 8, 16)
     for stages in (3, 5)
 ]
+WORKSPACE = [
+    Launch(block_o, block_t, block_d, 1, programs, warps, stages)
+    for block_o, block_t, warps in _PREFILL_TILES
+    for block_d in (64, 128)
+    for stages in (3, 4)
+    for programs in (1, 2)
+]
 # The interpreter takes the first that fits: small tiles, so that small shapes have several, and a split of long rows.
 INTERPRETED_PREFILL = [Launch(32, 16, 32, 1, 1, 4, 1)]
+INTERPRETED_WORKSPACE = [Launch(32, 16, 64, 1, 1, 4, 1)]
 INTERPRETED_DECODE = [Launch(32, block_t, 32, split, 1, 4, 1) for block_t in (16, 32, 64) for split in (3, 1)]
 
 
@@ -67,10 +75,16 @@ def prefill_launches(shape: Shape, sms: int, interpreted: bool = False) -> list[
     """Launches that fit an SM; of these, those that keep all SMs busy, as far as any do. Never empty."""
     if interpreted:
         return INTERPRETED_PREFILL
-    fitting = _deep([launch for launch in PREFILL if _fits(launch, shape)])
-    tiles = {launch: _tiles(launch, shape) for launch in fitting}
-    enough = min(sms, max(tiles.values()))
-    return [launch for launch in fitting if tiles[launch] >= enough]
+    return _busy(_deep([launch for launch in PREFILL if _fits(launch, shape)]), shape, sms)
+
+
+def workspace_launches(shape: Shape, sms: int, interpreted: bool = False) -> list[Launch]:
+    """The same of the product of bytes, whose block_d are bytes of a row of d_in. Never empty."""
+    if interpreted:
+        return INTERPRETED_WORKSPACE
+    fitting = [launch for launch in WORKSPACE if _fits_sm(launch, launch.block_d * (launch.block_o + launch.block_t))]
+    even = [launch for launch in fitting if 2 * shape.row_bytes % launch.block_d == 0]  # without a mask
+    return _busy(even or fitting, shape, sms)
 
 
 def decode_launches(shape: Shape, sms: int, interpreted: bool = False) -> list[Launch]:
@@ -94,6 +108,13 @@ def workspace_entries(launches: list[Launch], d_out: int) -> int:
     )
 
 
+def _busy(fitting: list[Launch], shape: Shape, sms: int) -> list[Launch]:
+    """Those that keep all SMs busy, as far as any do."""
+    tiles = {launch: _tiles(launch, shape) for launch in fitting}
+    enough = min(sms, max(tiles.values()))
+    return [launch for launch in fitting if tiles[launch] >= enough]
+
+
 def _deep(launches: list[Launch]) -> list[Launch]:
     """Those with the two largest depths: shallower ones only wait more often."""
     deepest = max(launch.block_d for launch in launches)
@@ -110,22 +131,27 @@ def _blocks(launch: Launch, shape: Shape) -> int:
 
 
 def _fits(launch: Launch, shape: Shape) -> bool:
-    block_d, threads = launch.block_d, 32 * launch.warps
+    block_d = launch.block_d
     # a block within a group; one that divides it needs no mask
     divides = shape.group_bytes % block_d == 0
     odd = shape.group_bytes % _LEAST_DEPTH != 0
     if not divides and not (odd and block_d <= power_of_two_from(shape.group_bytes, _LEAST_DEPTH)):
         return False
-    accumulator = launch.block_o * launch.block_t // threads * (2 if shape.float_sums else 1)
-    stage = block_d * (launch.block_o + launch.block_t * (1 if shape.x_packed else 2))
-    shared = max(
-        launch.stages * stage + 2 * block_d * launch.block_t * shape.x_packed,
-        4 * launch.block_o * launch.block_t,  # the tile on its way to rows of tokens, at 4 bytes an entry
-    )
     if launch.split > 1:
         blocks = -(-_blocks(launch, shape) // launch.split)
         if blocks < 2 or -(-shape.d_out // launch.block_o) > LARGEST_SPLIT_ROWS:
             return False
+    stage = block_d * (launch.block_o + launch.block_t * (1 if shape.x_packed else 2))
+    unpacked = 2 * block_d * launch.block_t * shape.x_packed
+    return _fits_sm(launch, stage, unpacked, accumulators=2 if shape.float_sums else 1)
+
+
+def _fits_sm(launch: Launch, stage: int, more: int = 0, accumulators: int = 1) -> bool:
+    """Whether accumulators, stages of so many bytes and `more` of them fit an SM."""
+    threads = 32 * launch.warps
+    accumulator = launch.block_o * launch.block_t // threads * accumulators
+    # the tile on its way to rows of tokens, at 4 bytes an entry, takes the place of the stages
+    shared = max(launch.stages * stage + more, 4 * launch.block_o * launch.block_t)
     return (
         accumulator <= LARGEST_ACCUMULATOR
         and launch.programs_per_sm * threads <= THREADS

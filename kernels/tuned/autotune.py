@@ -55,6 +55,11 @@ def tuning_limit(seconds: float) -> Iterator[set[str]]:
         _seconds = before
 
 
+def limited() -> bool:
+    """Whether a `tuning_limit` holds."""
+    return _seconds is not None
+
+
 @cache
 def store() -> Store:
     """The launches of the current GPU, read once."""

@@ -33,7 +33,13 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def compile_for_hopper(
-    kernel: Any, block: tuple[int, int, int], warps: int, stages: int, schemes: tuple[Scheme, Scheme], **more: Any
+    kernel: Any,
+    block: tuple[int, int, int],
+    warps: int,
+    stages: int,
+    schemes: tuple[Scheme, Scheme],
+    capability: int = 90,
+    **more: Any,
 ) -> Any:
     """Of a layer 4096 x 4096; pointers and rows begin at multiples of 16 bytes, as torch's do."""
     import triton
@@ -51,8 +57,16 @@ def compile_for_hopper(
     constants |= {"HAS_W_ZERO": w_scheme == "asymmetric", "HAS_X_ZERO": x_scheme == "asymmetric", "X_SHIFT": 0.0}
     constants |= {"HAS_BIAS": False, "HAS_RESIDUAL": False, "PROGRAMS_PER_SM": 1, "TILES_PER_BAND": 8, **more}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types = {"p_w": "*i8", "p_x": "*i8", "p_bias": "*bf16", "p_residual": "*bf16", "p_y": "*bf16", "p_arrived": "*i32"}
-    types |= {"p_partial": "*fp32" if constants["HAS_W_ZERO"] or constants["GROUP_B"] < 2048 else "*i32"}
+    types = {
+        "p_w": "*i8",
+        "p_wide": "*i8",
+        "p_x": "*i8",
+        "p_bias": "*bf16",
+        "p_residual": "*bf16",
+        "p_y": "*bf16",
+        "p_arrived": "*i32",
+    }
+    types |= {"p_partial": "*fp32" if constants.get("HAS_W_ZERO") or constants.get("GROUP_B", 2048) < 2048 else "*i32"}
     types |= {name: "*fp32" for name in kernel.arg_names if name.startswith("p_") and name not in types}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     aligned = {
@@ -61,7 +75,8 @@ def compile_for_hopper(
         if name.startswith("p_") or name == "stride_x"
     }
     source = ASTSource(kernel, signature, constants, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
 
 def assert_uses(compiled: Any, product: str) -> None:
@@ -121,3 +136,42 @@ def test_decode(
     assert used.spilled == 0
     assert used.programs(warps) >= programs
     assert used.barriers <= barriers
+
+
+@pytest.mark.parametrize(
+    ("block", "warps", "stages"), [((128, 256, 128), 8, 3), ((128, 128, 128), 8, 4), ((64, 64, 64), 4, 4)], ids=str
+)
+def test_workspace(tmp_path: Path, block: tuple[int, int, int], warps: int, stages: int) -> None:
+    """Both operands lie in shared memory and nothing is unpacked between copies and products."""
+    from sq.kernels.int4_matmul.triton_workspace import workspace_kernel
+
+    schemes: tuple[Scheme, Scheme] = ("midrise", "midrise")
+    compiled = compile_for_hopper(workspace_kernel, block, warps, stages, schemes, HAS_BIAS=True)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    ptx = compiled.asm["ptx"]
+    products = re.findall(r"wgmma\S*s32\.s8\.s8\s*\{[^}]*\},\s*(\S)", ptx)
+    assert products
+    assert set(products) == {"%"}, "an operand goes through registers"
+    assert "cp.async.cg.shared.global" in ptx, "loads of 16 bytes do not run ahead"
+    assert "lop3" not in ptx.partition("wgmma.fence")[2].partition("wgmma.wait_group")[0]
+    assert resources(compiled, tmp_path).spilled == 0
+
+
+def test_workspace_on_blackwell() -> None:
+    """Its products of int8 are asynchronous, with sums in tensor memory."""
+    from sq.kernels.int4_matmul.triton_workspace import workspace_kernel
+
+    schemes: tuple[Scheme, Scheme] = ("midrise", "symmetric")
+    compiled = compile_for_hopper(workspace_kernel, (128, 256, 128), 8, 3, schemes, capability=100)
+    assert compiled.metadata.shared <= SHARED_BYTES
+    assert re.search(r"tcgen05\.mma\S*kind::i8", compiled.asm["ptx"])
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+def test_weights_are_widened_sixteen_bytes_at_a_time(capability: int) -> None:
+    from sq.kernels.int4_matmul.triton_workspace import widen_kernel
+
+    schemes: tuple[Scheme, Scheme] = ("symmetric", "midrise")
+    compiled = compile_for_hopper(widen_kernel, (1, 1, 2048), 4, 1, schemes, capability, D_B=2048)
+    assert "ld.global.v4.b32" in compiled.asm["ptx"]
+    assert compiled.asm["ptx"].count("st.global.v4.b32") == 2

@@ -325,7 +325,7 @@ def test_every_kernel_with_several_configs_is_stored(name: str) -> None:
         pytest.skip("with TRITON_INTERPRET set in this process there is one config")
     if name == "int4_matmul":
         launch = import_module("sq.kernels.int4_matmul.launch")
-        kernels = [launch._tuned(True), launch._tuned(False)]
+        kernels = [launch._tuned(form) for form in ("decode", "prefill", "workspace")]
     else:
         module = import_module(f"sq.kernels.{name}.triton")
         kernels = [value for value in vars(module).values() if hasattr(value, "early_config_prune")]
