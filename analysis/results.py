@@ -121,8 +121,18 @@ def as_text(value: Any) -> str:
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted settings of all groups; seed and force, which stand above them, are no columns here."""
-    groups = {key: value for key, value in config.items() if isinstance(value, dict) and key != "environment"}
-    return {str(key): value for key, value in pd.json_normalize(groups).iloc[0].items()}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key != "environment":
+            found |= _dotted(value, f"{key}.")
+    return found
+
+
+def _dotted(section: Mapping[str, Any], above: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
 
 
 def summary(config: Mapping[str, Any]) -> dict[str, Any]:
