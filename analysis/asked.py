@@ -1,6 +1,6 @@
 """Which experiments a folder of runs belongs to, found from what was typed and without composing any config.
 
-Composing an experiment to learn the ids of its runs takes 0.1 s a run and more, so it is done only where it can help.
+Composing an experiment to learn the ids of its runs takes half a second and more, so it is done only where it can help.
 """
 
 from __future__ import annotations

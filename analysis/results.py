@@ -11,9 +11,10 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 
-from sq.errors import DataError
+from sq.errors import DataError, FileError
 from sq.formats.labels import parse_bits
-from sq.runs.results import RESULT, WINDOWS, examine
+from sq.io import read_json
+from sq.runs.results import INTERRUPTED, RESULT, WINDOWS, examine
 
 CONFIG = "config.yaml"  # of every run directory, written first
 MACHINE = ("cpu", "gpu", "threads")  # what times depend on
@@ -43,7 +44,8 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
 
     A run that is not what was written (`sq.runs.results.examine`) has the status "damaged", and the reason as its
     error; one whose result.json cannot be read at all has no row, and is in frame.attrs["unreadable"], name -> reason.
-    frame.attrs["unfinished"] names the run directories without result.json: of runs that go on, or were cut off.
+    Of run directories without result.json, frame.attrs["interrupted"] has those that say what cut them off, name ->
+    reason, and frame.attrs["unfinished"] the names of the others: they go on, or were killed.
 
     Raises:
         DataError: the folder does not exist or holds no run.
@@ -64,16 +66,29 @@ def load(results: str | Path = "runs") -> pd.DataFrame:
         for path, (result, wrong) in found.items()
         if result is not None
     ]
-    unfinished = [path.name for path in found if not (path / RESULT).exists() and (path / CONFIG).is_file()]
+    undone = [path for path in found if not (path / RESULT).exists() and (path / CONFIG).is_file()]
+    interrupted = {path.name: why for path in undone if (why := cut_off(path)) is not None}
+    unfinished = [path.name for path in undone if path.name not in interrupted]
     unreadable = {path.name: wrong for path, (result, wrong) in found.items() if result is None and wrong is not None}
     if not rows:
-        beside = "".join(f"; {name}: {reason}" for name, reason in unreadable.items())
+        beside = "".join(f"; {name}: {reason}" for name, reason in (unreadable | interrupted).items())
         raise DataError(
             f"{folder} holds no finished run; make some with `python run.py paths.results={folder}`{beside}"
         )
     frame = pd.DataFrame(rows).sort_values("created", kind="stable", ignore_index=True)
-    frame.attrs |= {"unreadable": unreadable, "unfinished": unfinished}
+    frame.attrs |= {"unreadable": unreadable, "interrupted": interrupted, "unfinished": unfinished}
     return frame
+
+
+def cut_off(folder: Path) -> str | None:
+    """By what, when and where a run without result.json was cut off; None where its directory does not say so."""
+    try:
+        said = read_json(folder / INTERRUPTED)
+        by, at, host, command = (said[key] for key in ("by", "at", "host", "command"))
+    except (FileError, KeyError, TypeError):
+        return None
+    cause = "Ctrl-C" if by == "KeyboardInterrupt" else by
+    return f"by {cause} at {str(at)[:16].replace('T', ' ')} UTC on {host}; it goes on with `{command}`"
 
 
 def window_values(run: pd.Series, name: str) -> np.ndarray:
@@ -121,8 +136,18 @@ def as_text(value: Any) -> str:
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted settings of all groups; seed and force, which stand above them, are no columns here."""
-    groups = {key: value for key, value in config.items() if isinstance(value, dict) and key != "environment"}
-    return {str(key): value for key, value in pd.json_normalize(groups).iloc[0].items()}
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key != "environment":
+            found |= _dotted(value, f"{key}.")
+    return found
+
+
+def _dotted(section: Mapping[str, Any], above: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
 
 
 def summary(config: Mapping[str, Any]) -> dict[str, Any]:

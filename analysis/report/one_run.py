@@ -15,6 +15,7 @@ from rich.markdown import Markdown
 from sq.analysis.figures import save
 from sq.analysis.figures.one_run import figure_run_layers, figure_run_sites, figure_run_time
 from sq.analysis.report.html import markdown_html, page_html, picture
+from sq.analysis.results import cut_off
 from sq.errors import DataError
 from sq.io import write_text
 from sq.runs.results import RESULT, Result, examine
@@ -33,6 +34,8 @@ def write_run_report(folder: Path, out: Path, console: Console) -> list[Path]:
         DataError: the folder is no run directory.
     """
     result, wrong = examine(folder)
+    if result is None and (end := cut_off(folder)) is not None:
+        raise DataError(f"{folder} is a run that was interrupted {end}")
     if result is None:
         reason = f" ({wrong})" if wrong else ""
         raise DataError(

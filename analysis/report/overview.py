@@ -43,7 +43,7 @@ class Overview:
 
     Attributes:
         heads: of the columns; the first `keys` of them repeat a group's title, and those in `numbers` are aligned so.
-        beside: status, name and reason of runs that failed, are damaged, cannot be read or did not end.
+        beside: status, name and reason of runs that failed, are damaged or interrupted, cannot be read or did not end.
     """
 
     heads: list[str]
@@ -211,4 +211,5 @@ def _beside(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
         for _, run in undone.iterrows()
     ]
     rows += [("cannot be read", name, reason[:REASON]) for name, reason in frame.attrs["unreadable"].items()]
-    return rows + [("unfinished", name, "it goes on, or was cut off") for name in frame.attrs["unfinished"]]
+    rows += [("interrupted", name, reason[:REASON]) for name, reason in frame.attrs["interrupted"].items()]
+    return rows + [("unfinished", name, "it goes on, or was killed") for name in frame.attrs["unfinished"]]

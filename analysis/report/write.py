@@ -28,10 +28,11 @@ WORDS = (
 def report_facts(runs: pd.DataFrame, results: Path, overrides: Sequence[str] | None) -> dict[str, str]:
     """What the report was made from."""
     count = runs["status"].value_counts()
-    unread, cut = runs.attrs["unreadable"], runs.attrs["unfinished"]
+    unread, cut, undone = (runs.attrs[name] for name in ("unreadable", "interrupted", "unfinished"))
     parts = [f"{number} {status}" for status, number in count.items()]
     parts += [f"{len(unread)} that cannot be read"] if unread else []
-    parts += [f"{len(cut)} unfinished"] if cut else []
+    parts += [f"{len(cut)} interrupted"] if cut else []
+    parts += [f"{len(undone)} unfinished"] if undone else []
     return {
         "runs": f"{results}: {', '.join(parts)}",
         "newest run": str(runs["created"].max()),

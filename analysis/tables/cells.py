@@ -38,14 +38,19 @@ class Cell:
 
     def newest(self, runs: pd.DataFrame) -> pd.Series | None:
         """Of `row` or `bases`, the column's newest run that was made, even if it failed; else a missing one or None."""
+        kept = np.ones(len(runs), dtype=bool)  # one column at a time: rows of a frame have more than a hundred
         if self.bits is not None:
-            runs = runs[runs["bits"] == self.bits]
+            kept &= runs["bits"].eq(self.bits).to_numpy()
         if self.weights is not None:  # full precision has no weight quantizer and stands in the columns of all of them
-            runs = runs[runs["weights"].isin([self.weights, "none"])]
-        made = runs[runs["status"] != "missing"]
-        if made.empty:
-            return None if runs.empty else runs.iloc[0]
-        return made.sort_values("created", kind="stable").iloc[-1]
+            kept &= runs["weights"].isin([self.weights, "none"]).to_numpy()
+        made = kept & runs["status"].ne("missing").to_numpy()
+        if not kept.any():
+            return None
+        place = int(kept.argmax())
+        if made.any():
+            place = runs["created"].reset_index(drop=True)[made].sort_values(kind="stable").index[-1]
+        newest: pd.Series = runs.iloc[place]
+        return newest
 
 
 def value(run: pd.Series | None, column: str) -> Value:

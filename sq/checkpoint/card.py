@@ -1,8 +1,8 @@
-"""The model card of a packed folder: README.md, whose head the hub reads."""
+"""The model card of a packed folder: README.md, whose head the hub reads (of exports: sq/checkpoint/export/card.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Score:
 def write_card(folder: Path, scores: Sequence[Score] = (), note: str = "") -> None:
     """Write the card of a packed folder, in the place of one that is there.
 
+    It serves for what `save_pretrained` of a loaded model wrote as well.
+
     Args:
         scores: what the run measured.
         note: how: windows, tokens.
@@ -53,21 +55,48 @@ def write_card(folder: Path, scores: Sequence[Score] = (), note: str = "") -> No
 
 def card_text(config: Mapping[str, Any], scores: Sequence[Score] = (), note: str = "") -> str:
     """The card of a packed model, from the content of its config.json."""
-    recipe = config["quantization_config"]["recipe"]
-    recipe = recipe if isinstance(recipe, Mapping) else {}
+    data = config["quantization_config"]
+    recipe = data["recipe"] if isinstance(data["recipe"], Mapping) else {}
+    written = f"singlequant {data['version']}; all settings stand in config.json"
+    whole = data.get("files") is not None  # save_pretrained writes weights and config alone
+    use = _USE.format(more=_BY_ITSELF if whole else "", digests=_DIGESTS if whole else "")
+    words = "quantized and packed by the framework SingleQuant"
+    return compose_card(recipe, words, facts(config, recipe, written), scores, note, use, tags=["singlequant"])
+
+
+def compose_card(
+    recipe: Mapping[str, Any],
+    words: str,
+    rows: Iterable[tuple[str, str]],
+    scores: Sequence[Score],
+    note: str,
+    use: str,
+    *,
+    tags: Sequence[str],
+) -> str:
+    """A card: the head, what the model is, a table of facts, results where there are some, and how to use it.
+
+    Args:
+        recipe: what made the weights; what it does not say is left out.
+        words: behind the base model's name: "quantized by ...".
+        rows: of the table.
+        scores, note: what was measured, and how.
+        use: Markdown.
+        tags: for the hub, beside "quantized" and the bits.
+    """
     names = (_of(recipe, "model", "name"), _short(recipe.get("method")), recipe.get("bits"))
-    name = " ".join(" ".join(str(part) for part in names if part).split()) or "A packed model"
+    name = " ".join(" ".join(str(part) for part in names if part).split()) or "A quantized model"
     parts = [
-        f"---\n{_head(recipe, name, scores)}\n---\n\n# {name}\n",
-        f"{_base(recipe)}, quantized and packed by the framework SingleQuant.\n",
-        _table(("", ""), list(_facts(config, recipe))),
+        f"---\n{_head(recipe, name, scores, tags)}\n---\n\n# {name}\n",
+        f"{_base(recipe)}, {words}.\n",
+        _table(("", ""), list(rows)),
         f"\n## Results\n\n{_results(scores)}\n\n{note}" if scores else "",
-        _USE,
+        use,
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _head(recipe: Mapping[str, Any], name: str, scores: Sequence[Score]) -> str:
+def _head(recipe: Mapping[str, Any], name: str, scores: Sequence[Score], tags: Sequence[str]) -> str:
     path = _of(recipe, "model", "path")
     found = [
         EvalResult(
@@ -84,7 +113,7 @@ def _head(recipe: Mapping[str, Any], name: str, scores: Sequence[Score]) -> str:
         license=recipe.get("licence"),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["singlequant", "quantized", *([str(recipe["bits"])] if "bits" in recipe else [])],
+        tags=[*tags, "quantized", *([str(recipe["bits"])] if "bits" in recipe else [])],
         model_name=name if found else None,
         eval_results=found or None,
     )
@@ -100,7 +129,8 @@ def _base(recipe: Mapping[str, Any]) -> str:
     return known[:1].upper() + known[1:] if path in BASES else known or "A model"
 
 
-def _facts(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def facts(config: Mapping[str, Any], recipe: Mapping[str, Any], written: str) -> Iterator[tuple[str, str]]:
+    """Rows of a card's table: licence, recipe, embedding and head, and what wrote the folder."""
     yield "licence of the base model", recipe.get("licence") or "not named in the base model's files"
     for part in ("method", "bits", "weights", "activations"):
         if (found := recipe.get(part)) is not None:
@@ -113,7 +143,7 @@ def _facts(config: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[tup
         yield "seed", str(recipe["seed"])
     matrices = "one matrix (tied)" if config.get("tie_word_embeddings") else "two matrices"
     yield "embedding and head", f"{matrices} in {config.get('dtype')}"
-    yield "written by", f"singlequant {config['quantization_config']['version']}; all settings stand in config.json"
+    yield "written by", written
 
 
 def _named(part: Any) -> str:
@@ -176,12 +206,16 @@ from transformers import pipeline
 
 print(pipeline("text-generation", model="FOLDER")("Once upon a time")[0]["generated_text"])
 ```
-
-Without `import sq`, pass `trust_remote_code=True`: transformers then runs `load_singlequant.py` of this folder, which
-does the import. On a command line:
+{more}
+On a command line:
 
     sq-generate FOLDER "Once upon a time"
     sq-eval FOLDER --tasks arc_easy
-
+{digests}"""
+_BY_ITSELF = """
+Without `import sq`, pass `trust_remote_code=True`: transformers then runs `load_singlequant.py` of this folder, which
+does the import.
+"""
+_DIGESTS = """
 config.json holds a sha256 of every file but this one, and loading compares them.
 """

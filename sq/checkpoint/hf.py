@@ -95,6 +95,7 @@ class SingleQuantQuantizer(HfQuantizer):
         expect_guard(family, model.get_submodule(f"{family.layers}.0"))
         model.set_attn_implementation(ATTENTION)
         generate_in_int4(model)
+        model.add_model_tags([QUANT_METHOD, "quantized"])  # of the card that its push_to_hub writes
         if checkpoint_files:
             check_files(family, model, checkpoint_files, tied=bool(model.config.tie_word_embeddings))
         return model

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+_HERE = "@_here_"  # in a defaults list: merged into the file that names it
 VARIANTS = "variants"  # the key of the list; no setting of the experiment itself
 
 
@@ -42,16 +43,44 @@ def exists(group: str, choice: str) -> bool:
     return (group == "method" and choice in _VARIANTS) or (CONF / group / f"{choice}.yaml").is_file()
 
 
+@cache
 def content(group: str, choice: str) -> DictConfig:
-    """A choice on top of those that its defaults list names (- /method/singlequant@_here_)."""
+    """A choice on top of those that its defaults list names (- default, - /method/x@_here_); shared: to be copied."""
+    own = _own(group, choice)
+    named = [_place(group, str(entry)) for entry in own.get("defaults", []) if entry != "_self_"]
+    own = OmegaConf.masked_copy(own, [str(key) for key in own if key != "defaults"])
+    merged = OmegaConf.merge(*(content(*place) for place in named), own)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@cache
+def is_chain(group: str, choice: str) -> bool:
+    """Whether a choice is nothing but its file on top of others, so that `content` is all of it: no file below changes
+    the choices of other groups or stands at a place of its own (# @package)."""
+    if not exists(group, choice):
+        return False
+    path = CONF / group / f"{choice}.yaml"
+    listed = list(_own(group, choice).get("defaults", []))
+    plain = all(isinstance(entry, str) and (entry[0] != "/" or entry.endswith(_HERE)) for entry in listed)
+    moved = path.is_file() and "@package" in path.read_text(encoding="utf-8").split("\n", 1)[0]
+    last = "_self_" not in listed or listed[-1] == "_self_"
+    return plain and last and not moved and all(is_chain(*_place(group, one)) for one in listed if one != "_self_")
+
+
+def _own(group: str, choice: str) -> DictConfig:
     variant = _VARIANTS.get(choice) if group == "method" else None
     own = OmegaConf.load(CONF / group / f"{choice}.yaml") if variant is None else OmegaConf.create(variant)
     assert isinstance(own, DictConfig)
-    named = [str(entry) for entry in own.pop("defaults", []) if entry != "_self_"]
-    parents = [content(*entry.removeprefix("/").removesuffix("@_here_").rsplit("/", 1)) for entry in named]
-    merged = OmegaConf.merge(*parents, own)
-    assert isinstance(merged, DictConfig)
-    return merged
+    return own
+
+
+def _place(group: str, entry: str) -> tuple[str, str]:
+    """Group and choice of an entry of a defaults list: of the same group, or /group/choice@_here_."""
+    if not entry.startswith("/"):
+        return group, entry
+    other, _, choice = entry.removesuffix(_HERE).rpartition("/")
+    return other.strip("/"), choice
 
 
 @cache

@@ -7,7 +7,6 @@ Hydra composes a job again when it starts it: it has no public way to start one 
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
@@ -22,9 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sq.config.choices import CONF, exists, method_names, method_of_argument, of_one_method, options
+from sq.config.choices import CONF, VARIANTS, content, exists, method_names, method_of_argument, of_one_method, options
 from sq.config.parse import parse
 from sq.config.search import not_swept, objective_mistakes, plugin_hint, samples, trials, values
+from sq.config.sections import own_sections
 from sq.config.settings import ExperimentSettings
 from sq.errors import ConfigError
 from sq.quantize.typed import closest
@@ -120,7 +120,7 @@ class _Command:
     def hydra(self, fixed: Sequence[Override]) -> DictConfig | None:
         """Hydra's own settings, in which an experiment file may sweep; None beside a mistake that `settings` names."""
         try:
-            found: DictConfig = self._compose(fixed).hydra
+            found: DictConfig = self._by_hydra([one for one in fixed if _is_choice(one)]).hydra
             return found
         except (HydraException, OmegaConfBaseException):
             return None
@@ -143,8 +143,7 @@ class _Command:
             words = "lists several values where one is wanted; add -m to run one after the other"
             problems |= {f"{one} {words}": None for one in lists}
             try:
-                composed = self._compose(single)
-                cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+                cfg = self._compose(single)
                 methods.add(str(OmegaConf.select(cfg, "method.name")))
                 problems |= {wrong: None for one in single if not _is_choice(one) for wrong in _set(cfg, one)}
                 found.append(parse(cfg))
@@ -164,12 +163,25 @@ class _Command:
         return found
 
     def _compose(self, overrides: Sequence[Override]) -> DictConfig:
-        """What Hydra composes from the choices among overrides, once for the same choices."""
-        choices = tuple(str(one.input_line) for one in overrides if _is_choice(one))
-        if choices not in self._composed:
-            self._composed[choices] = hydra_compose("config", list(choices), return_hydra_config=True)
-            OmegaConf.set_struct(self._composed[choices], False)
-        return copy.deepcopy(self._composed[choices])
+        """What the choices among overrides compose to, Hydra's own settings left out; a copy that may be changed.
+
+        Hydra composes once for all jobs that differ in sections of their own alone (sq/config/sections.py).
+        """
+        choices = [one for one in overrides if _is_choice(one)]
+        own = own_sections(choices)
+        composed = self._by_hydra([one for one in choices if str(one.key_or_group) not in own])
+        cfg = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in ("hydra", VARIANTS, *own)])
+        for group, choice in own.items():
+            cfg[group] = content(group, choice)
+        return cfg
+
+    def _by_hydra(self, choices: Sequence[Override]) -> DictConfig:
+        """What Hydra composes, its own settings included, once for the same choices: not to be changed."""
+        key = tuple(str(one.input_line) for one in choices)
+        if key not in self._composed:
+            self._composed[key] = hydra_compose("config", list(key), return_hydra_config=True)
+            OmegaConf.set_struct(self._composed[key], False)
+        return self._composed[key]
 
 
 def _set(cfg: DictConfig, override: Override) -> Iterator[str]:

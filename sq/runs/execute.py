@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sq.checkpoint.card import write_card
+from sq.checkpoint.export.card import write_export_card
 from sq.checkpoint.export.folder import ExportWriter
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.checkpoint.register import QUANT_METHOD
@@ -183,8 +184,9 @@ def _execute(
         _zeroshot(settings, task.zeroshot, result, run_dir, show)
     if task.speed is not None:
         _speed(task.speed, stream, result, show, packed=packed)
-    if writer is not None and settings.save_to is not None:
-        write_card(settings.save_to, card_scores(result.metrics, result.arrays), how_measured(texts))
+    if settings.save_to is not None:
+        write = write_card if export is None else write_export_card
+        write(settings.save_to, card_scores(result.metrics, result.arrays), how_measured(texts))
     return result
 
 

@@ -33,5 +33,8 @@ def reference(settings: ExperimentSettings, name: str) -> ExperimentSettings:
 
 def _load(group: str, name: str, settings: ExperimentSettings) -> Any:
     """A choice's file with its references to other groups (${seed}, ${calibration.window}) taken from `settings`."""
-    around = OmegaConf.create({**as_config(settings), group: content(group, name)})
+    own = content(group, name)
+    if "${" not in OmegaConf.to_yaml(own):
+        return OmegaConf.to_container(own)
+    around = OmegaConf.create({**as_config(settings), group: own})
     return OmegaConf.to_container(around[group], resolve=True)

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_runs import write_many, write_synthetic
 
 from sq.analysis import load
 from sq.analysis.report import main
 from sq.analysis.report.cli import COMPLETE
 from sq.analysis.report.html import overview_html
+from sq.analysis.report.one_run import write_run_report
 from sq.analysis.report.overview import Overview, overview
+from sq.analysis.report.write import report_facts
 from sq.analysis.tables import table_bits
+from sq.errors import DataError
 
 
 def rows(view: Overview) -> list[dict[str, str]]:
@@ -92,13 +96,24 @@ def test_what_has_no_result_stands_beside_the_table(tmp_path: Path) -> None:
     (tmp_path / "cut-off").mkdir()
     (tmp_path / "cut-off" / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "photos").mkdir()
-    view = overview(load(tmp_path))
+    end = {"by": "SIGTERM", "at": "2026-01-02T03:04:05+00:00", "host": "node7", "command": "python run.py -m seed=0,1"}
+    for name in ("stopped", "M-of-a-lost-node"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+        (tmp_path / name / "interrupted.json").write_text(json.dumps(end))
+    view = overview(runs := load(tmp_path))
     assert [row["method"] for row in rows(view)] == ["rtn"]
     assert {(status, name.split("-")[0]) for status, name, _ in view.beside} == {
         ("failed", "M"), ("cannot be read", "of"), ("unfinished", "cut"),
+        ("interrupted", "stopped"), ("interrupted", "M"),
     }  # fmt: skip
+    told = "by SIGTERM at 2026-01-02 03:04 UTC on node7; it goes on with `python run.py -m seed=0,1`"
+    assert {reason for status, _, reason in view.beside if status == "interrupted"} == {told}
+    assert "1 that cannot be read, 2 interrupted, 1 unfinished" in report_facts(runs, tmp_path, None)["runs"]
+    with pytest.raises(DataError, match=r"stopped is a run that was interrupted by SIGTERM at 2026-01-02 03:04"):
+        write_run_report(tmp_path / "stopped", tmp_path, Console())
     page = overview_html(view)
-    assert "3 without a result" in page
+    assert "5 without a result" in page
     assert "ValueError: &lt;9 heads&gt;" in page
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes.stand_in_hub import StandInHub, stand_in_hub
+from huggingface_hub import ModelCard
 from models.checkpoints import save_random
 from packed_folders import ids_of, write
 from transformers import AutoModelForCausalLM
@@ -60,6 +61,8 @@ torch.save(found, {str(tmp_path / "logits")!r})
         with_hub(hub, down, tmp_path / "home")
         assert hub.private["me/small"] is True
         assert hub.repositories["me/small"] == {path.name: path.read_bytes() for path in saved.iterdir()}
+        tags = ModelCard(hub.repositories["me/other"]["README.md"].decode()).data.tags
+        assert set(tags) >= {"singlequant", "quantized"}, "transformers writes the card, and asks for its tags alone"
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(saved)(ids_of()).logits
     for logits in torch.load(tmp_path / "logits"):

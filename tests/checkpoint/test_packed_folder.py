@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import sq
+from sq.checkpoint.card import write_card
 from sq.checkpoint.packed_folder import CheckpointWriter
 from sq.errors import CheckpointError
 from sq.models.stream import DecoderStream
@@ -132,6 +133,18 @@ def test_save_pretrained_keeps_every_tensor(saved: Path, tmp_path: Path, used: b
     for name, tensor in own.items():
         assert torch.equal(tensor, theirs[name]), name
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.quantization_config.recipe["method"] == "test"
+
+
+def test_what_save_pretrained_wrote_takes_a_card(saved: Path, tmp_path: Path) -> None:
+    """transformers asks no quantizer for one: it is a call away, and from config.json alone."""
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    assert set(model.model_tags) == {"singlequant", "quantized"}, "of the card that push_to_hub writes"
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+    write_card(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| method | test |" in text
+    assert "load_singlequant.py" not in text
 
 
 def test_linears_take_at_most_27_percent_of_bfloat16(tmp_path: Path) -> None:

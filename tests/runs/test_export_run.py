@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_an_exported_run(tmp_path: Path) -> None:
     assert stamp["recipe"]["method"]["down"] == "hadamard"
     assert str(tmp_path) not in (folder / "export.json").read_text() + (folder / "config.json").read_text()
     assert {"tokenizer.json", "generation_config.json", "model.safetensors.index.json"} <= set(stamp["files"])
+    card = (folder / "README.md").read_text()
+    assert "Not with transformers" in card
+    assert "## Results" not in card
+    assert str(tmp_path) not in card
     assert run(settings).created == first.created, "a finished run with its folder is reused"
     plain = compose(
         ["method=singlequant_export", "activations=full_range", *QUICK, f"paths.results={tmp_path / 'runs'}"]
@@ -52,6 +57,20 @@ def test_an_exported_run(tmp_path: Path) -> None:
         check_jobs([other])
     with pytest.raises(ConfigError, match="leave out packed=True"):
         execute(settings, None, packed=True)
+
+
+def test_the_card_has_what_the_run_measured(tmp_path: Path) -> None:
+    given = ["export=compressed-tensors", f"save_to={tmp_path / 'folder'}", "method.down=none", *QUICK[1:]]
+    done = execute(compose([*given, "task.perplexity.count=2"]), None)
+    text = (tmp_path / "folder" / "README.md").read_text()
+    row = re.search(r"\| perplexity \| embedded \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", text)
+    assert row is not None
+    value, low, high = map(float, row.groups())
+    assert low <= value <= high
+    assert value == pytest.approx(done.metrics["ppl/embedded"], rel=1e-3)
+    assert 'from_pretrained("FOLDER")' in text
+    assert "license: apache-2.0" in text
+    assert not damaged_files(tmp_path / "folder"), "the card may be edited"
 
 
 def test_a_method_whose_transform_has_no_name_is_refused_when_the_sizes_are_known(tmp_path: Path) -> None:

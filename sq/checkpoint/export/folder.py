@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import sq
+from sq.checkpoint.export.card import write_export_card
 from sq.checkpoint.export.scheme import activation_arguments, storage_of, weight_arguments
 from sq.checkpoint.export.stamp import STAMP, read_stamp
 from sq.checkpoint.export.tensors import input_tensors, weight_tensors
@@ -126,6 +127,7 @@ class ExportWriter:
         files = digests(self.part, [path.name for path in self.part.iterdir() if path.is_file()])
         stamp = {"export": KIND, "version": sq.__version__, "run": self.run, "recipe": self.recipe, "files": files}
         write_json(self.part / STAMP, sealed(jsonable(stamp)))
+        write_export_card(self.part)
         if self.folder.exists():
             shutil.rmtree(self.folder)
         os.replace(self.part, self.folder)
