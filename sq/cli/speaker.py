@@ -94,7 +94,8 @@ class Speaker:
         new = made.sequences[0, inputs["input_ids"].shape[1] :]
         text = str(self.tokenizer.decode(new, skip_special_tokens=True))
         times = (came[0] - start, came[-1] - start)
-        return Reply(text, made.sequences, len(new), *times, memory.peak(), cache_size(made.past_key_values))
+        cache = made["cache"] if "cache" in made else made["past_key_values"]  # of transformers before 5.24
+        return Reply(text, made.sequences, len(new), *times, memory.peak(), cache_size(cache))
 
 
 def cache_size(cache: Any) -> str:
