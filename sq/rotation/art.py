@@ -19,15 +19,15 @@ Statistic = Literal["channel_max", "peak_row"]
 def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic: Statistic = "channel_max") -> Tensor:
     """R, the product of at most `steps` plane rotations that lower the largest |entry| of x, shape (m, m), float64.
 
-    A step takes the largest |entry| (t*, i) and a partner channel j, and rotates the plane (i, j) by art_angle of the
-    two entries of token t*. Steps end early when the plane's peak would not fall; x R never has a higher peak than x.
+    A step takes the largest |entry| `(t*, i)` and a partner channel j, and rotates the plane (i, j) by art_angle of
+    the two entries of token `t*`. Steps end early when the plane's peak would not fall; x R never has a higher peak than x.
 
     Args:
         x: samples, shape (T, m).
         steps: most rotations to take.
         partner: "smallest" takes the channel with the smallest profile; "best" tries all channels, m times dearer,
             and takes the one whose plane ends with the lowest peak.
-        statistic: profile of "smallest": "channel_max" is max_t |x_tj|, "peak_row" is |x_t*j|.
+        statistic: profile of "smallest": "channel_max" is max_t |x_tj|, "peak_row" is `|x_t*j|`.
 
     CalibrationError is raised as by check_samples.
     """

@@ -241,7 +241,7 @@ class Dense(MatrixTransform):
 
 
 class PerHead(MatrixTransform):
-    """Block-diagonal T of blocks (H, d, d), n = H d: head h of x, x[..., h*d:(h+1)*d], is multiplied by block h."""
+    """Block-diagonal T of blocks (H, d, d), n = H d: head h of x, `x[..., h*d:(h+1)*d]`, is multiplied by block h."""
 
     def __init__(self, blocks: Tensor, orthogonal: bool = True) -> None:
         if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2]:
