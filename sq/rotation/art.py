@@ -20,7 +20,8 @@ def art_rotation(x: Tensor, steps: int, partner: Partner = "smallest", statistic
     """R, the product of at most `steps` plane rotations that lower the largest |entry| of x, shape (m, m), float64.
 
     A step takes the largest |entry| `(t*, i)` and a partner channel j, and rotates the plane (i, j) by art_angle of
-    the two entries of token `t*`. Steps end early when the plane's peak would not fall; x R never has a higher peak than x.
+    the two entries of token `t*`. Steps end early when the plane's peak would not fall; x R never has a higher peak
+    than x.
 
     Args:
         x: samples, shape (T, m).
