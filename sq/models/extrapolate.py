@@ -31,7 +31,7 @@ class ExpectedSeconds:
     Attributes:
         read: all weights once, in 16 bits.
         forward: of the calibration tokens.
-        moments: sums of x^T x at every site.
+        moments: sums of x^T x at every site, for a rounder that reads them.
         weights: transform and rounding.
     """
 
@@ -50,14 +50,15 @@ def expected_seconds(stream: DecoderStream, tokens: int, card: Card, *, forwards
     """Counts over all layers, for rounding to nearest (1 forward) and GPTQ (2: the second sees rounded weights).
 
     A layer of P weights: forward T P multiply-adds and attention's T^2 terms left out (windows are short); x^T x of a
-    site of n features T n^2; the transform n (n1 + n2) a row, taken as 2 n^1.5; GPTQ n^2 a row and n^3 for the factor.
-    The 80 candidates of a clip search pass over a weight once each.
+    site of n features T n^2, where the forward is not the only one; a balance reads a sample of the tokens, a
+    thousandth of a forward, and is left out; the transform n (n1 + n2) a row, taken as 2 n^1.5; GPTQ n^2 a row and n^3
+    for the factor. The 80 candidates of a clip search pass over a weight once each.
     """
     shapes = [tuple(stream.meta_layer(0).get_submodule(name).weight.shape) for name in _names(stream)]  # type: ignore[arg-type]
     parameters = sum(rows * columns for rows, columns in shapes)
     sites = {site: stream.dimensions.width(site) for site in stream.family.linears}
     layers = stream.count
-    moments = forwards * tokens * sum(n**2 for n in sites.values())
+    moments = (forwards - 1) * tokens * sum(n**2 for n in sites.values())
     rounding = sum(rows * 2 * columns**1.5 for rows, columns in shapes)
     factors = 0.0
     if forwards > 1:

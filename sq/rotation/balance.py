@@ -24,6 +24,7 @@ from sq.rotation.transform import Dense, PerHead
 Moment = Tensor | SecondMoment
 FLOOR = 1e-5  # of the largest rms; a quieter channel is treated as this loud, so that s stays within float16
 DIRECT = 256  # largest matrix whose eigenvectors are all computed
+PASSES = 4  # over the entries of a moment that a product with 16 vectors takes as long as: it may have so many threads
 LANCZOS = 6  # blocks of vectors; the criterion J of SmolLM2's sites is 0.05% above that of exact eigenvectors with 5
 
 
@@ -85,7 +86,7 @@ def low_rank_balance(
         c = as_moment(c).dense() * diagonal * diagonal[:, None]
         m = as_moment(m).dense() / diagonal / diagonal[:, None]
     left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
-    with fitting_threads(left.entries):
+    with fitting_threads(left.entries * PASSES):
         basis = _leading_eigenvectors(left, right, rank)
         t = _balancer(_projected(left, basis), _projected(right, basis), brake)
         values, vectors = torch.linalg.eigh(t @ t.T)
@@ -100,7 +101,7 @@ def block_balance(c: Moment, m: Moment, block: int, damping: float = 1e-2, brake
     left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
     if block < 1 or left.n % block:
         raise ValueError(f"block balance got blocks of {block} for {left.n} features; the block must divide {left.n}")
-    with fitting_threads(left.entries):
+    with fitting_threads(left.entries * PASSES):
         return PerHead(_balancer(left.blocks(block), right.blocks(block), brake), orthogonal=False)
 
 
