@@ -181,3 +181,16 @@ def test_same_seed_gives_the_same_transforms_and_another_does_not(tmp_path: Path
     )
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert float((first - other).abs().max()) > 0.1
+
+
+def test_blocks_are_balanced_on_the_sample_and_a_dense_balance_on_all_tokens(tmp_path: Path) -> None:
+    """Behind the transform both sides of each block have one second moment, up to damping and one factor for all."""
+    blocks = folded(order=(), placement="online", mixing="block", block=7, sites=("down",))
+    assert blocks.second_moments == ()
+    assert tuple(folded(placement="online", mixing="dense").second_moments) == SITES
+    view = view_of(tmp_path)
+    transform = blocks.layer_transforms(view)["down"]
+    x, w = tokens_after(view, blocks, "down"), transform.weights(view.weights["down"], "down", view.dimensions)
+    moments = [(part.T @ part).unflatten(0, (-1, 7)).unflatten(2, (-1, 7)).diagonal(dim1=0, dim2=2) for part in (x, w)]
+    first, second = (moment / moment.diagonal().sum() for moment in moments)
+    torch.testing.assert_close(first, second, rtol=0, atol=0.03 * float(first.max()))
