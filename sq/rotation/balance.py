@@ -85,7 +85,7 @@ def low_rank_balance(
     if diagonal is not None:
         c = as_moment(c).dense() * diagonal * diagonal[:, None]
         m = as_moment(m).dense() / diagonal / diagonal[:, None]
-    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    left, right = _normalize(c, m, damping)
     with fitting_threads(left.entries * PASSES):
         basis = _leading_eigenvectors(left, right, rank)
         t = _balancer(_projected(left, basis), _projected(right, basis), brake)
@@ -98,7 +98,7 @@ def block_balance(c: Moment, m: Moment, block: int, damping: float = 1e-2, brake
 
     It costs n block multiply-adds online. ValueError is raised for a block that does not divide n.
     """
-    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    left, right = _normalize(c, m, damping)
     if block < 1 or left.n % block:
         raise ValueError(f"block balance got blocks of {block} for {left.n} features; the block must divide {left.n}")
     with fitting_threads(left.entries * PASSES):
@@ -111,7 +111,7 @@ def dense_balance(c: Moment, m: Moment, damping: float = 1e-2, brake: float = 1.
     C = B^T B, B M B^T = V S^2 V^T. With a Hadamard behind it this is the transform of WUSH (arXiv 2512.00956). It costs
     n^2 multiply-adds online: a bound on what balance can give, not a recipe.
     """
-    left, right = _normalize("activation", c, damping), _normalize("weight", m, damping)
+    left, right = _normalize(c, m, damping)
     with fitting_threads(left.n**2):
         return Dense(_balancer(left.dense(), right.dense(), brake), orthogonal=False)
 
@@ -133,16 +133,19 @@ def _balancer(c: Tensor, m: Tensor, brake: float = 1.0) -> Tensor:
     return balancer
 
 
-def _normalize(name: str, moment: Moment, damping: float) -> Normalized:
-    """With mean diagonal 1, then damped."""
-    found = as_moment(moment, name)
-    mean = found.mean()
-    if not bool(found.is_finite() & (mean > 0)):
+def _normalize(c: Moment, m: Moment, damping: float) -> tuple[Normalized, Normalized]:
+    """Both with mean diagonal 1, then damped; the host waits for the device once."""
+    sides = {"activation": as_moment(c, "activation"), "weight": as_moment(m, "weight")}
+    means = {name: found.mean() for name, found in sides.items()}
+    good = {name: found.is_finite() & (means[name] > 0) for name, found in sides.items()}
+    if not bool(torch.stack(list(good.values())).all()):
+        name = next(name for name, fine in good.items() if not bool(fine))
         raise CalibrationError(
-            f"the {name} second moment has mean diagonal {float(mean):.3g} or carries NaN or inf; "
+            f"the {name} second moment has mean diagonal {float(means[name]):.3g} or carries NaN or inf; "
             "it must be finite and not zero"
         )
-    return Normalized(found, mean, damping)
+    left, right = (Normalized(found, means[name], damping) for name, found in sides.items())
+    return left, right
 
 
 def _projected(moment: SecondMoment, basis: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_packed_layers(models: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "rounder", "most"), [("quarot", "rtn", 41), ("quarot", "gptq", 67), ("singlequant", "gptq", 216)]
+    ("method", "rounder", "most"), [("quarot", "rtn", 41), ("quarot", "gptq", 67), ("singlequant", "gptq", 211)]
 )
 def test_waits_a_layer_do_not_grow(models: Path, method: str, rounder: str, most: int) -> None:
     """Each is a moment in which a GPU has nothing to do; evaluation included."""
