@@ -15,7 +15,7 @@ from torch import Tensor
 from sq.finite import finite
 from sq.rotation.low_rank import LowRank
 
-ROWS = 4096  # of a factor that are converted to float64 at once
+ROWS = 4096  # of a matrix that are converted at once
 
 
 class SecondMoment(ABC):
@@ -89,10 +89,7 @@ class OfRows(SecondMoment):
 
     def times(self, v: Tensor) -> Tensor:
         """X^T (X v) / T, multiplied in X's dtype, whatever that of v."""
-        factor = v.to(self._rows.dtype)
-        found = torch.zeros_like(factor)
-        for rows in self._rows.split(ROWS):
-            found.addmm_(rows.T, rows @ factor)
+        found = self._rows.T @ (self._rows @ v.to(self._rows.dtype))
         return found.div_(len(self._rows)).to(v.dtype)
 
     def blocks(self, size: int) -> Tensor:

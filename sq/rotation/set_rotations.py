@@ -38,9 +38,11 @@ def set_rotations(x: Tensor, stages: Sequence[Stage], seed: int = 0, name: str =
     rms = token_rms(x)
     seeds = torch.Generator().manual_seed(seed)
     rotations = torch.eye(m, dtype=torch.float64, device=x.device).repeat(batch, 1, 1)
-    for stage in stages:
+    for index, stage in enumerate(stages):
         step = _steps(stage, x / rms if stage.unit_tokens else x, draw_seed(seeds)).to(x.device)
-        rotations, x = rotations @ step, x @ step.to(x.dtype)
+        rotations = rotations @ step
+        if index < len(stages) - 1:  # nothing looks at what the last one leaves
+            x = x @ step.to(x.dtype)
     return torch.stack([orthonormalize(rotation) for rotation in rotations])
 
 
