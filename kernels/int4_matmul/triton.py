@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tile import accumulate, finish
+from .triton_tile import accumulate, finish, rows_of_tile
 
 
 @triton.jit
@@ -28,12 +28,7 @@ def prefill_kernel(
     tiles_t = tl.cdiv(T, BLOCK_T)
     row_x = tl.full([], stride_x, tl.int64)
     for i_tile in range(tl.program_id(0), TILES_O * tiles_t, tl.num_programs(0)):
-        # a band of tiles along the tokens for each tile of weights: what runs at a time shares both in L2
-        i_band = i_tile // (TILES_PER_BAND * TILES_O)
-        i_in_band = i_tile % (TILES_PER_BAND * TILES_O)
-        width = tl.minimum(tiles_t - i_band * TILES_PER_BAND, TILES_PER_BAND)
-        o_t = (i_band * TILES_PER_BAND + i_in_band % width) * BLOCK_T + tl.arange(0, BLOCK_T)
-        o_o = (i_in_band // width) * BLOCK_O + tl.arange(0, BLOCK_O)
+        o_o, o_t = rows_of_tile(i_tile, tiles_t, TILES_O, BLOCK_O, BLOCK_T, TILES_PER_BAND)
         # fmt: off
         b_acc = accumulate(
             p_w, p_w_scale, p_w_zero, p_x, o_o, o_t, T, row_x, 0, BLOCKS, D_IN, D_OUT, GROUP_B,

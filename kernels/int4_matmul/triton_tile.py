@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton reads the annotations of its kernels and takes tl.constexpr only.)
-"""What the kernels of both forms do with a tile [BLOCK_O, BLOCK_T] of Y^T = W X^T; imported by triton.py alone."""
+"""What the kernels of all forms do with a tile [BLOCK_O, BLOCK_T] of Y^T = W X^T; imported by kernels alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,22 @@ def halves(b_packed, FLIP: tl.constexpr, ASM: tl.constexpr):
             ASM, "=r,=r,r", [b_packed], dtype=(tl.int8, tl.int8), is_pure=True, pack=4
         )
     return b_even, b_odd
+
+
+@triton.jit
+def rows_of_tile(
+    i_tile, tiles_t,
+    TILES_O: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_T: tl.constexpr, TILES_PER_BAND: tl.constexpr,
+):  # fmt: skip
+    """Rows of W and tokens of a tile: a band of tiles along the tokens for each tile of weights, so that what runs at a
+    time shares both in L2.
+    """
+    i_band = i_tile // (TILES_PER_BAND * TILES_O)
+    i_in_band = i_tile % (TILES_PER_BAND * TILES_O)
+    width = tl.minimum(tiles_t - i_band * TILES_PER_BAND, TILES_PER_BAND)
+    o_t = (i_band * TILES_PER_BAND + i_in_band % width) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_o = (i_in_band // width) * BLOCK_O + tl.arange(0, BLOCK_O)
+    return o_o, o_t
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tile import finish, halves
+from .triton_tile import finish, halves, rows_of_tile
 
 
 @triton.jit
@@ -41,12 +41,7 @@ def workspace_kernel(
     row_x = tl.full([], stride_x, tl.int64)
     o_d = tl.arange(0, BLOCK_D)
     for i_tile in range(tl.program_id(0), TILES_O * tiles_t, tl.num_programs(0)):
-        # bands as in prefill_kernel
-        i_band = i_tile // (TILES_PER_BAND * TILES_O)
-        i_in_band = i_tile % (TILES_PER_BAND * TILES_O)
-        width = tl.minimum(tiles_t - i_band * TILES_PER_BAND, TILES_PER_BAND)
-        o_t = (i_band * TILES_PER_BAND + i_in_band % width) * BLOCK_T + tl.arange(0, BLOCK_T)
-        o_o = (i_in_band // width) * BLOCK_O + tl.arange(0, BLOCK_O)
+        o_o, o_t = rows_of_tile(i_tile, tiles_t, TILES_O, BLOCK_O, BLOCK_T, TILES_PER_BAND)
         # rows beyond the end read row 0; they are not stored
         p_rows = p_wide + tl.where(o_o < D_OUT, o_o, 0).to(tl.int64)[:, None] * D_IN + o_d[None, :]
         p_tokens = p_x + tl.where(o_t < T, o_t, 0).to(tl.int64)[:, None] * row_x + o_d[None, :]
