@@ -1,9 +1,12 @@
-"""Coordinate descent: codes made better one column at a time, each column given all others.
+"""Coordinate descent: codes made better one column at a time, each column given all others, and scales given the codes.
 
-QuantEase (Behdin et al., 2309.01885), equation 8. GPTQ never returns to a column that it has rounded; this does.
+Codes as in QuantEase (Behdin et al., 2309.01885), equation 8. GPTQ never returns to a column that it has rounded; this
+does. GPTQ's scales fit a row before rounding; a step of `_refit` is the least squares fit to the codes that were found.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,18 +26,18 @@ def descend(
     damping: float = 0.01,
     block: int = 128,
     mismatch: Tensor | None = None,
-) -> Tensor:
-    """Codes whose error E = tr((w - q) H (w - q)^T) is at most that of the given ones.
+) -> tuple[Tensor, Grid]:
+    """Codes and grid whose error E = tr((w - q) H (w - q)^T) is at most that of the given ones.
 
-    Column j becomes the level nearest to q_j + (w H + w D - q H)_j / H_jj, where E is least in q_j; columns take turns,
-    and a sweep is one turn of each. No step raises E, so that the result is a minimum over single columns when nothing
-    changes any more. With a mismatch D = sum (x' - x)^T x what falls is |w X' - q X|^2.
+    Column j becomes the level nearest to q_j + (w H + w D - q H)_j / H_jj, where E is least in q_j; columns take turns.
+    A sweep is one turn of each, and behind it every scale becomes the one of least E (`_refit`). No step raises E. With
+    a mismatch D = sum (x' - x)^T x what falls is |w X' - q X|^2.
 
     Args:
         columns: w (d_in, d_out), float32, in the order of H.
         codes: of the columns, (d_in, d_out).
         hessian: H (d_in, d_in); `damping` times its mean diagonal is added to its diagonal. Every H_jj > 0.
-        grid: levels of the rows, which stay as they are.
+        grid: levels of the rows; zero points and second scales stay as they are.
         groups: of each column, the group whose scale it has.
         sweeps: the most turns of a column.
         block: columns that are brought up to date at once; it changes the speed and not the result.
@@ -48,7 +51,7 @@ def descend(
     if mismatch is not None:
         pull += mismatch.to(torch.float32).T @ columns
     found = codes.clone()
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         changed = False
         for start in range(0, len(columns), block):
             end = min(start + block, len(columns))
@@ -66,6 +69,34 @@ def descend(
                 changed = True
             for others in (slice(0, start), slice(end, None)):
                 pull[others].addmm_(damped[others, start:end], moves, alpha=-1)
-        if not changed:
+        if not changed and sweep:  # scales fit these codes since the sweep before
             break
-    return found
+        grid = _refit(values, pull, damped, grid, groups)
+    return found, grid
+
+
+def _refit(values: Tensor, pull: Tensor, damped: Tensor, grid: Grid, groups: list[int]) -> Grid:
+    """The grid with each scale where E is least given all codes and other scales; values and pull follow, in place.
+
+    With u the entries of a row's q in a group over their step s, and p = (w - q) H + w D there: s + d instead of s adds
+    d^2 u H u^T - 2 d (u . p) to E, which is least at d = (u . p) / (u H u^T). A scale stays where the nearest one that
+    its type can hold would raise E, or where the whole tensor has but one.
+    """
+    if grid.format.tensor:
+        return grid
+    of_column, scale = torch.tensor(groups, device=values.device), grid.scale.clone()
+    for g in sorted(set(groups)):
+        own = of_column == g
+        step = grid.column(g).step
+        units = values[own] / step
+        slope = (units * pull[own]).sum(0)
+        curve = (units * (damped[own][:, own] @ units)).sum(0)
+        second = step / scale[:, g]
+        wish = grid.format.scale.round(((step + slope / curve) / second).clamp(min=grid.format.scale.smallest))
+        change = wish * second - step
+        better = (wish > 0) & (change * change * curve < 2 * change * slope)
+        move = units * torch.where(better, change, 0.0)
+        scale[:, g] = torch.where(better, wish, scale[:, g])
+        values[own] += move
+        pull.addmm_(damped[:, own], move, alpha=-1)
+    return replace(grid, scale=scale)

@@ -114,7 +114,7 @@ def gptq(
         block: columns a block; shrunk so that groups and blocks align.
         mismatch: D (d_in, d_in), dtype and basis of hessian, or None for plain GPTQ.
         damping, retries: see inverse_factor.
-        descent: sweeps of coordinate descent behind the walk, with the scales that it ended with.
+        descent: sweeps of coordinate descent behind the walk, of codes and scales.
         name: for messages, such as "layer 3, qkv".
 
     Raises:
@@ -174,7 +174,7 @@ def gptq(
             columns[end:].addmm_(pull[start:end, end:].T, columns[start:end])
     if unwalked is not None:
         original, hessian, mismatch = unwalked
-        codes = descend(
+        codes, grid = descend(
             original, codes, hessian, grid, group_of, sweeps=descent, damping=damping, block=block, mismatch=mismatch
         )
     result = torch.empty_like(codes)
