@@ -3,15 +3,18 @@
     with PretendDevice() as device:
         torch.ones(3, 4, device="pretend") + torch.ones(3, 4)   # RuntimeError: aten::add.Tensor mixes devices
     device.waits                                                # where the host waited for the device, how often
+    device.peak                                                 # the most bytes that its tensors held at one time
 
 It shows what a test without a GPU can show of one: an operation that mixes devices as CUDA would refuse it, a tensor
-that was made on the wrong one, and how often the host waits (`item`, `nonzero`, `tolist`, moves to the CPU). Speed,
-kernels and numerics of a real device it cannot show.
+that was made on the wrong one, how often the host waits (`item`, `nonzero`, `tolist`, moves to the CPU), and how many
+bytes its tensors hold, without what a kernel takes for itself while it runs. Speed, kernels and numerics of a real
+device it cannot show.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from types import FrameType
 from typing import Any, ClassVar
@@ -43,6 +46,7 @@ class PretendTensor(torch.Tensor):
             device=torch.device(f"{NAME}:0"), requires_grad=inner.requires_grad,
         )  # fmt: skip
         made.inner = inner
+        PretendDevice.hold(made)
         return made
 
     def __init__(self, inner: torch.Tensor) -> None: ...
@@ -58,9 +62,18 @@ class PretendTensor(torch.Tensor):
 
 
 class PretendDevice(TorchDispatchMode):
-    """Makes device="pretend" usable inside the block; `waits` counts file:line and operation."""
+    """Makes device="pretend" usable inside the block.
+
+    Attributes:
+        waits: how often the host waited, by file:line and operation.
+        held: bytes of the storages that its tensors have now.
+        peak: the most there were since the block began.
+    """
 
     waits: ClassVar[Counter[str]] = Counter()
+    held: ClassVar[int] = 0
+    peak: ClassVar[int] = 0
+    _users: ClassVar[Counter[int]] = Counter()  # of a storage, by its address
 
     def __enter__(self) -> PretendDevice:
         global _registered
@@ -69,8 +82,36 @@ class PretendDevice(TorchDispatchMode):
             torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(data, device=...) is made on the CPU, then moved
             _registered = True
         PretendDevice.waits.clear()
+        PretendDevice.peak = PretendDevice.held
+        # `module.to(dtype)` would put new data into the old wrapper, which keeps its old `inner`.
+        self._overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
         super().__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.__future__.set_overwrite_module_params_on_conversion(self._overwrites)
+        super().__exit__(*error)
+
+    @classmethod
+    def hold(cls, tensor: PretendTensor) -> None:
+        """Count the storage of a tensor, if no other has it, for as long as one has it."""
+        storage = tensor.inner.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not size:
+            return
+        if not cls._users[address]:
+            cls.held += size
+            cls.peak = max(cls.peak, cls.held)
+        cls._users[address] += 1
+        weakref.finalize(tensor, cls._release, address, size)
+
+    @classmethod
+    def _release(cls, address: int, size: int) -> None:
+        cls._users[address] -= 1
+        if not cls._users[address]:
+            del cls._users[address]
+            cls.held -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_memory import one_layer
 from models.checkpoints import SIZES, save_random
 from pretend_device import PretendDevice
 from quantizers import activation_quantizer, weight_quantizer
@@ -33,9 +34,10 @@ def kl(
     *,
     packed: bool = False,
     kv: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """KL from full precision on the tokens that were calibrated on, with 4 bits everywhere."""
-    stream = DecoderStream(folder, dtype=torch.float32, device=device)
+    stream = DecoderStream(folder, dtype=dtype, device=device)
     keys = activation_quantizer(4, "asymmetric", group_size=stream.dimensions.head_dim) if kv else None
     weights = rounder_class(rounder)(weight_quantizer(4))
     recipe = Recipe(weights, activation_quantizer(4), keys=keys, values=keys)
@@ -112,3 +114,39 @@ def test_the_device_refuses_what_a_gpu_would() -> None:
         x[x > 0.5]
         torch.ones(3, 4).copy_(x)
         assert sum(device.waits.values()) == 2
+
+
+def test_bytes_are_those_of_storages_that_live() -> None:
+    with PretendDevice() as device:
+        before = device.held
+        x = torch.ones(100, 10, device="pretend")
+        views = [x.T, x[3:], x.flatten()]
+        assert device.held - before == 4000
+        x += 1
+        y = (x @ x.T).sum(0)  # the product, 40,000 bytes, is freed
+        assert (device.held - before, device.peak - before) == (4400, 4000 + 40_000 + 400)
+        del x, y
+        assert device.held - before == 4000
+        del views
+        assert device.held == before
+
+
+def test_a_bfloat16_model(models: Path) -> None:
+    """Its layers are float32 while they are quantized, and change back."""
+    with PretendDevice():
+        found = kl(models / "even", "pretend", "gptq", dtype=torch.bfloat16)
+    assert_like(found, kl(models / "even", "cpu", "gptq", dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("rounder", ["rtn", "gptq"])
+def test_memory_of_a_wide_site(rounder: str) -> None:
+    """GPTQ of n features holds the Hessian and three more matrices n x n, while it is factored; rtn none."""
+    n = 3072
+    sizes = {"hidden_size": 64, "intermediate_size": n, "vocab_size": 256, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "head_dim": 16}
+    words = [f"model.architecture.{name}={value}" for name, value in sizes.items()]
+    taken = one_layer(
+        ["model=random_llama3_2_1b", *words, "calibration.tokens=256", "calibration.window=64", f"weights={rounder}"]
+    )
+    others = 4 * n * (12 * 3 * 64 + 8 * 256)  # the layer stacked, transformed, as columns, as codes; activations
+    assert taken.peak < others + (4.1 * 4 * n * n if rounder == "gptq" else 0)

@@ -97,9 +97,9 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01, *, retries: int = 2, 
             if int(info) == 0:
                 upper = lower.flip(0, 1)
                 del lower
-                identity = torch.eye(n, dtype=dtype, device=hessian.device)
-                inverse: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
-                del upper, identity
+                inverse = torch.eye(n, dtype=dtype, device=hessian.device)
+                torch.linalg.solve_triangular(upper, inverse, upper=True, out=inverse)  # in the place of the identity
+                del upper
                 factor = inverse.to(torch.float32)
                 if all_finite(factor):
                     if index:
