@@ -13,6 +13,7 @@ from sq.models.families import Family
 from sq.models.parts import weight_of
 from sq.nn.attention import AttentionInput
 from sq.nn.hooks import SeenAll, up_to_the_last, watched_sites, with_attention_input
+from sq.quantize.column_sums import column_sums
 from sq.quantize.gram import add_gram
 from sq.quantize.method import SiteStatistics
 
@@ -79,8 +80,7 @@ class _Watcher:
 
     def see(self, tokens: Tensor) -> None:
         x = tokens.flatten(0, -2).float()  # (T, n)
-        square = x.square().sum(0).double()  # of a batch in float32, a third of the time
-        peak = torch.maximum(x.amax(0), -x.amin(0))  # two reads, where abs() writes a copy
+        square, peak = column_sums(x)
         if not bool(torch.isfinite(square).all()):
             bad, largest = int((~torch.isfinite(x)).sum()), float(peak.max())
             what = f"{bad} NaN or inf activations" if bad else f"activations of {largest:.3g}, whose squares overflow"

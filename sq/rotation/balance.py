@@ -87,8 +87,8 @@ def low_rank_balance(
         m = as_moment(m).dense() / diagonal / diagonal[:, None]
     left, right = _normalize(c, m, damping)
     with fitting_threads(left.entries * PASSES):
-        basis = _leading_eigenvectors(left, right, rank)
-        t = _balancer(_projected(left, basis), _projected(right, basis), brake)
+        basis, of_c, of_m = _leading_eigenvectors(left, right, rank)
+        t = _balancer(_symmetric(basis.T @ of_c), _symmetric(basis.T @ of_m), brake)
         values, vectors = torch.linalg.eigh(t @ t.T)
     return LowRank(diagonal, basis, vectors * values.pow(0.5) @ vectors.T)
 
@@ -148,41 +148,42 @@ def _normalize(c: Moment, m: Moment, damping: float) -> tuple[Normalized, Normal
     return left, right
 
 
-def _projected(moment: SecondMoment, basis: Tensor) -> Tensor:
-    """U^T C U, exactly symmetric."""
-    found = basis.T @ moment.times(basis)
-    return (found + found.T) / 2
+def _symmetric(matrix: Tensor) -> Tensor:
+    """What rounding left unequal, averaged."""
+    return (matrix + matrix.T) / 2
 
 
-def _leading_eigenvectors(c: SecondMoment, m: SecondMoment, rank: int) -> Tensor:
-    """Orthonormal eigenvectors of the largest |eigenvalue| of C - M, (n, rank), float64.
+def _leading_eigenvectors(c: SecondMoment, m: SecondMoment, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, C U and M U, with U orthonormal eigenvectors of the largest |eigenvalue| of C - M; (n, rank), float64.
 
     Above DIRECT rows by block Lanczos with full orthogonalization, whose products are float32: any directions close to
     the leading ones serve.
     """
     n = c.n
     if n <= DIRECT or LANCZOS * rank > n:
-        values, vectors = torch.linalg.eigh(c.dense() - m.dense())
-        return _largest(values, vectors, rank)
+        first, second = c.dense(), m.dense()
+        vectors = _largest(first - second, rank)
+        return vectors, first @ vectors, second @ vectors
 
-    def product(v: Tensor) -> Tensor:
+    def products(v: Tensor) -> tuple[Tensor, Tensor]:
         single = v.to(torch.float32)
-        return (c.times(single) - m.times(single)).to(torch.float64)
+        return c.times(single).to(torch.float64), m.times(single).to(torch.float64)
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(n, rank, generator=generator, dtype=torch.float64).to(c.device)
     basis: Tensor = torch.linalg.qr(start).Q
-    products = product(basis)
+    of_c, of_m = products(basis)
     for _ in range(LANCZOS - 1):
-        block = products[:, -rank:]
+        block = of_c[:, -rank:] - of_m[:, -rank:]
         for _ in range(2):  # the second pass takes out what rounding left of the first
             block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
-        basis, products = torch.cat([basis, block], 1), torch.cat([products, product(block)], 1)
-    within = basis.T @ products
-    values, mixing = torch.linalg.eigh((within + within.T) / 2)
-    found: Tensor = basis @ _largest(values, mixing, rank)
-    return found
+        made = products(block)
+        basis, of_c, of_m = (torch.cat(parts, 1) for parts in zip((basis, of_c, of_m), (block, *made), strict=True))
+    mixing = _largest(_symmetric(basis.T @ (of_c - of_m)), rank)
+    return basis @ mixing, of_c @ mixing, of_m @ mixing
 
 
-def _largest(values: Tensor, vectors: Tensor, rank: int) -> Tensor:
+def _largest(matrix: Tensor, rank: int) -> Tensor:
+    """Its eigenvectors of the largest |eigenvalue|, one a column."""
+    values, vectors = torch.linalg.eigh(matrix)
     return torch.index_select(vectors, 1, values.abs().argsort(descending=True)[:rank])
