@@ -54,7 +54,7 @@ def quantize(
         task: what is measured besides; "none" measures nothing, "perplexity" compares with full precision.
         overrides: anything else, as on the command line: ["calibration.tokens=8192", "method.rank=16"].
 
-    Example:
+    Examples:
         >>> quantized = sq.quantize("path/or-id", method="singlequant", bits="w4a4", weights="gptq")
         >>> quantized.model.generate(**quantized.tokenizer("def main(", return_tensors="pt"))
 

@@ -21,6 +21,9 @@ UNNAMED = "kernels"  # has no __init__.py, so that mkdocstrings finds it by its 
 PICTURES = (".svg", ".png")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
+# griffe takes "low, high: ..." of an Attributes section for an attribute "low," of type "high".
+JOINT = re.compile(r"<b><code>(<span[^>]*>)([a-z_0-9]+),</span></code></b>\s*\(<code>(.*?)</code>\)")
+
 _pages: dict[str, str] = {}  # path in the repository -> page of the site
 _sources: dict[str, str] = {}  # page of the site -> path in the repository
 
@@ -56,6 +59,16 @@ def on_files(files: Files, config: Any) -> Files:
         content = [f"# {room}\n", note, *(f"::: {module}\n" for module in modules)]
         files.append(File.generated(config, f"reference/{room}.md", content="\n".join(content)))
     return files
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Attributes that share a line in a docstring get their names back."""
+
+    def names(found: re.Match[str]) -> str:
+        others = re.sub(r"<[^>]*>|[()]", "", found.group(3))
+        return f"<b><code>{found.group(1)}{found.group(2)}, {others}</span></code></b>"
+
+    return JOINT.sub(names, output) if page.file.src_uri.startswith(("reference/", "methods/")) else output
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
