@@ -1,4 +1,4 @@
-"""result.json: the one record that every table, figure and reuse of a run reads (DESIGN section 3)."""
+"""result.json: the one record that every table, figure and reuse of a run reads (docs/runs.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Measured(Protocol):
     """What the measurement of one run returns.
 
     Attributes:
-        metrics: flat numbers, named as DESIGN section 3 says ("ppl/embedded", "kl/embedded", "quantize/seconds").
+        metrics: flat numbers, named as in docs/runs.md ("ppl/embedded", "kl/embedded", "quantize/seconds").
         extras: anything JSON can hold (fingerprints, task versions, statistics of each site).
         arrays: numpy arrays by name (values of each window, for paired intervals), saved as windows.npz.
     """

@@ -147,7 +147,7 @@ def by_kv_head(view: LayerView, name: str) -> Tensor:
 
 
 def test_balanced_keys_and_their_queries_have_one_second_moment(tmp_path: Path) -> None:
-    """k T and q T^-T of every KV head end with proportional second moments, whatever rotation follows (DESIGN 5)."""
+    """k T and q T^-T of every KV head end with proportional second moments, whatever rotation follows."""
     view = view_of(tmp_path)
     transform = folded(order=("orthogonal", "urt")).key_transform(view)
     assert isinstance(transform, PerHead)
