@@ -22,7 +22,7 @@ from sq.io import write_json
 from sq.kernels.bench import cli
 from sq.kernels.bench.progress import tracked
 from sq.models.extrapolate import Card, ExpectedSeconds, expected_seconds
-from sq.models.memory import PeakMemory, reused_memory
+from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.quantize.pipeline import Pipeline
 from sq.runs.build import build_method, calibration_of, load_model, recipe
@@ -108,8 +108,7 @@ def main(arguments: Sequence[str]) -> int:
                     raise Mistake(f"--only {given.only!r} fits no row of {name!r}; rows: {', '.join(case.rows)}")
                 continue
             layers = given.layers or case.layers
-            with reused_memory():  # as runs have it
-                results = measure(case, rows, layers, given.rounds, tuple(given.overrides))
+            results = measure(case, rows, layers, given.rounds, tuple(given.overrides))
             note = NOTE.format(layers=f"{layers} layer{'s' if layers > 1 else ''}", rounds=given.rounds, threads=words)
             document["cases"][name] = {"note": note, "rows": results}
             print(f"{name}\n{table(results)}\n{note}\n")

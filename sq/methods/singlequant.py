@@ -156,6 +156,11 @@ class SingleQuant(Method):
         """All sites, for a dense balance. Others read few numbers of them, which a sample of the tokens gives."""
         return self.sites if self.mixing == "dense" else ()
 
+    @property
+    def samples_windows(self) -> bool:
+        """All but a dense balance read a sample of the tokens anyway."""
+        return self.mixing != "dense"
+
     def export_obstacle(self, dimensions: ModelDimensions | None = None) -> str | None:
         """Anything but a Hadamard of blocks at `down` is one of this method's own."""
         if self.placement == "online":

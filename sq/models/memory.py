@@ -1,12 +1,11 @@
-"""Memory of a stretch of work: its peak, by CUDA's allocator or the process's resident set, and what malloc keeps."""
+"""Peak memory of a stretch of work: the CUDA allocator's, or the process's resident set on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -44,34 +43,6 @@ def return_freed() -> None:
     """Give memory that earlier work freed back to the system, so that it does not count as the next work's."""
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-@contextmanager
-def reused_memory() -> Iterator[None]:
-    """Memory that is freed inside the block stays with the process until its end, for what is allocated next.
-
-    glibc gives a freed block of more than 32 MB back to the system, and the next one is filled with zeros page by page:
-    a fifth of GPTQ's time on SmolLM2, where 16,384 tokens of a gated MLP are 100 MB.
-    """
-    with suppress(OSError, AttributeError):  # glibc only
-        _mallopt(_MMAP_MAX, 0)
-        _mallopt(_TRIM_THRESHOLD, -1)
-    try:
-        yield
-    finally:
-        with suppress(OSError, AttributeError):
-            # Once set, glibc adapts these no more: the values that it would have reached by itself.
-            _mallopt(_MMAP_MAX, 65536)
-            _mallopt(_MMAP_THRESHOLD, 2**25)
-            _mallopt(_TRIM_THRESHOLD, 2**26)
-        return_freed()
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
-
-
-def _mallopt(parameter: int, value: int) -> None:
-    ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sq.quantize.method import SiteStatistics
 from sq.rotation.transform import Transform
 
 LEAST_SAMPLE = 4096  # tokens kept a site; wider models keep as many as their residual stream has channels
+WINDOWS = 16  # that a sample is spread over at least: 8 of 32 cost 2.5% of the criterion J on SmolLM2, 16 of them 0.4%
 RESIDUAL_SAMPLE = 1024  # tokens a site and layer kept for a residual rotation: 64 sites of 7B stay under 1.1 GB
 
 
@@ -56,6 +58,14 @@ class Calibration:
         """Outputs of a layer, computed in its own dtype."""
         dtype = next(layer.parameters()).dtype  # of the norms: linears hold buffers, packed ones integers
         return [self.stream.forward(index, layer, batch.to(dtype)).to(batch.dtype) for batch in hidden]
+
+    def some(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Evenly spaced windows for statistics that keep a sample: of twice its tokens, and at least WINDOWS."""
+        count, length = self.ids.shape
+        stride = max(1, count // max(WINDOWS, -(-2 * self.sample // length)))
+        starts = accumulate((len(batch) for batch in hidden), initial=0)
+        parts = [batch[-start % stride :: stride] for start, batch in zip(starts, hidden, strict=False)]
+        return [part for part in parts if len(part)]
 
     def collect(
         self,

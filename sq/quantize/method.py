@@ -146,6 +146,11 @@ class Method(ABC):
         """Sites whose second moment the method reads."""
         return ()
 
+    @property
+    def samples_windows(self) -> bool:
+        """Whether statistics of some calibration windows serve the method as well as those of all (`Calibration`)."""
+        return False
+
     def learn(self, training: Training) -> None:
         """Train on the whole model, before anything else."""
         return

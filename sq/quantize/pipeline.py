@@ -139,7 +139,7 @@ class Pipeline:
             statistics, outputs = self.calibration.collect(
                 index,
                 layer,
-                hidden,
+                self.calibration.some(hidden) if self._samples_windows else hidden,
                 second_moment=SITES if self._rounds_from_collected_moments else self.method.second_moments,
                 attention=self.recipe.quantizes_scores,
                 wants_outputs=self.propagate == "full_precision",
@@ -241,6 +241,14 @@ class Pipeline:
     def _rounds_from_collected_moments(self) -> bool:
         """Whether the rounder's Hessians come from the forward that statistics are collected in."""
         return self.recipe.weights is not None and self.recipe.weights.takes_collected_moments
+
+    @property
+    def _samples_windows(self) -> bool:
+        """Whether the forward that statistics come from may leave windows out: nobody else reads what it makes."""
+        whole = (
+            self.propagate == "full_precision" or self._rounds_from_collected_moments or self.recipe.has_static_scale
+        )
+        return self.method.samples_windows and not whole
 
     def _round(
         self,

@@ -56,6 +56,11 @@ class Recipe:
         return None if self.weights is None else self.weights.quantizer
 
     @property
+    def has_static_scale(self) -> bool:
+        """Whether activations have a second scale that calibration tokens fix."""
+        return self.activations is not None and self.activations.format.static
+
+    @property
     def quantizes_scores(self) -> bool:
         """Whether the product of queries and keys sees rounded numbers, so that a transform of keys matters."""
         return self.queries is not None or self.keys is not None

@@ -15,7 +15,7 @@ def with_site_peaks(layer: LayerView, plan: LayerPlan, recipe: Recipe) -> LayerP
 
     As it is where the recipe's activations have no static second scale.
     """
-    if recipe.activations is None or not recipe.activations.format.static:
+    if not recipe.has_static_scale:
         return plan
     peaks = {}
     for site in (site for site in layer.statistics if site in SITES):

@@ -28,7 +28,6 @@ from sq.evaluate.stream import StreamEvaluation
 from sq.evaluate.task import SpeedSettings, ZeroShotSettings
 from sq.formats.labels import SIXTEEN
 from sq.models.licence import licence_of
-from sq.models.memory import reused_memory
 from sq.models.stream import DecoderStream
 from sq.nn.assemble import assemble
 from sq.nn.spread import spread
@@ -83,7 +82,7 @@ def execute(
     Raises:
         SQError: with the reason, see sq.errors.
     """
-    with _owned(settings.save_to), shown() as show, reused_memory():
+    with _owned(settings.save_to), shown() as show:
         return _execute(settings, run_dir, tell, show, keep_model=keep_model, packed=packed)
 
 
