@@ -223,7 +223,7 @@ def extrapolated(tokens: int = 262_144) -> dict[str, ExpectedSeconds]:
     for name in ("random_llama2_7b", "random_llama2_70b"):
         settings = compose([f"model={name}", "task=none", "tracker=none", "reference_methods=[]"])
         stream = load_model(settings.model, settings.paths.cache)[1]
-        for rounder, forwards in (("rtn", 1), ("gptq", 2)):
+        for rounder, forwards in (("rtn", 1.0), ("gptq", 1.125)):
             found[f"{name} {rounder}"] = expected_seconds(stream, tokens, Card(), forwards=forwards)
     return found
 

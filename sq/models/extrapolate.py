@@ -46,8 +46,10 @@ class ExpectedSeconds:
         return max(self.read, self.forward + self.moments + self.weights)
 
 
-def expected_seconds(stream: DecoderStream, tokens: int, card: Card, *, forwards: int) -> ExpectedSeconds:
-    """Counts over all layers, for rounding to nearest (1 forward) and GPTQ (2: the second sees rounded weights).
+def expected_seconds(stream: DecoderStream, tokens: int, card: Card, *, forwards: float) -> ExpectedSeconds:
+    """Counts over all layers, for rounding to nearest (1 forward) and GPTQ, whose second forward sees rounded weights.
+
+    The first may leave windows out (`Calibration.some`): 16 of 128 are an eighth of a forward.
 
     A layer of P weights: forward T P multiply-adds and attention's T^2 terms left out (windows are short); x^T x of a
     site of n features T n^2, where the forward is not the only one; a balance reads a sample of the tokens, a
@@ -58,7 +60,7 @@ def expected_seconds(stream: DecoderStream, tokens: int, card: Card, *, forwards
     parameters = sum(rows * columns for rows, columns in shapes)
     sites = {site: stream.dimensions.width(site) for site in stream.family.linears}
     layers = stream.count
-    moments = (forwards - 1) * tokens * sum(n**2 for n in sites.values())
+    moments = (tokens if forwards > 1 else 0) * sum(n**2 for n in sites.values())
     rounding = sum(rows * 2 * columns**1.5 for rows, columns in shapes)
     factors = 0.0
     if forwards > 1:
