@@ -84,19 +84,19 @@ def _refit(values: Tensor, pull: Tensor, damped: Tensor, grid: Grid, groups: lis
     """
     if grid.format.tensor:
         return grid
-    of_column, scale = torch.tensor(groups, device=values.device), grid.scale.clone()
+    scale = grid.scale.clone()
     for g in sorted(set(groups)):
-        own = of_column == g
-        step = grid.column(g).step
+        own = torch.tensor([j for j, of in enumerate(groups) if of == g], device=values.device)
+        column = grid.column(g)
+        step, second = column.step, 1.0 if column.second is None else column.second
         units = values[own] / step
-        slope = (units * pull[own]).sum(0)
-        curve = (units * (damped[own][:, own] @ units)).sum(0)
-        second = step / scale[:, g]
+        product = damped[:, own] @ units
+        slope, curve = (units * pull[own]).sum(0), (units * product[own]).sum(0)
         wish = grid.format.scale.round(((step + slope / curve) / second).clamp(min=grid.format.scale.smallest))
         change = wish * second - step
         better = (wish > 0) & (change * change * curve < 2 * change * slope)
-        move = units * torch.where(better, change, 0.0)
         scale[:, g] = torch.where(better, wish, scale[:, g])
-        values[own] += move
-        pull.addmm_(damped[:, own], move, alpha=-1)
+        taken = torch.where(better, change, 0.0)
+        values[own] += units * taken
+        pull.addcmul_(product, taken.expand_as(product), value=-1)
     return replace(grid, scale=scale)
