@@ -24,12 +24,14 @@ from sq.kernels.bench.progress import tracked
 from sq.models.extrapolate import Card, ExpectedSeconds, expected_seconds
 from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
+from sq.quantize.calibration import WINDOWS
 from sq.quantize.pipeline import Pipeline
 from sq.runs.build import build_method, calibration_of, load_model, recipe
 from sq.runs.environment import cpu_name, environment, git_commit
 
 PARTS = ("capture", "transform", "weights")
 FLOOR = "floor"
+WINDOW = 2048  # tokens a window of models at a hub
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def extrapolated(tokens: int = 262_144) -> dict[str, ExpectedSeconds]:
     for name in ("random_llama2_7b", "random_llama2_70b"):
         settings = compose([f"model={name}", "task=none", "tracker=none", "reference_methods=[]"])
         stream = load_model(settings.model, settings.paths.cache)[1]
-        for rounder, forwards in (("rtn", 1.0), ("gptq", 1.125)):
+        for rounder, forwards in (("rtn", 1.0), ("gptq", 1 + WINDOWS * WINDOW / tokens)):
             found[f"{name} {rounder}"] = expected_seconds(stream, tokens, Card(), forwards=forwards)
     return found
 
