@@ -49,8 +49,9 @@ def one_layer(overrides: Sequence[str]) -> Taken:
         ids = calibration_of(settings.calibration, None, stream, settings.paths.cache).ids
         layer = sum(p.numel() * p.element_size() for p in stream.layer(0).parameters())
         start, PretendDevice.peak = time.perf_counter(), device.held
-        method = build_method(settings.method)
-        pipeline = Pipeline(stream, method, recipe(settings, stream.dimensions.head_dim), ids, packed=True)
+        method, sample = build_method(settings.method), settings.calibration.sample
+        quantizers = recipe(settings, stream.dimensions.head_dim)
+        pipeline = Pipeline(stream, method, quantizers, ids, sample=sample, packed=True)
         pipeline.prepare()
         for _ in pipeline.layers():
             pass

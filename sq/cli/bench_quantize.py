@@ -170,7 +170,8 @@ def quantized(settings: ExperimentSettings, stream: DecoderStream, ids: Tensor) 
     """Seconds of one quantization in its three parts, and "total"; "peak", the most bytes that were in use."""
     torch.manual_seed(settings.seed)
     memory = PeakMemory(stream.device)
-    pipeline = Pipeline(stream, build_method(settings.method), recipe(settings, stream.dimensions.head_dim), ids)
+    method, sample = build_method(settings.method), settings.calibration.sample
+    pipeline = Pipeline(stream, method, recipe(settings, stream.dimensions.head_dim), ids, sample=sample)
     pipeline.prepare()
     for _ in pipeline.layers():
         pass
@@ -225,7 +226,8 @@ def extrapolated(tokens: int = 262_144) -> dict[str, ExpectedSeconds]:
     for name in ("random_llama2_7b", "random_llama2_70b"):
         settings = compose([f"model={name}", "task=none", "tracker=none", "reference_methods=[]"])
         stream = load_model(settings.model, settings.paths.cache)[1]
-        for rounder, forwards in (("rtn", 1.0), ("gptq", 1 + WINDOWS * WINDOW / tokens)):
+        some = WINDOWS * WINDOW / tokens  # that statistics are taken from
+        for rounder, forwards in (("rtn", some), ("gptq", 1 + some)):
             found[f"{name} {rounder}"] = expected_seconds(stream, tokens, Card(), forwards=forwards)
     return found
 

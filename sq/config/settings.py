@@ -88,13 +88,15 @@ class CacheSettings(TokenSettings):
 
 @dataclass(frozen=True, config=t.CONFIG)
 class CalibrationSettings:
-    """The text that statistics are captured on."""
+    """The text that statistics are captured on; `sample` of its tokens are kept at each site for transforms (None: as
+    many as the residual stream has channels, and at least 4,096)."""
 
     name: t.Name
     text: t.Text
     tokens: t.Count
     window: t.Pair
     seed: t.Seed
+    sample: t.Count | None = None
     path: t.Place | None = None
     dataset_path: t.Place | None = None
 

@@ -114,6 +114,7 @@ class Pipeline:
         """Yield each quantized layer in order; call `prepare` first. Nothing of a yielded layer is kept here."""
         with self._timed("capture"):
             hidden = self.calibration.embedded(self.embeddings_and_head)
+            hidden = self.calibration.some(hidden) if self._leaves_windows_out else hidden
             self.reference = list(hidden) if self._keeps_reference else None
         for index in range(self.stream.count):
             mark = self.record.mark()
@@ -249,6 +250,13 @@ class Pipeline:
             self.propagate == "full_precision" or self._rounds_from_collected_moments or self.recipe.has_static_scale
         )
         return self.method.samples_windows and not whole
+
+    @property
+    def _leaves_windows_out(self) -> bool:
+        """Whether nobody reads the other windows at all: layers see the original's stream, and a sample of it serves."""
+        rounds_without = self.recipe.weights is None or not self.recipe.weights.needs
+        others = self._keeps_reference or self.recipe.has_static_scale or not rounds_without
+        return self.method.samples_windows and self.propagate == "full_precision" and not others
 
     def _round(
         self,

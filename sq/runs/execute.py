@@ -134,6 +134,7 @@ def _execute(
         method,
         recipe(settings, stream.dimensions.head_dim),
         ids,
+        sample=settings.calibration.sample,
         log=log,
         packed=packed or writer is not None,
         saved=lambda index: _saved_layer(writer, stream, index),

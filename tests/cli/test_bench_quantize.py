@@ -66,5 +66,5 @@ def test_expected_seconds_grow_with_the_model_and_the_forwards() -> None:
     small, large = found["random_llama2_7b rtn"], found["random_llama2_70b rtn"]
     assert small.read == pytest.approx(2 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) / 5e9)
     assert large.total > 5 * small.total
-    assert found["random_llama2_7b gptq"].forward == pytest.approx(1.125 * small.forward)
+    assert found["random_llama2_7b gptq"].forward == pytest.approx(9 * small.forward)  # 144 windows and 16
     assert small.moments == 0 < found["random_llama2_7b gptq"].moments

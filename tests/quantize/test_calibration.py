@@ -88,13 +88,43 @@ def test_statistics_of_some_windows_where_nobody_reads_the_rest(
     assert seen[0].statistics["down"].count == share * ids.numel()
 
 
-def test_a_full_precision_stream_needs_every_window(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "rounder", "format", "share"),
+    [
+        (SingleQuant(), "rtn", "int4", 0.5),
+        (SingleQuant(), "gptq", "int4", 1.0),  # its Hessians are those of every window
+        (SingleQuant(), "rtn", "nvfp4_static", 1.0),
+        (SmoothQuant(), "rtn", "int4", 1.0),
+        (SingleQuant(rank=0, mixing="dense"), "rtn", "int4", 1.0),
+    ],
+    ids=["rtn", "gptq", "static scale", "another method", "dense"],
+)
+def test_a_full_precision_stream_carries_the_windows_that_somebody_reads(
+    method: Method, rounder: str, format: str, share: float, tmp_path: Path
+) -> None:
+    save_random(tmp_path, "llama", hidden_size=64, intermediate_size=96, num_attention_heads=4, head_dim=16)
+    stream = DecoderStream(tmp_path, dtype=torch.float32)
+    ids = torch.randint(0, 97, (32, 16), generator=torch.Generator().manual_seed(0))
+    activations = ActivationQuantizer(format_of(format)) if format != "int4" else activation_quantizer(4)
+    recipe = Recipe(rounder_class(rounder)(weight_quantizer(4)), activations, propagate="full_precision")
+    seen: list[LayerView] = []
+    pipeline = Pipeline(stream, method, recipe, ids, sample=64, watch=seen.append)
+    pipeline.prepare()
+    assert len(list(pipeline.layers())) == stream.count
+    assert [view.statistics["down"].count for view in seen] == [share * ids.numel()] * stream.count
+
+
+def test_windows_left_out_change_nothing_but_the_sample(tmp_path: Path) -> None:
+    """Every second window of 32 is what a run on these 16 alone sees."""
     save_random(tmp_path, "llama", hidden_size=64, intermediate_size=96, num_attention_heads=4, head_dim=16)
     stream = DecoderStream(tmp_path, dtype=torch.float32)
     ids = torch.randint(0, 97, (32, 16), generator=torch.Generator().manual_seed(0))
     recipe = Recipe(rounder_class("rtn")(weight_quantizer(4)), activation_quantizer(4), propagate="full_precision")
-    seen: list[LayerView] = []
-    pipeline = Pipeline(stream, SingleQuant(), recipe, ids, sample=64, watch=seen.append)
-    pipeline.prepare()
-    assert len(list(pipeline.layers())) == stream.count
-    assert [view.statistics["down"].count for view in seen] == [ids.numel()] * stream.count
+    weights: list[list[torch.Tensor]] = []
+    for windows, batch in ((ids, 8), (ids[::2], 4)):
+        pipeline = Pipeline(stream, SingleQuant(), recipe, windows, batch=batch, sample=64)
+        pipeline.prepare()
+        layers = list(pipeline.layers())
+        weights.append([buffer for layer in layers for buffer in layer.state_dict().values()])
+    for found, expected in zip(*weights, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
