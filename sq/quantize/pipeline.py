@@ -253,7 +253,7 @@ class Pipeline:
 
     @property
     def _leaves_windows_out(self) -> bool:
-        """Whether nobody reads the other windows at all: layers see the original's stream, and a sample of it serves."""
+        """Whether nobody reads the other windows at all: layers see the original's stream, of which a sample serves."""
         rounds_without = self.recipe.weights is None or not self.recipe.weights.needs
         others = self._keeps_reference or self.recipe.has_static_scale or not rounds_without
         return self.method.samples_windows and self.propagate == "full_precision" and not others
