@@ -32,6 +32,11 @@ class MrGptq(Method):
         if self.block is not None and not (self.block >= 1 and has_hadamard(self.block)):
             raise ValueError(f"block={self.block} has no Hadamard matrix; use 16, 32 or another power of two")
 
+    @property
+    def samples_windows(self) -> bool:
+        """Nothing of the statistics is read."""
+        return True
+
     def obstacle(self, weights: Format | None, activations: Format | None) -> str | None:
         """Without `block` the activations need a format with groups."""
         if self.block is None and (activations is None or activations.group is None):

@@ -63,6 +63,11 @@ class QuaRot(Method):
         if wrong:
             raise ValueError(f"{', '.join(wrong)}; allowed: {', '.join(get_args(Kind))}, and auto for cross_head")
 
+    @property
+    def samples_windows(self) -> bool:
+        """Nothing of the statistics is read."""
+        return True
+
     def resolved(self, dimensions: ModelDimensions) -> Mapping[str, str]:
         """`cross_head` where "auto" found no Hadamard matrix for the number of heads."""
         left_out = self.cross_head == "auto" and not has_hadamard(dimensions.heads)

@@ -16,6 +16,11 @@ class RoundToNearest(Method):
 
     name: str = "rtn"
 
+    @property
+    def samples_windows(self) -> bool:
+        """Nothing of the statistics is read."""
+        return True
+
     def layer_transforms(self, layer: LayerView) -> Mapping[str, SiteTransform]:
         """No transforms."""
         return {}

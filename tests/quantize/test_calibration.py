@@ -9,10 +9,12 @@ import torch
 from models.checkpoints import save_random
 from quantizers import activation_quantizer, weight_quantizer
 
+from sq.baselines.quarot import QuaRot
 from sq.baselines.smoothquant import SmoothQuant
 from sq.formats.activation import ActivationQuantizer
 from sq.formats.labels import format_of
 from sq.methods.singlequant import SingleQuant
+from sq.methods.yardsticks import RoundToNearest
 from sq.models.stream import DecoderStream
 from sq.quantize import calibration as module
 from sq.quantize.calibration import Calibration
@@ -95,9 +97,11 @@ def test_statistics_of_some_windows_where_nobody_reads_the_rest(
         (SingleQuant(), "gptq", "int4", 1.0),  # its Hessians are those of every window
         (SingleQuant(), "rtn", "nvfp4_static", 1.0),
         (SmoothQuant(), "rtn", "int4", 1.0),
+        (QuaRot(), "rtn", "int4", 0.5),
+        (RoundToNearest(), "rtn", "int4", 0.5),
         (SingleQuant(rank=0, mixing="dense"), "rtn", "int4", 1.0),
     ],
-    ids=["rtn", "gptq", "static scale", "another method", "dense"],
+    ids=["rtn", "gptq", "static scale", "peaks", "quarot", "no transform", "dense"],
 )
 def test_a_full_precision_stream_carries_the_windows_that_somebody_reads(
     method: Method, rounder: str, format: str, share: float, tmp_path: Path
