@@ -246,17 +246,20 @@ class Pipeline:
     @property
     def _samples_windows(self) -> bool:
         """Whether the forward that statistics come from may leave windows out: nobody else reads what it makes."""
-        whole = (
-            self.propagate == "full_precision" or self._rounds_from_collected_moments or self.recipe.has_static_scale
-        )
-        return self.method.samples_windows and not whole
+        others = self.propagate == "full_precision" or self._rounds_from_collected_moments
+        return self._sample_serves and not others
 
     @property
     def _leaves_windows_out(self) -> bool:
-        """Whether nobody reads the other windows at all: layers see the original's stream, of which a sample serves."""
-        rounds_without = self.recipe.weights is None or not self.recipe.weights.needs
-        others = self._keeps_reference or self.recipe.has_static_scale or not rounds_without
-        return self.method.samples_windows and self.propagate == "full_precision" and not others
+        """Whether nobody reads the other windows at all: layers see the original's stream and no rounder needs it."""
+        rounder = self.recipe.weights
+        rounds_without = rounder is None or not rounder.needs
+        return self._sample_serves and self.propagate == "full_precision" and rounds_without
+
+    @property
+    def _sample_serves(self) -> bool:
+        """Whether statistics of some windows do: a static scale has to hold the peaks of all."""
+        return self.method.samples_windows and not self.recipe.has_static_scale
 
     def _round(
         self,
