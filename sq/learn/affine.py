@@ -117,6 +117,10 @@ class Scaling(Transform):
         """w / t."""
         return self.inverse(w)
 
+    def transpose(self, w: Tensor) -> Tensor:
+        """w * t."""
+        return self.forward(w)
+
     def macs(self) -> int:
         """One multiplication a feature."""
         return self.n

@@ -16,8 +16,10 @@ from sq.models.memory import total_memory
 from sq.models.parts import weight_of
 from sq.nn.hooks import SeenAll, observed, up_to_the_last
 from sq.nn.site_input import SiteInput
+from sq.quantize.rounders.hessian import conjugate_hessian
 from sq.quantize.rounders.moments import SiteMoments
 from sq.quantize.rounders.rounder import RoundingStatistics, WeightRounder
+from sq.rotation.transform import Transform
 
 # All calibration windows go through a layer at once if so many copies of its widest activations fit this share of the
 # device's memory: the residual stream, the two halves of a gated MLP, their product and temporaries.
@@ -55,6 +57,7 @@ class LayerRounding:
         self.rounded: dict[str, QTensor] = {}
         self.reports: dict[str, dict[str, float]] = {}
         self.reference_outputs: list[Tensor] | None = None
+        self._left_out: dict[str, Transform] = {}  # site -> transform that its tokens are spared
 
     def from_statistics(self, hessians: Mapping[str, Tensor]) -> None:
         """Round every site, with statistics that were collected before; none where the rounder needs none."""
@@ -89,7 +92,7 @@ class LayerRounding:
         outputs are those of the rounded layer. Where that takes too much memory each site has a forward of its own,
         batch by batch and up to that site; the statistics are the same. The full-precision stream has a forward beside
         each of them, through the unrounded layer; in the first case what all its sites see is kept until they are
-        rounded.
+        rounded. Where tokens are many and there is one stream, transforms are spared them, see `_without_transforms`.
 
         Args:
             run: forwards batches of hidden states (B, S, hidden) through the layer.
@@ -108,17 +111,54 @@ class LayerRounding:
             if not wants_outputs:
                 watchers = up_to_the_last(watchers)
             outputs: Tensor | None = None
-            with suppress(SeenAll), observed(self.inputs, watchers):
+            with self._without_transforms(hidden), suppress(SeenAll), observed(self.inputs, watchers):
                 (outputs,) = run([torch.cat(hidden)])
             return None if outputs is None else list(outputs.split(sizes))
         unrounded = {} if reference is None else {name: weight_of(self.layer, name).clone() for name in self._names}
-        for site in self.family.linears:
-            moments = self._moments(site, hidden)
-            self._gather({site: moments}, run, hidden, reference, unrounded)
-            statistics = moments.statistics(self._name(site))
-            del moments  # its sums are as large as the Hessian
-            self._round(site, statistics)
+        with self._without_transforms(hidden):
+            for site in self.family.linears:
+                moments = self._moments(site, hidden)
+                self._gather({site: moments}, run, hidden, reference, unrounded)
+                statistics = self._statistics(site, moments)
+                del moments  # its sums are as large as the Hessian
+                self._round(site, statistics)
         return None
+
+    @contextmanager
+    def _without_transforms(self, hidden: Sequence[Tensor]) -> Iterator[None]:
+        """Tokens go through the layer as the transforms find them, inside the block; afterwards as before.
+
+        The Hessian of x T is T^T H T, and a rounded weight q multiplies x as q T^T, since x T q^T = x (q T^T)^T: the
+        same numbers within rounding, and T acts on rows of H and q in the place of tokens. Statistics of two streams,
+        or of quantized tokens, are taken behind the transform.
+        """
+        behind = self.rounder.needs != {"hessian"} or self.rounder.sees_quantized_activations
+        transforms = {} if behind else {site: self.inputs[site].transform for site in self.family.linears}
+        tokens = _tokens(hidden)
+        self._left_out = {site: t for site, t in transforms.items() if t is not None and self._rows(site) < tokens}
+        for site in self._left_out:
+            self.inputs[site].transform = None
+        try:
+            yield
+        finally:
+            for site, transform in self._left_out.items():
+                self.inputs[site].transform = transform
+                for name in self.rounded.keys() & set(self.family.linears[site]):
+                    weight = weight_of(self.layer, name)
+                    weight.copy_(self.rounded[name].dequantize(weight.dtype))
+            self._left_out = {}
+
+    def _rows(self, site: str) -> int:
+        """Rows of a Hessian, twice, and of the site's weights."""
+        weights = [weight_of(self.layer, name) for name in self.family.linears[site]]
+        return 2 * weights[0].shape[1] + sum(len(weight) for weight in weights)
+
+    def _statistics(self, site: str, moments: SiteMoments) -> RoundingStatistics:
+        """What was summed, in the basis of the site's weights."""
+        statistics = moments.statistics(self._name(site))
+        if (transform := self._left_out.get(site)) is None or statistics.hessian is None:
+            return statistics
+        return replace(statistics, hessian=conjugate_hessian(statistics.hessian, transform))
 
     def _seen(
         self, run: Callable[[list[Tensor]], list[Tensor]], reference: list[Tensor] | None
@@ -178,7 +218,7 @@ class LayerRounding:
                 moments.update(batch, None if full is None else full[index])
             if full is not None:
                 full.clear()
-            statistics = moments.statistics(self._name(site))
+            statistics = self._statistics(site, moments)
             del moments  # its sums are as large as the Hessian
             self._round(site, statistics)
 
@@ -223,7 +263,9 @@ class LayerRounding:
             weights = [weight_of(self.layer, name) for name in part]
             rounder = replace(rounder, quantizer=rounder.quantizer.joined([weight_of(self.layer, n) for n in names]))
             for name, weight, found in zip(part, weights, rounder.round(weights, statistics), strict=True):
-                weight.copy_(found.dequantize(weight.dtype))
+                made = found.dequantize(weight.dtype)
+                transform = self._left_out.get(site)
+                weight.copy_(made if transform is None else transform.transpose(made))
                 self.rounded[name] = found
         if statistics.report:
             self.reports[site] = dict(statistics.report)

@@ -57,6 +57,11 @@ class LowRank(Transform):
         w = w / self._factor("diagonal", w) if self._scaled else w
         return self._stretch(w, self._change_of_inverse(w, transposed=True))
 
+    def transpose(self, w: Tensor) -> Tensor:
+        """w T^T = w (I + U (P^T - I) U^T) D."""
+        w = self._stretch(w, self._change_transposed(w))
+        return w * self._factor("diagonal", w) if self._scaled else w
+
     def macs(self) -> int:
         """2 n r, and n for the diagonal where there is one (fold it into a norm gain to save it)."""
         n, rank = self.get_buffer("basis").shape
@@ -82,6 +87,15 @@ class LowRank(Transform):
             return x + (x @ basis) @ change
         rows = x.reshape(-1, x.shape[-1])
         return torch.addmm(rows, rows @ basis, change).view(x.shape)  # two passes over x, not four
+
+    def _change_transposed(self, x: Tensor) -> Tensor:
+        """(P^T - I) U^T in the dtype of x."""
+
+        def make() -> Tensor:
+            basis, change = (self.get_buffer(name).to(torch.float64) for name in ("basis", "change"))
+            return (change @ basis).mT @ basis.T  # (P - I) U^T U = P - I
+
+        return self._derived("change_transposed", x, make)
 
     def _change_of_inverse(self, x: Tensor, *, transposed: bool) -> Tensor:
         """(P^-1 - I) U^T or (P^-T - I) U^T, in the dtype of x."""

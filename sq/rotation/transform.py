@@ -55,6 +55,12 @@ class Transform(nn.Module, ABC):
             raise NotImplementedError(f"{type(self).__name__} needs an inverse_transpose of its own")
         return self.forward(w)
 
+    def transpose(self, w: Tensor) -> Tensor:
+        """w T^T, what undoes `inverse_transpose`: shape (..., n), dtype of w. An orthogonal T has T^T = T^-1."""
+        if not self.orthogonal:
+            raise NotImplementedError(f"{type(self).__name__} needs a transpose of its own")
+        return self.inverse(w)
+
     @abstractmethod
     def macs(self) -> int:
         """Multiply-adds per token when T is applied online."""
@@ -176,6 +182,10 @@ class Diagonal(Transform):
         """w / t."""
         return self.inverse(w)
 
+    def transpose(self, w: Tensor) -> Tensor:
+        """w * t."""
+        return self.forward(w)
+
     def macs(self) -> int:
         """One multiplication a feature."""
         return self.n
@@ -202,6 +212,10 @@ class MatrixTransform(Transform):
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w T^-T."""
         return self.forward(w) if self.orthogonal else self._multiply(w, inverted=True, transposed=True)
+
+    def transpose(self, w: Tensor) -> Tensor:
+        """w T^T."""
+        return self._multiply(w, inverted=False, transposed=True)
 
     @abstractmethod
     def _multiply(self, x: Tensor, inverted: bool, transposed: bool) -> Tensor:
@@ -285,6 +299,12 @@ class Compose(Transform):
         """w T_1^-T ... T_k^-T."""
         for transform in self.transforms:
             w = transform.inverse_transpose(w)
+        return w
+
+    def transpose(self, w: Tensor) -> Tensor:
+        """w T_k^T ... T_1^T."""
+        for transform in reversed(self.transforms):
+            w = transform.transpose(w)
         return w
 
     def macs(self) -> int:

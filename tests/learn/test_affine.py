@@ -133,6 +133,7 @@ def check_transform(made: Transform, dense: Tensor) -> None:
     torch.testing.assert_close(made(x), x @ dense, rtol=0, atol=1e-10)
     torch.testing.assert_close(made.inverse(made(x)), x, rtol=0, atol=1e-10)
     torch.testing.assert_close(made(x) @ made.inverse_transpose(w).T, x @ w.T, rtol=0, atol=1e-9)
+    torch.testing.assert_close(made.transpose(w), w @ dense.T, rtol=0, atol=1e-10)
 
 
 def test_gradients_reach_every_parameter_through_activations_and_through_weights() -> None:

@@ -50,7 +50,7 @@ def rotations(stream: DecoderStream) -> LayerPlan:
 class Case:
     """Layer 1 of a random model with a plan installed, and three batches of hidden states of unequal size."""
 
-    def __init__(self, folder: Path, model: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, model: str, dtype: torch.dtype = torch.float32, length: int = 13) -> None:
         family, sizes = MODELS[model]
         save_random(folder, family, **sizes)
         self.stream = DecoderStream(folder, dtype=dtype)
@@ -58,7 +58,8 @@ class Case:
         self.inputs = install_plan(self.stream.family, self.stream.dimensions, self.layer, rotations(self.stream))
         generator = torch.Generator().manual_seed(3)
         self.hidden = [
-            torch.randn(size, 13, self.stream.dimensions.hidden, generator=generator).to(dtype) for size in (4, 4, 1)
+            torch.randn(size, length, self.stream.dimensions.hidden, generator=generator).to(dtype)
+            for size in (4, 4, 1)
         ]
         self.reference = [x + 0.2 * torch.randn(x.shape, generator=generator).to(dtype) for x in self.hidden]
 
@@ -150,6 +151,42 @@ def test_the_walk_is_a_loop_over_sites_that_rounds_each_linear_by_itself(model: 
         agreement = float((made.codes == expected[name].codes).float().mean())
         assert agreement > 0.995, f"{name}: {agreement}"  # Hessians differ in float32's last bits
         assert torch.equal(weight_of(case.layer, name), made.dequantize(torch.float64))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0], ids=["all windows at once", "batch by batch"])
+@pytest.mark.parametrize("model", MODELS)
+@torch.no_grad()
+def test_many_tokens_are_spared_the_transforms_with_the_same_result(
+    model: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,800 tokens, whose transforms see rows of Hessians and weights alone, beside the same tokens transformed."""
+    monkeypatch.setattr("sq.quantize.round._SHARE", share)
+    quantizer, made = weight_quantizer(4), []
+    for spared in (False, True):
+        case = Case(tmp_path, model, torch.float64, length=200)
+        transforms = {site: inputs.transform for site, inputs in case.inputs.items()}
+        rows: list[int] = []
+        for transform in transforms.values():
+            assert transform is not None
+            transform.register_forward_hook(lambda module, given, out, rows=rows: rows.append(given[0][..., 0].numel()))
+        work = case.rounding(rounder("gptq", quantizer))
+        if not spared:
+            monkeypatch.setattr(LayerRounding, "_rows", lambda self, site: 10**9)
+        outputs = work.site_by_site(case.run, case.hidden)
+        monkeypatch.undo()
+        monkeypatch.setattr("sq.quantize.round._SHARE", share)
+        assert (max(rows) < 300) == spared
+        assert {site: inputs.transform for site, inputs in case.inputs.items()} == transforms
+        for name, found in work.rounded.items():
+            assert torch.equal(weight_of(case.layer, name), found.dequantize(torch.float64))
+        if outputs is not None:
+            for out, expected in zip(outputs, case.run(case.hidden), strict=True):
+                torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
+        made.append(work.rounded)
+    for name, found in made[1].items():
+        torch.testing.assert_close(found.scale, made[0][name].scale)
+        agreement = float((found.codes == made[0][name].codes).float().mean())
+        assert agreement > 0.995, f"{name}: {agreement}"  # Hessians differ in float32's last bits
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_it_is_block_diagonal_then_r1(n1: int, n2: int, mixes: bool) -> None:
     torch.testing.assert_close(transform.inverse(transform(x)), x, rtol=0, atol=1e-9)
     torch.testing.assert_close(transform.inverse_transpose(w), w @ torch.linalg.inv(dense).T, rtol=0, atol=1e-9)
     torch.testing.assert_close(transform(x) @ transform.inverse_transpose(w).T, x @ w.T, rtol=0, atol=1e-8)
+    torch.testing.assert_close(transform.transpose(w), w @ dense.T, rtol=0, atol=1e-10)
     assert transform.macs() == n1 * n2 * (n2 + (n1 if mixes else 0))
 
 

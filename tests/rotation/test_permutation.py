@@ -27,6 +27,7 @@ def test_it_equals_its_permutation_matrix_and_keeps_products(n: int, tokens: int
     assert torch.equal(transform(x), torch.stack([x[..., int(i)] for i in order], dim=-1))
     assert torch.equal(transform.inverse(transform(x)), x)
     torch.testing.assert_close(transform(x) @ transform.inverse_transpose(w).T, x @ w.T, rtol=0, atol=1e-12)
+    assert torch.equal(transform.transpose(w), w @ matrix.T)
     assert transform.orthogonal
     assert transform.macs() == 0
 

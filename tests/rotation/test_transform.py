@@ -96,6 +96,7 @@ def test_products_are_kept_and_inverses_invert(kind: str, a: int, b: int, tokens
     dense = transform.matrix()
     torch.testing.assert_close(rotated, x @ dense, rtol=0, atol=1e-11)
     torch.testing.assert_close(transform.inverse_transpose(w), w @ torch.linalg.inv(dense).T, rtol=0, atol=1e-9)
+    torch.testing.assert_close(transform.transpose(w), w @ dense.T, rtol=0, atol=1e-11)
     if transform.orthogonal:
         torch.testing.assert_close(dense @ dense.T, torch.eye(transform.n, dtype=torch.float64), rtol=0, atol=1e-12)
 

@@ -51,10 +51,15 @@ class HessianAccumulator:
 
 
 def conjugate_hessian(hessian: Tensor, transform: Transform) -> Tensor:
-    """T^T H T, the Hessian (n, n) of the transformed activations x T, in the dtype of hessian; exactly symmetric."""
+    """T^T H T, the Hessian (n, n) of the transformed activations x T, in the dtype of hessian.
+
+    It is exactly symmetric, and no diagonal entry, a sum of squares, is below 0.
+    """
     with torch.no_grad():
         result: Tensor = transform(transform(hessian).T)  # (H T)^T T = T^T H T for symmetric H
-        return (result + result.T) / 2
+        result = (result + result.T).div_(2)
+        result.diagonal().clamp_(min=0)
+        return result
 
 
 def without_dead(hessian: Tensor) -> tuple[Tensor, Tensor]:

@@ -247,3 +247,13 @@ def test_conjugated_hessian_is_that_of_transformed_activations() -> None:
     result = conjugate_hessian(hessian, transform)
     torch.testing.assert_close(result, 2 / 70 * moved.T @ moved)
     assert torch.equal(result, result.T)
+
+
+def test_a_feature_that_a_transform_makes_zero_has_no_negative_diagonal_in_a_conjugated_hessian() -> None:
+    """Tokens whose features add up to zero have none along the constant direction, up to rounding of either sign."""
+    for seed in range(20):
+        x = torch.randn(70, 9, generator=torch.Generator().manual_seed(seed))
+        x = 1e3 * (x - x.mean(1, keepdim=True))
+        constant = torch.linalg.qr(torch.cat([torch.ones(9, 1), torch.eye(9)[:, 1:]], 1).double()).Q
+        result = conjugate_hessian(2 / 70 * x.T @ x, Dense(constant, orthogonal=True))
+        assert bool((result.diagonal() >= 0).all())
