@@ -17,6 +17,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from sq.config.choices import of_one_method  # which also registers the variants of methods with Hydra
+from sq.runs.leave import leave
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -70,8 +71,10 @@ def run(args: Namespace, command: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         interrupted = True
-    except SystemExit:  # of a single run, or Hydra's own
+    except SystemExit as end:  # of a single run, or Hydra's own
         if SweepRecord.folder is None:
+            if isinstance(end.code, int):
+                return end.code
             raise
         finish_sweep(SweepRecord.folder, interrupted=False)
         return 1
@@ -81,4 +84,4 @@ def run(args: Namespace, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(), __file__)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sq.errors import QuantizationError
 from sq.formats.clip_search import codes_by_chunks, grid_by_chunks, row_chunks, searched_grid
+from sq.formats.compiled_rows import round_rows, row_ends, takes_rows
 from sq.formats.format import Format, integer
 from sq.formats.grid import Grid, grid_from_range, row_range, second_scale
 from sq.formats.qtensor import QTensor
@@ -104,6 +105,13 @@ class ActivationQuantizer(nn.Module):
     def _fake(self, x: Tensor) -> Tensor:
         rows, second = self._rows(x)
         out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
+        if takes_rows(rows, self.format.element):
+            if self._searches:
+                grid = grid_by_chunks(rows, second, self.format, self._grid)
+            else:
+                grid = self._spanned(*row_ends(rows), second)
+            round_rows(rows, grid, out)
+            return out.view(x.shape)
         for part in row_chunks(rows.shape[0], rows.shape[1], x.device):
             chunk, own = rows[part].float(), None if second is None else second[part]
             if x.dtype == torch.float32:  # straight into the result: no temporary of the chunk's size
@@ -133,11 +141,20 @@ class ActivationQuantizer(nn.Module):
             )
         return torch.full((x.shape[:-1].numel(), 1), self.peak, device=x.device)
 
+    @property
+    def _searches(self) -> bool:
+        return len(self.clips) * len(self.format.spans) > 1
+
     def _grid(self, rows: Tensor, second: Tensor | None) -> Grid:
+        if self._searches:
+            return searched_grid(rows, self.format, self.clips, second=second)
+        return self._spanned(*row_range(rows), second)
+
+    def _spanned(self, low: Tensor, high: Tensor, second: Tensor | None) -> Grid:
+        """The grid of rows with these ends, where no clip is searched."""
         if isinstance(self.clip, tuple):
-            low, high = row_range(rows)
-            return grid_from_range(self.clip[0] * low, self.clip[1] * high, self.format, second=second)
-        return searched_grid(rows, self.format, self.clips, second=second)
+            low, high = self.clip[0] * low, self.clip[1] * high
+        return grid_from_range(low, high, self.format, self.clips[0] * self.format.spans[0], second=second)
 
     def extra_repr(self) -> str:
         scheme = "" if self.format.grid is None else f", scheme={self.format.grid}"

@@ -1,4 +1,4 @@
-"""The compiled clip search finds what the search in torch finds."""
+"""The compiled clip search finds what the search in torch finds, and compiled rounding rounds as torch does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sq.formats.catalog  # noqa: F401  (registers the formats)
-from sq.formats import clip_search, compiled
+from sq.formats import activation, clip_search, compiled, compiled_rows
+from sq.formats.activation import ActivationQuantizer, Clip
 from sq.formats.clip_search import searched_grid
 from sq.formats.compiled import power_sums, residual_sums
-from sq.formats.elements import E2M1, E4M3, SCHEMES, Element
+from sq.formats.elements import E2M1, E4M3, SCHEMES, Element, GridName
 from sq.formats.format import Format, integer, named
 from sq.formats.grid import second_scale
 
@@ -126,3 +127,53 @@ def test_powers_are_those_of_float64(threads: int, element: Element) -> None:
 
 def test_powers_of_other_norms_are_left_to_torch() -> None:
     assert power_sums(torch.randn(2, 8), torch.tensor([0]), torch.ones(1), None, integer(4).element, 3.0) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(64, 300), n=st.integers(256, 700), bits=st.integers(2, 8), seed=st.integers(0, 999),
+    scheme=st.sampled_from(["symmetric", "asymmetric", "midrise", "full_range"]),
+    clip=st.sampled_from([1.0, 0.8, (0.9, 0.7), "search"]), group=st.booleans(), broken=st.booleans(),
+)  # fmt: skip
+def test_tokens_are_rounded_as_in_torch(
+    rows: int, n: int, bits: int, seed: int, scheme: GridName, clip: Clip, group: bool, broken: bool
+) -> None:
+    """To the last bit: rows of zeros, of one value, of one sign, of NaN and infinities among them."""
+    quantizer = ActivationQuantizer(integer(bits, scheme, n if group else None), clip)
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).pow_(3)
+    x[0], x[1], x[2], x[3] = 0.0, -2.5, x[2].abs(), -x[3].abs()
+    x[4], x[5, 1:] = -0.0, 0.0
+    x[6], x[7] = x[6] * 1e-41, x[7] * 1e35
+    if broken:
+        for row, value in enumerate((torch.nan, -torch.nan, torch.inf, -torch.inf)):
+            x[8 + row, seed % n] = value
+    calls = Mock(wraps=activation.round_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activation, "round_rows", calls)
+        found = quantizer(x)
+        patch.setattr(activation, "takes_rows", lambda *_: False)
+        expected = quantizer(x)
+    assert calls.call_count == 1
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(found.signbit() | found.isnan(), expected.signbit() | expected.isnan())
+
+
+@pytest.mark.parametrize("other", ["few", "bfloat16", "float"])
+def test_what_is_rounded_in_torch(other: str) -> None:
+    rows = torch.randn(200, 300)
+    element = integer(4).element
+    assert compiled_rows.takes_rows(rows, element)
+    rows, element = {
+        "few": (rows[:2], element),
+        "bfloat16": (rows.bfloat16(), element),
+        "float": (rows, E2M1),
+    }[other]
+    assert not compiled_rows.takes_rows(rows, element)
+
+
+def test_ends_of_a_part_of_a_wider_tensor() -> None:
+    rows = torch.randn(200, 500)[:, 3:403]
+    low, high = compiled_rows.row_ends(rows)
+    assert torch.equal(low, rows.amin(1, keepdim=True))
+    assert torch.equal(high, rows.amax(1, keepdim=True))
