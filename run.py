@@ -17,7 +17,6 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from sq.config.choices import of_one_method  # which also registers the variants of methods with Hydra
-from sq.runs.leave import leave
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -44,6 +43,7 @@ def run(args: Namespace, command: list[str]) -> int:
     from sq.errors import SQError
     from sq.runs.environment import COMMAND
     from sq.runs.interrupt import heed_sigterm
+    from sq.runs.leave import leave
     from sq.runs.preflight import check_jobs
     from sq.runs.sweep import INTERRUPTED, SweepRecord, finish_sweep, finish_waiting
 
@@ -73,8 +73,8 @@ def run(args: Namespace, command: list[str]) -> int:
         interrupted = True
     except SystemExit as end:  # of a single run, or Hydra's own
         if SweepRecord.folder is None:
-            if isinstance(end.code, int):
-                return end.code
+            if isinstance(end.code, int):  # all is written; the workers of a sweep would have to be waited for
+                leave(end.code, __file__)
             raise
         finish_sweep(SweepRecord.folder, interrupted=False)
         return 1
@@ -84,4 +84,4 @@ def run(args: Namespace, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(), __file__)
+    sys.exit(main())
