@@ -10,6 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from sq.models.cpu_attention import attend_one_query, takes_one_query
+
 ATTENTION = "sq_sdpa"
 
 
@@ -32,11 +34,16 @@ def attention(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """SDPA attention behind the module's `attention_input`, if it has one; what a cache holds attends by itself."""
+    """SDPA attention behind the module's `attention_input`, if it has one; what a cache holds attends by itself.
+
+    One query in 16 bits on a CPU attends in float32, see sq/models/cpu_attention.py.
+    """
     if isinstance(key, HeldKeys):
         return key.attend(module, query, attention_mask, **arguments), None
     prepare = getattr(module, "attention_input", None)
     heads: tuple[Tensor, Tensor, Tensor] = (query, key, value) if prepare is None else prepare(query, key, value)
+    if takes_one_query(heads[0], attention_mask, **arguments):
+        return attend_one_query(*heads, attention_mask, **arguments), None
     result: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, *heads, attention_mask, **arguments)
     return result
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
@@ -12,6 +15,13 @@ from sq.nn.kv_cache import Int4Cache, int4_obstacle
 
 _HOOK = "_prepare_cache_for_generation"
 _NAMES = ("cache", "past_key_values")  # of the argument: transformers 5.24 and later, and before
+
+
+@cache
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What the forward of a class of models calls the cache that it is given."""
+    taken = inspect.signature(forward).parameters
+    return next(name for name in _NAMES if name in taken)
 
 
 def generate_in_int4(model: PreTrainedModel) -> None:

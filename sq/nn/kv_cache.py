@@ -23,7 +23,7 @@ class Int4Cache(Cache):
     `generate` makes one by itself (sq/nn/generation.py); to keep it, or to share a prompt, pass your own:
 
         >>> cache = sq.Int4Cache(model)
-        >>> model.generate(**inputs, past_key_values=cache)
+        >>> model.generate(**inputs, cache=cache)  # past_key_values=cache before transformers 5.24
 
     A prompt on an empty cache attends with the keys and values it has just rounded. One token on a filled cache attends
     to the codes (sq/kernels/kv4_attention: Triton on CUDA, torch elsewhere) wherever its mask shows one run of

@@ -176,6 +176,7 @@ def test_the_fake_model_of_the_packed_one_is_the_pipelines_fake_model(family: st
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_both_ways_of_running_give_the_logits_of_one_forward(model: tuple[Any, Any]) -> None:
     """Prefill and decode with a growing cache, and with the graphs' static one, captured here as plain calls: the
     last tokens of prompt and continuation as in a forward of all tokens without a cache. Twice: rewinding works."""

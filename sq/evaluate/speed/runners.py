@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
+from sq.nn.generation import cache_argument
 from sq.nn.kv_cache import Int4Cache
 
 Replay = Callable[[], None]
@@ -141,5 +142,6 @@ def captured(function: Replay, before: Replay) -> Replay:
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, cache: Cache) -> Tensor:
-    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    given = {cache_argument(type(model).forward): cache}
+    logits: Tensor = model(input_ids=ids, use_cache=True, logits_to_keep=1, **given).logits
     return logits
