@@ -19,8 +19,7 @@ from pretend_device import PretendDevice
 from sq.config.compose import compose
 from sq.models.random_source import RandomSource
 from sq.models.stream import DecoderStream
-from sq.quantize.pipeline import Pipeline
-from sq.runs.build import build_method, calibration_of, recipe, torch_dtype
+from sq.runs.build import build_pipeline, calibration_of, torch_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +48,7 @@ def one_layer(overrides: Sequence[str]) -> Taken:
         ids = calibration_of(settings.calibration, None, stream, settings.paths.cache).ids
         layer = sum(p.numel() * p.element_size() for p in stream.layer(0).parameters())
         start, PretendDevice.peak = time.perf_counter(), device.held
-        method, sample = build_method(settings.method), settings.calibration.sample
-        quantizers = recipe(settings, stream.dimensions.head_dim)
-        pipeline = Pipeline(stream, method, quantizers, ids, sample=sample, packed=True)
+        pipeline = build_pipeline(settings, stream, ids, packed=True)
         pipeline.prepare()
         for _ in pipeline.layers():
             pass

@@ -81,6 +81,7 @@ class SingleQuantQuantizer(HfQuantizer):
         from sq.checkpoint.packed_folder import check_files
         from sq.models.attention import ATTENTION
         from sq.models.families import family_of
+        from sq.models.head_rows import lay_out_rows
         from sq.nn.generation import generate_in_int4
 
         if checkpoint_files:
@@ -95,6 +96,7 @@ class SingleQuantQuantizer(HfQuantizer):
         expect_guard(family, model.get_submodule(f"{family.layers}.0"))
         model.set_attn_implementation(ATTENTION)
         generate_in_int4(model)
+        lay_out_rows(model.get_submodule(family.head))
         model.add_model_tags([QUANT_METHOD, "quantized"])  # of the card that its push_to_hub writes
         if checkpoint_files:
             check_files(family, model, checkpoint_files, tied=bool(model.config.tie_word_embeddings))

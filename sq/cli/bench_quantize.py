@@ -25,8 +25,7 @@ from sq.models.extrapolate import Card, ExpectedSeconds, expected_seconds
 from sq.models.memory import PeakMemory
 from sq.models.stream import DecoderStream
 from sq.quantize.calibration import WINDOWS
-from sq.quantize.pipeline import Pipeline
-from sq.runs.build import build_method, calibration_of, load_model, recipe
+from sq.runs.build import build_pipeline, calibration_of, load_model
 from sq.runs.environment import cpu_name, environment, git_commit
 
 PARTS = ("capture", "transform", "weights")
@@ -170,8 +169,7 @@ def quantized(settings: ExperimentSettings, stream: DecoderStream, ids: Tensor) 
     """Seconds of one quantization in its three parts, and "total"; "peak", the most bytes that were in use."""
     torch.manual_seed(settings.seed)
     memory = PeakMemory(stream.device)
-    method, sample = build_method(settings.method), settings.calibration.sample
-    pipeline = Pipeline(stream, method, recipe(settings, stream.dimensions.head_dim), ids, sample=sample)
+    pipeline = build_pipeline(settings, stream, ids)
     pipeline.prepare()
     for _ in pipeline.layers():
         pass

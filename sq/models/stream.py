@@ -16,6 +16,7 @@ from sq.errors import CheckpointError
 from sq.models.attention import ATTENTION
 from sq.models.families import ModelDimensions, check_layer, family_of
 from sq.models.gguf_source import GgufSource
+from sq.models.head_rows import lay_out_rows
 from sq.models.place import is_gguf
 from sq.models.prefetch import Prefetch
 from sq.models.random_source import RandomSource
@@ -179,6 +180,7 @@ class DecoderStream:
         model.get_submodule(self.family.head).weight = head
         model.set_submodule(self.family.final_norm, outer.norm)
         model.set_submodule(self.family.rotary, self.rotary())
+        lay_out_rows(model.get_submodule(self.family.head))
         model.eval()
         return model
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sq.config.settings import (
@@ -28,6 +30,7 @@ from sq.models.source import model_folder
 from sq.models.stream import DecoderStream
 from sq.quantize.arguments import method_of
 from sq.quantize.method import Method
+from sq.quantize.pipeline import Pipeline
 from sq.quantize.recipe import Recipe
 from sq.quantize.rounders.registry import rounder_class
 from sq.quantize.rounders.rounder import WeightRounder
@@ -81,6 +84,20 @@ def build_method(settings: MethodSettings) -> Method:
     if built is None:
         raise ConfigError(problems)
     return built
+
+
+def build_pipeline(
+    settings: ExperimentSettings, stream: DecoderStream, ids: Tensor, method: Method | None = None, **options: Any
+) -> Pipeline:
+    """The pipeline of a run: its method (made already, or made here), its recipe and the sample that it takes.
+
+    Args:
+        ids: calibration windows (count, window).
+        options: the other arguments of `Pipeline`.
+    """
+    made = build_method(settings.method) if method is None else method
+    own = recipe(settings, stream.dimensions.head_dim)
+    return Pipeline(stream, made, own, ids, sample=settings.calibration.sample, **options)
 
 
 def recipe(settings: ExperimentSettings, head_dim: int) -> Recipe:

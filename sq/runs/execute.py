@@ -34,10 +34,9 @@ from sq.nn.spread import spread
 from sq.progress import Show, shown
 from sq.quantize.method import Method
 from sq.quantize.pass_record import PassRecord, layer_numbers
-from sq.quantize.pipeline import Pipeline
 from sq.quantize.stage_record import StageRecord
 from sq.quantize.training_log import TrainingLog
-from sq.runs.build import build_method, calibration_of, load_model, recipe
+from sq.runs.build import build_method, build_pipeline, calibration_of, load_model
 from sq.runs.card_scores import card_scores, how_measured
 from sq.runs.locks import lock
 from sq.runs.results import ACTIVATIONS, Tell, unheard
@@ -129,12 +128,11 @@ def _execute(
     told = partial(tell, "training")
     log = TrainingLog(run_dir, settings.method.name, show, told=told, force=settings.force)
     ids = torch.empty(0, 2, dtype=torch.int64) if calibration is None else calibration.ids
-    pipeline = Pipeline(
+    pipeline = build_pipeline(
+        settings,
         stream,
-        method,
-        recipe(settings, stream.dimensions.head_dim),
         ids,
-        sample=settings.calibration.sample,
+        method,
         log=log,
         packed=packed or writer is not None,
         saved=lambda index: _saved_layer(writer, stream, index),
