@@ -37,6 +37,7 @@ def main(folder: Path, allowed: int) -> None:
     torch.set_num_threads(1)
     torch.linalg.qr(torch.randn(64, 64) @ torch.randn(64, 64))  # libraries allocate their workspaces on first use
     torch.nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 2, 8, 4).unbind())
+    ActivationQuantizer(integer(4))(torch.randn(64, 512))  # compiled here where no cache has it yet
     limit = data_bytes() + allowed
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     memory = PeakMemory(torch.device("cpu"))
