@@ -263,10 +263,12 @@ class LayerRounding:
             weights = [weight_of(self.layer, name) for name in part]
             rounder = replace(rounder, quantizer=rounder.quantizer.joined([weight_of(self.layer, n) for n in names]))
             for name, weight, found in zip(part, weights, rounder.round(weights, statistics), strict=True):
-                made = found.dequantize(weight.dtype)
-                transform = self._left_out.get(site)
-                weight.copy_(made if transform is None else transform.transpose(made))
+                weight.copy_(found.dequantize(weight.dtype))
                 self.rounded[name] = found
+        if (transform := self._left_out.get(site)) is not None:  # when all are rounded: a joint scale reads all weights
+            for name in names:
+                weight = weight_of(self.layer, name)
+                weight.copy_(transform.transpose(weight))
         if statistics.report:
             self.reports[site] = dict(statistics.report)
 

@@ -41,7 +41,7 @@ class LowRank(Transform):
         self._scaled = diagonal is not None
         self._hold("basis", basis)
         self._hold("change", (stretch - identity) @ exact.T)  # (P - I) U^T
-        self._change_of_inverse(exact, transposed=False)  # a singular P is refused here, where it is built
+        self._other_change(exact, inverted=True, transposed=False)  # a singular P is refused here, where it is built
 
     def forward(self, x: Tensor) -> Tensor:
         """x T."""
@@ -49,17 +49,17 @@ class LowRank(Transform):
 
     def inverse(self, x: Tensor) -> Tensor:
         """x T^-1."""
-        x = self._stretch(x, self._change_of_inverse(x, transposed=False))
+        x = self._stretch(x, self._other_change(x, inverted=True, transposed=False))
         return x / self._factor("diagonal", x) if self._scaled else x
 
     def inverse_transpose(self, w: Tensor) -> Tensor:
         """w T^-T."""
         w = w / self._factor("diagonal", w) if self._scaled else w
-        return self._stretch(w, self._change_of_inverse(w, transposed=True))
+        return self._stretch(w, self._other_change(w, inverted=True, transposed=True))
 
     def transpose(self, w: Tensor) -> Tensor:
         """w T^T = w (I + U (P^T - I) U^T) D."""
-        w = self._stretch(w, self._change_transposed(w))
+        w = self._stretch(w, self._other_change(w, inverted=False, transposed=True))
         return w * self._factor("diagonal", w) if self._scaled else w
 
     def macs(self) -> int:
@@ -79,7 +79,7 @@ class LowRank(Transform):
     def change_of(self, *, inverse_transpose: bool = False) -> Tensor:
         """(P - I) U^T, float64, shape (r, n); that of T^-T instead. Without the diagonal."""
         change = self.get_buffer("change").to(torch.float64)
-        return self._change_of_inverse(change, transposed=True) if inverse_transpose else change
+        return self._other_change(change, inverted=True, transposed=True) if inverse_transpose else change
 
     def _stretch(self, x: Tensor, change: Tensor) -> Tensor:
         basis = self._factor("basis", x)
@@ -88,22 +88,14 @@ class LowRank(Transform):
         rows = x.reshape(-1, x.shape[-1])
         return torch.addmm(rows, rows @ basis, change).view(x.shape)  # two passes over x, not four
 
-    def _change_transposed(self, x: Tensor) -> Tensor:
-        """(P^T - I) U^T in the dtype of x."""
-
-        def make() -> Tensor:
-            basis, change = (self.get_buffer(name).to(torch.float64) for name in ("basis", "change"))
-            return (change @ basis).mT @ basis.T  # (P - I) U^T U = P - I
-
-        return self._derived("change_transposed", x, make)
-
-    def _change_of_inverse(self, x: Tensor, *, transposed: bool) -> Tensor:
-        """(P^-1 - I) U^T or (P^-T - I) U^T, in the dtype of x."""
+    def _other_change(self, x: Tensor, *, inverted: bool, transposed: bool) -> Tensor:
+        """(Q - I) U^T in the dtype of x, Q being P inverted, transposed or both."""
 
         def make() -> Tensor:
             basis, change = (self.get_buffer(name).to(torch.float64) for name in ("basis", "change"))
             identity = torch.eye(len(change), dtype=torch.float64, device=change.device)
-            inverse = invert("LowRank", change @ basis + identity)  # P = I + (P - I) U^T U
-            return ((inverse.mT if transposed else inverse) - identity) @ basis.T
+            stretch = change @ basis + identity  # P = I + (P - I) U^T U
+            stretch = invert("LowRank", stretch) if inverted else stretch
+            return ((stretch.mT if transposed else stretch) - identity) @ basis.T
 
-        return self._derived("change_inverse_transpose" if transposed else "change_inverse", x, make)
+        return self._derived("change" + "_inverse" * inverted + "_transpose" * transposed, x, make)

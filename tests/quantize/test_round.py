@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from quantizers import activation_quantizer, rounder, weight_quantizer
 from torch import Tensor, nn
 
 from sq.formats import clip_search
+from sq.formats.catalog import NVFP4_STATIC
 from sq.formats.elements import SCHEMES, Scheme
 from sq.formats.qtensor import QTensor
+from sq.formats.weight import WeightQuantizer
 from sq.models.families import SITES
 from sq.models.parts import weight_of
 from sq.models.site_transform import SiteTransform
@@ -241,3 +244,25 @@ def test_weights_with_a_range_are_clamped_and_need_no_clip_search(
         expected = plain.quantize(weight.clamp(*ranges[name])) if name in ranges else quantizer.quantize(weight)
         assert_same(work.rounded[name], expected)
         assert torch.equal(weight_of(case.layer, name), expected.dequantize())
+
+
+@torch.no_grad()
+def test_a_joint_scale_is_the_same_where_tokens_are_spared_the_transforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of static NVFP4 for k and v, which are rounded behind a clamped q and share its second scale."""
+    seconds = []
+    for spared in (False, True):
+        case = Case(tmp_path, "llama, grouped heads", torch.float64, length=200)
+        if not spared:
+            monkeypatch.setattr(LayerRounding, "_rows", lambda self, site: 10**9)
+        weight = weight_of(case.layer, "self_attn.q_proj").mul_(3)
+        name = "self_attn.q_proj"
+        ranges = {name: (0.9 * weight.amin(1, keepdim=True), 0.9 * weight.amax(1, keepdim=True))}
+        work = case.rounding(rounder("gptq", WeightQuantizer(replace(NVFP4_STATIC, group=12))), **ranges)
+        work.site_by_site(case.run, case.hidden)
+        monkeypatch.undo()
+        second = work.rounded["self_attn.k_proj"].second
+        assert second is not None
+        seconds.append(second)
+    torch.testing.assert_close(seconds[1], seconds[0], rtol=1e-6, atol=0)
